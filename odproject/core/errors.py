@@ -1,0 +1,54 @@
+"""The base of every error that a client may see.
+
+A domain error is defined beside the function that raises it and rendered in one place
+(`odproject.core.api.problem_response`) as an RFC 9457 problem document.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One reason why one field of a request was refused."""
+
+    field: str
+    code: str
+    detail: str
+
+
+class DomainError(Exception):
+    """A refusal with an HTTP status, a stable code and a sentence for the person who reads it.
+
+    Subclasses set `status`, `code` and `title`; `name` is the class name, which is what the
+    clients of the original API look at.
+    """
+
+    status: int = 400
+    code: str = "bad_request"
+    title: str = "Bad request"
+
+    def __init__(self, detail: str | None = None, *, errors: tuple[FieldError, ...] = ()) -> None:
+        self.detail = detail or self.title
+        self.errors = errors
+        super().__init__(self.detail)
+
+    @property
+    def name(self) -> str:
+        """The error's name as the original API spells it, for example InsufficientTokensError."""
+        return type(self).__name__
+
+
+class NotFoundError(DomainError):
+    """What was asked for does not exist, or is somebody else's, which is the same to the asker."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class ConflictError(DomainError):
+    """The request does not fit the state that it meets."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict"
