@@ -7,7 +7,7 @@ own guess (which would accept playlists), and the file reaches it as a nameless 
 
 import errno
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,17 +394,17 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode(video: _OpenVideo) -> Iterator[_Decoded]:
+def _decode(video: _OpenVideo) -> Generator[_Decoded, None, None]:
     """Every frame that decodes, in the order of showing; the one place where frames are made."""
     clock = _FrameClock(video.frame_seconds)
-    for frame_index, frame in enumerate(_raw_frames(video)):
-        _check_size(frame.width, frame.height, video.max_pixels)
-        yield _Decoded(frame_index, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
+    with closing(_raw_frames(video)) as frames:
+        for frame_index, frame in enumerate(frames):
+            _check_size(frame.width, frame.height, video.max_pixels)
+            yield _Decoded(frame_index, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
 
 
-def _raw_frames(video: _OpenVideo) -> Iterator[Any]:
-    packets = _packets(video)
-    with closing(packets):
+def _raw_frames(video: _OpenVideo) -> Generator[Any, None, None]:
+    with closing(_packets(video)) as packets:
         for packet in packets:
             try:
                 frames = video.stream.codec_context.decode(packet)
@@ -415,7 +415,7 @@ def _raw_frames(video: _OpenVideo) -> Iterator[Any]:
             yield from frames
 
 
-def _packets(video: _OpenVideo) -> Iterator[Any]:
+def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
     """The packets of the stream, and None at the end, which makes the decoder give up the rest."""
     packets = video.container.demux(video.stream)
     try:
