@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import dj_database_url
+import django_stubs_ext
+
+django_stubs_ext.monkeypatch()  # ModelAdmin[User] and its like, at run time too
 
 
 def env(name: str, default: str = "") -> str:
@@ -124,6 +127,9 @@ DATABASES["default"]["OPTIONS"] = {
     **DATABASES["default"].get("OPTIONS", {}),
     "connect_timeout": 5,
     "application_name": "odproject",
+    # Nothing waits for ever: a lock that is not had in time is a 503, and whoever forgets an
+    # open transaction loses it.
+    "options": "-c lock_timeout=15s -c idle_in_transaction_session_timeout=120s",
 }
 
 
