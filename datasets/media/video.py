@@ -50,6 +50,10 @@ _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 _MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
+# av counts the padding of a picture as well, so its own limit must be wider than ours. It only
+# keeps a decoder from reserving absurd amounts of memory before a frame can be measured.
+_PADDING_FACTOR = 2
+_PADDING_PIXELS = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,7 @@ def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> It
                 buffer_size=_READ_BUFFER_BYTES,
                 metadata_errors="replace",
                 io_open=_refuse_to_open,
-                options={"max_pixels": str(limits.max_pixels)},
+                options=_decoder_options(limits),
             )
         except (av.FFmpegError, UnicodeError) as error:
             _raise_if_out_of_memory(error)
@@ -351,7 +355,7 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
             other.discard = av.stream.Discard.all
     context.thread_type = "AUTO"
     context.thread_count = _DECODER_THREADS
-    context.options = {"max_pixels": str(limits.max_pixels)}
+    context.options = _decoder_options(limits)
     rate_fps = _nominal_rate_fps(stream) or _DEFAULT_RATE_FPS
     return _OpenVideo(
         container=container,
@@ -361,6 +365,10 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
         frame_seconds=1.0 / rate_fps,
         has_audio=len(container.streams.audio) > 0,
     )
+
+
+def _decoder_options(limits: MediaLimits) -> dict[str, str]:
+    return {"max_pixels": str(_PADDING_FACTOR * limits.max_pixels + _PADDING_PIXELS)}
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
