@@ -130,6 +130,25 @@ def write_video(
     return path
 
 
+def write_joined_video(path: Path, parts: Iterable[Path]) -> Path:
+    """Put the packets of several videos of one codec and rate behind each other as one stream."""
+    with av.open(str(path), "w") as output:
+        joined, end = None, 0
+        for part in parts:
+            with av.open(str(part)) as source:
+                stream = source.streams.video[0]
+                joined = joined or output.add_stream_from_template(stream)
+                start = end
+                for packet in source.demux(stream):
+                    if packet.size:
+                        packet.pts += start
+                        packet.dts += start
+                        end = max(end, packet.pts + packet.duration)
+                        packet.stream = joined
+                        output.mux(packet)
+    return path
+
+
 def write_audio(path: Path, *, cover: bool = False, container: str | None = None) -> Path:
     """A recording without moving pictures, with a cover picture if asked for."""
     with av.open(str(path), "w", format=container) as output:

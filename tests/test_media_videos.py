@@ -20,6 +20,7 @@ from tests.mediafiles import (
     write_audio,
     write_gif,
     write_image,
+    write_joined_video,
     write_video,
 )
 
@@ -145,17 +146,15 @@ def test_clock_starts_at_nought_and_never_runs_backwards(stamps):
 
 
 def test_size_that_changes_on_the_way_is_scaled_to_the_first(tmp_path):
-    small = write_video(tmp_path / "a.m2v", frames=3, codec="mpeg2video", container="mpeg2video")
+    small = write_video(tmp_path / "a.mkv", frames=3, codec="mjpeg")
     large = write_video(
-        tmp_path / "b.m2v",
+        tmp_path / "b.mkv",
         frames=2,
-        codec="mpeg2video",
-        container="mpeg2video",
+        codec="mjpeg",
         size_wh=(128, 96),
         paint=lambda _: corner_picture((128, 96)),
     )
-    path = tmp_path / "x.m2v"
-    path.write_bytes(small.read_bytes() + large.read_bytes())
+    path = write_joined_video(tmp_path / "x.mkv", [small, large])
     facts = count_frames(path)
     assert (facts.frame_count, facts.size_wh) == (5, (64, 48))
     frames = list(iter_frames(path))
