@@ -122,15 +122,15 @@ class Supervisor:
             for stage in sorted({spec.stage for spec in self.specs}):
                 if not self._start_stage(stage):
                     return 0
+            if self.on_ready is not None:
+                self.on_ready()
+            while not self._stop_requests:
+                self._pause(self._seconds_until_due())
+                self._start_due()
+                self._bound_logs()
         except (SupervisorError, EngineError) as error:
             self.report(str(error))
             return 1
-        if self.on_ready is not None:
-            self.on_ready()
-        while not self._stop_requests:
-            self._pause(self._seconds_until_due())
-            self._start_due()
-            self._bound_logs()
         return 0
 
     # -- starting
