@@ -1,0 +1,79 @@
+"""Users, their event streams, and the tickets by which browsers open websockets."""
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import PermissionsMixin
+from django.db import models
+from django.db.models.functions import Upper
+from django.utils import timezone
+
+
+class UserManager(BaseUserManager["User"]):
+    """Finds users by e-mail whatever its case."""
+
+    def get_by_natural_key(self, username: str | None) -> "User":
+        """The user of an e-mail address; raises User.DoesNotExist."""
+        return self.get(email__iexact=username)
+
+    def create_superuser(self, email: str, password: str, **fields: Any) -> "User":
+        """An administrator with every permission (for `createsuperuser`)."""
+        user = self.model(email=email, is_staff=True, is_superuser=True, **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    """A person or program that owns datasets, jobs and tokens; known by an e-mail address."""
+
+    email = models.EmailField(max_length=254)
+    is_staff = models.BooleanField(default=False, help_text="Administrator: may top up tokens.")
+    is_active = models.BooleanField(default=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    last_event_seq = models.PositiveBigIntegerField(default=0, editable=False)
+
+    USERNAME_FIELD = "email"
+    objects: ClassVar[UserManager] = UserManager()
+
+    class Meta:
+        constraints = [
+            # Upper, because that is what `email__iexact` compares, so one index serves both.
+            models.UniqueConstraint(Upper("email"), name="one_user_per_email_whatever_its_case")
+        ]
+
+    def __str__(self) -> str:
+        return self.email
+
+
+class Event(models.Model):
+    """Something that happened to what a user owns, numbered without gaps for that user."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="events")
+    seq = models.PositiveBigIntegerField()
+    kind = models.CharField(max_length=40)
+    payload = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["user", "seq"], name="one_event_per_user_and_seq")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id}/{self.seq} {self.kind}"
+
+
+class WebsocketTicket(models.Model):
+    """A single-use pass for a browser, which cannot send a header when it opens a websocket.
+
+    Only the hash is kept, so reading this table lets nobody in.
+    """
+
+    digest = models.CharField(max_length=64, unique=True)
+    user = models.ForeignKey(User, on_delete=models.CASCADE)
+    expires_at = models.DateTimeField()
+    session_expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"ticket of user {self.user_id}"

@@ -1,0 +1,31 @@
+"""Reads of users and events."""
+
+from accounts.models import Event, User
+from odproject.core.errors import NotFoundError
+
+EVENTS_PER_READ = 200
+
+
+class UserNotFoundError(NotFoundError):
+    """No user has this e-mail address."""
+
+    code = "user_not_found"
+    title = "User not found"
+
+
+def user_by_email(*, email: str) -> User:
+    """The user of an e-mail address, whatever its case; raises UserNotFoundError (404)."""
+    user = User.objects.filter(email__iexact=email).first()
+    if user is None:
+        raise UserNotFoundError(f"No user has the e-mail address {email}.")
+    return user
+
+
+def events_since(*, user_id: int, seq: int, limit: int = EVENTS_PER_READ) -> list[Event]:
+    """The user's events after number `seq`, oldest first, at most `limit` of them."""
+    return list(Event.objects.filter(user_id=user_id, seq__gt=seq).order_by("seq")[:limit])
+
+
+def last_event_seq(*, user_id: int) -> int:
+    """The number of the user's newest event, 0 when there is none."""
+    return User.objects.values_list("last_event_seq", flat=True).get(pk=user_id)

@@ -1,0 +1,164 @@
+"""Every write to users, events and tickets."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils import timezone
+from rest_framework_simplejwt.tokens import RefreshToken
+
+from accounts.models import Event, User, WebsocketTicket
+from odproject.core.errors import ConflictError, DomainError, FieldError
+from odproject.core.publishing import publish_on_commit
+
+
+class EmailTakenError(ConflictError):
+    """Somebody has registered this e-mail address already."""
+
+    code = "email_taken"
+    title = "The e-mail address is taken"
+
+
+class PasswordMismatchError(DomainError):
+    """The password and its confirmation differ."""
+
+    code = "passwords_differ"
+    title = "The passwords differ"
+
+
+class WeakPasswordError(DomainError):
+    """The password breaks a rule."""
+
+    code = "weak_password"
+    title = "The password is too weak"
+
+
+class InvalidCredentialsError(DomainError):
+    """The e-mail address or the password is wrong; which of the two is not told."""
+
+    status = 401
+    code = "invalid_credentials"
+    title = "Wrong e-mail address or password"
+
+
+def register_user(*, email: str, password: str, confirm_password: str) -> User:
+    """Create a user.
+
+    Raises PasswordMismatchError, WeakPasswordError (400) and EmailTakenError (409).
+    """
+    if password != confirm_password:
+        raise PasswordMismatchError(
+            "The password and its confirmation differ.",
+            errors=(FieldError("confirmPassword", "mismatch", "Differs from the password."),),
+        )
+    user = User(email=User.objects.normalize_email(email))
+    try:
+        validate_password(password, user)
+    except ValidationError as error:
+        raise WeakPasswordError(
+            " ".join(error.messages),
+            errors=tuple(
+                FieldError("password", one.code or "invalid", " ".join(one.messages))
+                for one in error.error_list
+            ),
+        ) from error
+    user.set_password(password)
+    try:
+        with transaction.atomic():
+            user.save()
+    except IntegrityError as error:
+        raise EmailTakenError(f"A user with the e-mail address {email} exists already.") from error
+    return user
+
+
+@dataclass(frozen=True)
+class LoginTokens:
+    """What a log-in hands out: an access token and a refresh token, both JWTs."""
+
+    access: str
+    refresh: str
+
+
+def log_in(*, email: str, password: str) -> LoginTokens:
+    """Check the credentials and hand out tokens; raises InvalidCredentialsError (401).
+
+    An unknown address costs as much time as a wrong password, so that neither the answer nor
+    its delay tells who is registered.
+    """
+    user = User.objects.filter(email__iexact=email).first()
+    if user is None:
+        make_password(password)
+        raise InvalidCredentialsError("Wrong e-mail address or password.")
+    if not user.check_password(password) or not user.is_active:
+        raise InvalidCredentialsError("Wrong e-mail address or password.")
+    User.objects.filter(pk=user.pk).update(last_login=timezone.now())
+    refresh = RefreshToken.for_user(user)
+    return LoginTokens(access=str(refresh.access_token), refresh=str(refresh))
+
+
+def ensure_administrator(*, email: str, password: str) -> bool:
+    """Create the administrator if no user has this address; an existing user stays as it is.
+
+    Returns whether the user was created.
+    """
+    if User.objects.filter(email__iexact=email).exists():
+        return False
+    try:
+        with transaction.atomic():
+            User.objects.create_superuser(email=email, password=password)
+    except IntegrityError:
+        return False
+    return True
+
+
+def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Event:
+    """Append an event to the user's stream, in the caller's transaction, and hint on commit.
+
+    Numbering updates the user's row, whose lock is held until the commit: so numbers become
+    visible in their order, and a reader that has seen number n never finds n-1 later.
+    """
+    if not transaction.get_connection().in_atomic_block:
+        raise RuntimeError("An event belongs to the transaction of what it reports.")
+    User.objects.filter(pk=user_id).update(last_event_seq=F("last_event_seq") + 1)
+    seq = User.objects.values_list("last_event_seq", flat=True).get(pk=user_id)
+    event = Event.objects.create(user_id=user_id, seq=seq, kind=kind, payload=dict(payload))
+    publish_on_commit(user_id, {"type": "event.hint", "seq": seq})
+    return event
+
+
+def issue_websocket_ticket(*, user: User, session_expires_at: datetime) -> str:
+    """A ticket that opens one websocket within half a minute; the socket ends with the session."""
+    ticket = secrets.token_urlsafe(32)
+    now = timezone.now()
+    WebsocketTicket.objects.filter(expires_at__lt=now).delete()
+    WebsocketTicket.objects.create(
+        digest=_digest(ticket),
+        user=user,
+        expires_at=now + timedelta(seconds=settings.WEBSOCKET_TICKET_SECONDS),
+        session_expires_at=session_expires_at,
+    )
+    return ticket
+
+
+def redeem_websocket_ticket(*, ticket: str) -> tuple[User, datetime] | None:
+    """The ticket's user and end of session, once; None when unknown, used or expired."""
+    row = WebsocketTicket.objects.select_related("user").filter(digest=_digest(ticket)).first()
+    if row is None:
+        return None
+    deleted, _ = WebsocketTicket.objects.filter(pk=row.pk).delete()
+    if not deleted or row.expires_at < timezone.now() or not row.user.is_active:
+        return None
+    return row.user, row.session_expires_at
+
+
+def _digest(ticket: str) -> str:
+    return hashlib.sha256(ticket.encode()).hexdigest()

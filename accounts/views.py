@@ -1,0 +1,60 @@
+"""Registration, log-in, and the browser's pass for a websocket."""
+
+from datetime import UTC, datetime
+
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts import services
+from accounts.serializers import LoginSerializer, RegistrationSerializer
+from odproject.core.api import validated
+
+
+class RegistrationView(APIView):
+    """POST /user/registration."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    def post(self, request: Request) -> Response:
+        """Create a user."""
+        keys = validated(RegistrationSerializer, request)
+        services.register_user(
+            email=keys["email"],
+            password=keys["password"],
+            confirm_password=keys["confirmPassword"],
+        )
+        return Response({"message": "User created!"}, status=201)
+
+
+class LoginView(APIView):
+    """POST /user/."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    def post(self, request: Request) -> Response:
+        """Hand out tokens."""
+        tokens = services.log_in(**validated(LoginSerializer, request))
+        return Response(
+            {
+                "message": f"Log in completed! User token: {tokens.access}",
+                "access": tokens.access,
+                "refresh": tokens.refresh,
+                "jwt_token": tokens.access,
+            }
+        )
+
+
+class WebsocketTicketView(APIView):
+    """POST /api/v1/websocket-tickets."""
+
+    def post(self, request: Request) -> Response:
+        """Hand out a single-use ticket for `ws://.../?ticket=`."""
+        ticket = services.issue_websocket_ticket(
+            user=request.user,  # type: ignore[arg-type]
+            session_expires_at=datetime.fromtimestamp(request.auth["exp"], UTC),  # type: ignore[index]
+        )
+        return Response({"ticket": ticket}, status=201)

@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class BillingConfig(AppConfig):
+    """Token ledger and prices."""
+
+    name = "billing"

@@ -1,0 +1,158 @@
+"""Double-entry accounts, append-only transfers, holds and prices.
+
+Amounts are whole hundredths of a token. A transfer moves an amount from one account to another;
+nothing else ever changes a balance.
+"""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+
+class Account(models.Model):
+    """A user's tokens for one purpose, or one of the two system accounts.
+
+    A user account keeps its balance on the row; a system account has none, because a row that
+    every transfer of every user updates would make them wait for each other.
+    """
+
+    class Purpose(models.TextChoices):
+        AVAILABLE = "available"
+        HELD = "held"
+        ISSUANCE = "issuance"
+        REVENUE = "revenue"
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="accounts"
+    )
+    purpose = models.CharField(max_length=12, choices=Purpose.choices)
+    balance_hundredths = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(balance_hundredths__isnull=True) | Q(balance_hundredths__gte=0),
+                name="account_balance_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    user__isnull=False,
+                    balance_hundredths__isnull=False,
+                    purpose__in=["available", "held"],
+                )
+                | Q(
+                    user__isnull=True,
+                    balance_hundredths__isnull=True,
+                    purpose__in=["issuance", "revenue"],
+                ),
+                name="account_is_a_users_with_balance_or_the_systems_without",
+            ),
+            models.UniqueConstraint(
+                fields=["user", "purpose"],
+                name="one_account_per_user_and_purpose",
+                nulls_distinct=False,
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user or 'system'}: {self.purpose}"
+
+
+class Transfer(models.Model):
+    """An amount moved from one account to another, once, for ever.
+
+    Triggers refuse UPDATE, DELETE and TRUNCATE (migration 0002).
+    """
+
+    class Kind(models.TextChoices):
+        WELCOME = "welcome"
+        TOP_UP = "top_up"
+        UPLOAD = "upload"
+        HOLD = "hold"
+        CAPTURE = "capture"
+        RELEASE = "release"
+
+    source = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="outgoing")
+    destination = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="incoming")
+    amount_hundredths = models.BigIntegerField()
+    kind = models.CharField(max_length=12, choices=Kind.choices)
+    idempotency_key = models.CharField(max_length=120)
+    # What the transfer is about, by id: the ledger knows no app above it.
+    job_id = models.BigIntegerField(null=True)
+    upload_id = models.BigIntegerField(null=True)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+"
+    )
+    reason = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_hundredths__gt=0), name="transfer_amount_is_positive"
+            ),
+            models.CheckConstraint(
+                condition=~Q(source=F("destination")), name="transfer_moves_between_two_accounts"
+            ),
+            models.UniqueConstraint(
+                fields=["idempotency_key"], name="one_transfer_per_idempotency_key"
+            ),
+        ]
+        indexes = [models.Index(fields=["job_id"], name="transfer_by_job")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.amount_hundredths} ({self.idempotency_key})"
+
+
+class Hold(models.Model):
+    """Tokens set aside for a job, settled once: a part captured, the rest released."""
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        SETTLED = "settled"
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
+    idempotency_key = models.CharField(max_length=120)
+    state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
+    amount_hundredths = models.BigIntegerField()
+    captured_hundredths = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+    settled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_hundredths__gte=0)
+                & Q(captured_hundredths__gte=0)
+                & Q(captured_hundredths__lte=F("amount_hundredths")),
+                name="hold_captures_at_most_what_it_holds",
+            ),
+            models.CheckConstraint(
+                condition=Q(state="open", settled_at__isnull=True, captured_hundredths=0)
+                | Q(state="settled", settled_at__isnull=False),
+                name="hold_is_settled_once_and_dated",
+            ),
+            models.UniqueConstraint(
+                fields=["idempotency_key"], name="one_hold_per_idempotency_key"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"hold {self.pk} of {self.amount_hundredths} ({self.state})"
+
+
+class Price(models.Model):
+    """The current price list: the newest row counts, older ones stay as history."""
+
+    upload_image_hundredths = models.PositiveIntegerField()
+    upload_frame_hundredths = models.PositiveIntegerField()
+    inference_image_hundredths = models.PositiveIntegerField()
+    inference_frame_hundredths = models.PositiveIntegerField()
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name = "price list"
+
+    def __str__(self) -> str:
+        return f"price list {self.pk}"

@@ -1,0 +1,50 @@
+"""What people do with tokens, on top of the ledger."""
+
+from decimal import Decimal
+
+from django.db import transaction
+
+from accounts.models import User
+from accounts.services import append_event
+from billing import ledger
+from billing.models import Transfer
+from billing.prices import hundredths, tokens
+from odproject.core.errors import DomainError
+
+
+class AdministratorsOnlyError(DomainError):
+    """Only administrators may do this."""
+
+    status = 403
+    code = "administrators_only"
+    title = "Administrators only"
+
+
+def require_administrator(*, actor: User) -> None:
+    """Raise AdministratorsOnlyError (403) unless the actor is an administrator."""
+    if not actor.is_staff:
+        raise AdministratorsOnlyError("Only administrators may top up tokens.")
+
+
+def top_up_tokens(
+    *, actor: User, user: User, amount_tokens: Decimal, reason: str, key: str
+) -> Transfer:
+    """Add tokens to a user's balance, on behalf of an administrator.
+
+    Raises AdministratorsOnlyError (403) and InvalidAmountError (400).
+    """
+    require_administrator(actor=actor)
+    try:
+        amount_hundredths = hundredths(amount_tokens)
+    except ValueError as error:
+        raise ledger.InvalidAmountError(str(error)) from error
+    with transaction.atomic():
+        transfer = ledger.top_up(
+            user=user, amount_hundredths=amount_hundredths, actor=actor, reason=reason, key=key
+        )
+        append_event(
+            user_id=user.pk,
+            kind="balance.topped_up",
+            payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
+        )
+    return transfer

@@ -1,0 +1,49 @@
+"""GET and PATCH /token."""
+
+import uuid
+from decimal import Decimal
+from typing import Any, cast
+
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.models import User
+from accounts.selectors import user_by_email
+from billing import selectors, services
+from billing.prices import tokens
+from odproject.core.api import validated
+
+
+class TopUpSerializer(serializers.Serializer[Any]):
+    """Keys of PATCH /token."""
+
+    topUpUserEmail = serializers.CharField(max_length=254)  # noqa: N815
+    topUpAmount = serializers.DecimalField(  # noqa: N815
+        max_digits=7, decimal_places=2, min_value=Decimal("0.01"), max_value=Decimal(20000)
+    )
+
+
+class TokenView(APIView):
+    """The balance, and its top-up by an administrator."""
+
+    def get(self, request: Request) -> Response:
+        """What the user can spend."""
+        user = cast(User, request.user)
+        return Response({"tokenBalance": tokens(selectors.balance_hundredths(user=user))})
+
+    def patch(self, request: Request) -> Response:
+        """Add tokens to somebody's balance."""
+        actor = cast(User, request.user)
+        services.require_administrator(actor=actor)  # a refusal tells nothing about the keys
+        keys = validated(TopUpSerializer, request)
+        user = user_by_email(email=keys["topUpUserEmail"])
+        services.top_up_tokens(
+            actor=actor,
+            user=user,
+            amount_tokens=keys["topUpAmount"],
+            reason="",
+            key=uuid.uuid4().hex,
+        )
+        return Response({"updatedTokenBalance": tokens(selectors.balance_hundredths(user=user))})

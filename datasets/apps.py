@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class DatasetsConfig(AppConfig):
+    """Datasets and their media files."""
+
+    name = "datasets"

@@ -1,0 +1,474 @@
+"""Decodes videos; the only module of the service that decodes with av.
+
+Counting and reading run through the same generator, so that they always agree. Nothing but the
+bytes of the one file is ever read: the demuxer is chosen by the sniffed container, never by av's
+own guess (which would accept playlists), and the file reaches it as a nameless stream of bytes.
+"""
+
+import errno
+import io
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
+from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.sniff import sniff
+
+# The demuxer for each container that `sniff` tells; there is no way to reach another one.
+_DEMUXERS = {
+    "mp4": "mov",
+    "mov": "mov",
+    "3gp": "mov",
+    "webm": "matroska",
+    "matroska": "matroska",
+    "avi": "avi",
+    "flv": "flv",
+    "asf": "asf",
+    "mpegts": "mpegts",
+    "mpeg": "mpeg",
+    "ogg": "ogg",
+    "mpegvideo": "mpegvideo",
+    "m4v": "m4v",
+    "gif": "gif",
+}
+_READ_BUFFER_BYTES = 64 * 1024
+# One number for everybody, not a parameter: how many frames of a damaged video decode depends on
+# it (measured with damaged H.264 and AV1), and the upload must bill what the pipeline will see.
+_DECODER_THREADS = 2
+_DEFAULT_RATE_FPS = 25.0
+_MAX_SANE_RATE_FPS = 1000.0
+# A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
+_MAX_SANE_GAP_SECONDS = 24 * 3600.0
+_PROGRESS_EVERY_FRAMES = 50
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A decoded frame.
+
+    `frame_index` counts from 0, `time_seconds` from the first frame and never runs backwards,
+    `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video.
+    """
+
+    frame_index: int
+    time_seconds: float
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What is known of a video after every frame of it was decoded.
+
+    `size_wh` is that of the upright picture in stored pixels (non-square pixels are not
+    stretched). `rotation_degrees` says how far the stored picture was turned clockwise to stand
+    upright: 0, 90, 180 or 270. `container` is the word of `sniff`.
+    """
+
+    size_wh: tuple[int, int]
+    frame_count: int
+    duration_seconds: float
+    average_rate_fps: float
+    codec: str
+    container: str
+    rotation_degrees: int
+    has_audio: bool
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a stored picture becomes upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def size_wh(self, width: int, height: int) -> tuple[int, int]:
+        return (height, width) if self.transpose else (width, height)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        if self.flip_x:
+            image = image[:, ::-1]
+        if self.flip_y:
+            image = image[::-1]
+        return np.ascontiguousarray(image)
+
+    @property
+    def clockwise_degrees(self) -> int:
+        if self.transpose:
+            return 90 if self.flip_x else 270
+        return 180 if self.flip_y else 0
+
+
+class _NamelessFile(io.RawIOBase):
+    """Hands av the bytes of a file and not its name, which it could resolve relative names by."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _FrameClock:
+    """Gives every frame its time in seconds since the first, never running backwards.
+
+    A missing time stamp is replaced by the frame rate; where the stored clock jumps backwards or
+    absurdly far ahead (recordings put together, wrapped counters), it goes on from where it was.
+    """
+
+    def __init__(self, frame_seconds: float) -> None:
+        self._frame_seconds = frame_seconds
+        self._shift_seconds = 0.0
+        self._last_seconds: float | None = None
+
+    def tell(self, stamp_seconds: float | None) -> float:
+        if self._last_seconds is None:
+            self._shift_seconds = -(stamp_seconds or 0.0)
+            self._last_seconds = 0.0
+            return 0.0
+        expected_seconds = self._last_seconds + self._frame_seconds
+        if stamp_seconds is None:
+            seconds = expected_seconds
+        else:
+            seconds = stamp_seconds + self._shift_seconds
+            if not 0 <= seconds - self._last_seconds <= _MAX_SANE_GAP_SECONDS:
+                self._shift_seconds = expected_seconds - stamp_seconds
+                seconds = expected_seconds
+        self._last_seconds = seconds
+        return seconds
+
+
+@dataclass
+class _Decoded:
+    """A frame as av gave it, with its place in the video."""
+
+    frame_index: int
+    time_seconds: float
+    frame: Any
+    turn: _Turn
+
+
+@dataclass(frozen=True)
+class _OpenVideo:
+    container: InputContainer
+    stream: VideoStream
+    format: str
+    max_pixels: int
+    frame_seconds: float
+    has_audio: bool
+
+
+def iter_frames(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of `Sniffed.format`
+    first_frame_index: int = 0,
+    max_frames: int | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Iterator[VideoFrame]:
+    """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
+
+    `format` is what `sniff` told (it is sniffed when missing). Frames before `first_frame_index`
+    are decoded and passed over, which is the only way to reach a frame exactly in every codec; at
+    most `max_frames` frames are given. A damaged packet is skipped, a damaged tail ends the video.
+    Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
+    opened, 415 for something that is no video, 422 for a video without pictures, with pictures
+    above `limits.max_pixels` or without a decoder.
+    """
+    with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
+        painter = _Painter()
+        given = 0
+        if max_frames is not None and max_frames <= 0:
+            return
+        for item in decoded:
+            if item.frame_index < first_frame_index:
+                painter.see(item)
+                continue
+            yield VideoFrame(item.frame_index, item.time_seconds, painter.paint(item))
+            given += 1
+            if given == max_frames:
+                return
+
+
+def count_frames(
+    path: Path,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of `Sniffed.format`
+    limits: MediaLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[int], None] | None = None,
+) -> VideoFacts:
+    """Decode every frame, without turning it into RGB, and tell what was found.
+
+    `on_progress` is called now and then with the number of frames decoded so far. What the
+    container promises is not believed. Raises MediaError as `iter_frames` does, and 422 for a
+    video without a single frame or with more than `limits.max_frames` (`limits.max_gif_frames`).
+    """
+    with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
+        max_frames = limits.max_gif_frames if video.format == "gif" else limits.max_frames
+        # There is a first frame, or the decoding raises. One that cannot be painted is not billed.
+        first = last = next(decoded)
+        _Painter().paint(first)
+        for last in decoded:
+            if last.frame_index >= max_frames:
+                raise refused(
+                    "too_many_frames", f"The video has more than {max_frames} frames, the limit."
+                )
+            if on_progress is not None and last.frame_index % _PROGRESS_EVERY_FRAMES == 0:
+                on_progress(last.frame_index)
+        count = last.frame_index + 1
+        last_frame_seconds = _frame_seconds(last.frame) or video.frame_seconds
+        duration_seconds = last.time_seconds + last_frame_seconds
+        return VideoFacts(
+            size_wh=first.turn.size_wh(first.frame.width, first.frame.height),
+            frame_count=count,
+            duration_seconds=duration_seconds,
+            average_rate_fps=_average_rate_fps(video.stream, count, duration_seconds),
+            codec=video.stream.codec_context.name,
+            container=video.format,
+            rotation_degrees=first.turn.clockwise_degrees,
+            has_audio=video.has_audio,
+        )
+
+
+class _Painter:
+    """Turns decoded frames into upright RGB arrays, all of the size of the first one."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._size_wh: tuple[int, int] | None = None
+
+    def see(self, item: _Decoded) -> tuple[int, int]:
+        """Let the first frame decide the size (w, h) of all, whether it is painted or not."""
+        if self._size_wh is None:
+            self._size_wh = item.turn.size_wh(item.frame.width, item.frame.height)
+        return self._size_wh
+
+    def paint(self, item: _Decoded) -> np.ndarray:
+        """The upright picture, RGB uint8 (h, w, 3). Raises MediaError 422 if it has no colours."""
+        width, height = item.turn.size_wh(*self.see(item))
+        has_alpha = any(component.is_alpha for component in item.frame.format.components)
+        try:
+            plain = self._reformatter.reformat(
+                item.frame,
+                width=width,
+                height=height,
+                format="rgba" if has_alpha else "rgb24",
+                threads=1,
+            ).to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            _raise_if_out_of_memory(error)
+            raise refused(
+                "unsupported_codec",
+                f"Pictures of the pixel format {item.frame.format.name} cannot be shown.",
+            ) from error
+        return item.turn.apply(_over_white(plain) if has_alpha else plain)
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """Put RGBA uint8 (h, w, 4) over white: RGB uint8 (h, w, 3), rounded to nearest."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    blended = rgba[..., :3] * alpha + 255 * (255 - alpha)
+    return ((blended + 127) // 255).astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> Iterator[_OpenVideo]:
+    container_format = container_format or _sniffed_video_format(path)
+    # av would otherwise wait for ever when it is told to read a file of another kind.
+    demuxer = _DEMUXERS.get(container_format)
+    if demuxer is None:
+        raise unsupported_type(f"{container_format} is no supported video container.")
+    with closing(_NamelessFile(path)) as file:
+        try:
+            container = av.open(
+                file,
+                mode="r",
+                format=demuxer,
+                buffer_size=_READ_BUFFER_BYTES,
+                metadata_errors="replace",
+                io_open=_refuse_to_open,
+                options={"max_pixels": str(limits.max_pixels)},
+            )
+        except (av.FFmpegError, UnicodeError) as error:
+            _raise_if_out_of_memory(error)
+            raise corrupt_file(
+                "The video is damaged or incomplete: it cannot be opened."
+            ) from error
+        with closing(container):
+            yield _prepare(container, container_format, limits)
+
+
+def _sniffed_video_format(path: Path) -> str:
+    sniffed = sniff(path)
+    if sniffed.kind != "video":
+        raise unsupported_type("The file is no video.")
+    return sniffed.format
+
+
+def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> Any:
+    """Stand in the way of every file or host that a container refers to."""
+    raise PermissionError("A video may not refer to another file.")
+
+
+def _prepare(container: InputContainer, container_format: str, limits: MediaLimits) -> _OpenVideo:
+    """Choose the stream, check its size before anything is decoded, and set up its decoder."""
+    stream = _video_stream(container)
+    context = stream.codec_context
+    _check_size(context.width, context.height, limits.max_pixels)
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = av.stream.Discard.all
+    context.thread_type = "AUTO"
+    context.thread_count = _DECODER_THREADS
+    context.options = {"max_pixels": str(limits.max_pixels)}
+    rate_fps = _nominal_rate_fps(stream) or _DEFAULT_RATE_FPS
+    return _OpenVideo(
+        container=container,
+        stream=stream,
+        format=container_format,
+        max_pixels=limits.max_pixels,
+        frame_seconds=1.0 / rate_fps,
+        has_audio=len(container.streams.audio) > 0,
+    )
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """The moving picture: a cover is none; of several the one marked as default, then the first."""
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not streams:
+        raise refused("no_video_stream", "The file holds no moving picture, only sound or a cover.")
+    streams.sort(key=lambda stream: not stream.disposition & av.stream.Disposition.default)
+    if streams[0].codec_context is None:
+        raise refused("unsupported_codec", "There is no decoder for the coding of this video.")
+    return streams[0]
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise refused(
+            "frame_too_large",
+            f"The pictures of the video have {width} x {height} pixels; "
+            f"the limit is {max_pixels} pixels.",
+        )
+
+
+def _decode(video: _OpenVideo) -> Generator[_Decoded, None, None]:
+    """Every frame that decodes, in the order of showing; the one place where frames are made."""
+    clock = _FrameClock(video.frame_seconds)
+    count = 0
+    with closing(_raw_frames(video)) as frames:
+        for frame in frames:
+            _check_size(frame.width, frame.height, video.max_pixels)
+            yield _Decoded(count, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
+            count += 1
+    if count == 0:
+        raise refused("no_frames", "Not a single frame of the video could be decoded.")
+
+
+def _raw_frames(video: _OpenVideo) -> Generator[Any, None, None]:
+    with closing(_packets(video)) as packets:
+        for packet in packets:
+            try:
+                frames = video.stream.codec_context.decode(packet)
+            except av.FFmpegError as error:
+                # What is damaged is left out; most codecs go on at the next packet.
+                _raise_if_out_of_memory(error)
+                continue
+            yield from frames
+
+
+def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
+    """The packets of the stream, and None at the end, which makes the decoder give up the rest."""
+    packets = video.container.demux(video.stream)
+    try:
+        for packet in packets:
+            if packet.size:
+                yield packet
+    except av.FFmpegError as error:
+        # A damaged tail ends the video; what came before it counts.
+        _raise_if_out_of_memory(error)
+    yield None
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Memory that runs out must not look like a damaged frame: the count would depend on it."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        raise MemoryError("There is not enough memory to decode the video.") from error
+
+
+def _stamp_seconds(frame: Any) -> float | None:
+    stamp = frame.pts if frame.pts is not None else frame.dts
+    return None if stamp is None or frame.time_base is None else float(stamp * frame.time_base)
+
+
+def _frame_seconds(frame: Any) -> float | None:
+    if not frame.duration or frame.time_base is None:
+        return None
+    seconds = float(frame.duration * frame.time_base)
+    return seconds if 0 < seconds <= _MAX_SANE_GAP_SECONDS else None
+
+
+def _nominal_rate_fps(stream: VideoStream) -> float | None:
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate <= _MAX_SANE_RATE_FPS:
+            return float(rate)
+    return None
+
+
+def _average_rate_fps(stream: VideoStream, frame_count: int, duration_seconds: float) -> float:
+    """The rate that the container names where the frames bear it out, else the measured one."""
+    measured_fps = min(frame_count / duration_seconds, _MAX_SANE_RATE_FPS)
+    nominal_fps = _nominal_rate_fps(stream)
+    if nominal_fps is not None and abs(nominal_fps - measured_fps) <= 0.1 * measured_fps:
+        return nominal_fps
+    return measured_fps
+
+
+def _turn(frame: Any) -> _Turn:
+    """Read the display matrix: it maps (x, y) to (a x + c y, b x + d y).
+
+    The layout is that of libavutil/display.h, nine 32-bit integers a, b, u, c, d, v, x, y, w. An
+    angle in between is rounded to the nearest quarter turn.
+    """
+    if SideDataType.DISPLAYMATRIX not in frame.side_data:
+        return _Turn()
+    matrix = np.frombuffer(bytes(frame.side_data[SideDataType.DISPLAYMATRIX]), dtype=np.int32)
+    a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
+    if abs(b) > abs(a):
+        return _Turn(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return _Turn(flip_x=a < 0, flip_y=d < 0)
+
+
+__all__ = ["MediaError", "VideoFacts", "VideoFrame", "count_frames", "iter_frames"]

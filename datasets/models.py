@@ -1,0 +1,90 @@
+"""Datasets, their uploads and media files."""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+
+class Dataset(models.Model):
+    """A named collection of media files. Deleting it only hides it: its jobs stay readable."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="datasets"
+    )
+    name = models.CharField(max_length=40)
+    tags = models.JSONField(default=list)
+    created_at = models.DateTimeField(default=timezone.now)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+    blocked_at = models.DateTimeField(null=True, blank=True)
+    block_reason = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user", "name"],
+                condition=Q(deleted_at__isnull=True),
+                name="one_live_dataset_per_user_and_name",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModerationAction(models.Model):
+    """Who blocked or restored a dataset, when and why."""
+
+    class Kind(models.TextChoices):
+        BLOCK = "block"
+        RESTORE = "restore"
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="moderation")
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    reason = models.CharField(max_length=300, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.dataset} by {self.actor}"
+
+
+class Upload(models.Model):
+    """One accepted upload with its report: what became a media file, and what was refused."""
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="uploads")
+    file_name = models.CharField(max_length=255)
+    cost_hundredths = models.BigIntegerField(default=0)
+    refused = models.JSONField(default=list)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return self.file_name
+
+
+class MediaFile(models.Model):
+    """An image or a video of a dataset."""
+
+    class MediaType(models.TextChoices):
+        IMAGE = "image"
+        VIDEO = "video"
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="media_files")
+    upload = models.ForeignKey(Upload, on_delete=models.PROTECT, related_name="media_files")
+    name = models.CharField(max_length=1000, help_text="As the user calls it; never a path.")
+    content = models.FileField(max_length=200)
+    media_type = models.CharField(max_length=5, choices=MediaType.choices)
+    format = models.CharField(max_length=20)
+    size_bytes = models.BigIntegerField()
+    width = models.PositiveIntegerField(help_text="Pixels of the upright picture.")
+    height = models.PositiveIntegerField(help_text="Pixels of the upright picture.")
+    frame_count = models.PositiveIntegerField(default=1)
+    duration_seconds = models.FloatField(null=True)
+    cost_hundredths = models.BigIntegerField()
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["pk"]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,281 @@
+"""Taking in an upload: inspect, store, charge.
+
+Files, decoding and storage stay outside the transaction; what the transaction does not accept is
+removed again. So a refusal leaves the ledger, the rows and the files as they were.
+"""
+
+import contextlib
+import logging
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import UploadedFile
+from django.db import transaction
+
+from accounts.models import User
+from accounts.services import append_event
+from billing import ledger
+from billing.prices import PriceList, tokens, upload_price_hundredths
+from billing.selectors import balance_hundredths, current_prices
+from datasets import selectors
+from datasets.media.archive import ArchiveMember, extract_member, open_archive
+from datasets.media.errors import MediaError
+from datasets.media.inspector import Inspector, MediaFacts
+from datasets.media.limits import MediaLimits
+from datasets.media.sniff import sniff
+from datasets.models import MediaFile, Upload
+from odproject.core.errors import DomainError, FieldError
+
+logger = logging.getLogger(__name__)
+MAX_NAME_LENGTH = 1000
+
+
+class UnacceptableMediaError(DomainError):
+    """Nothing in the upload can be accepted; status and code say why."""
+
+    title = "The file is not accepted"
+
+    def __init__(self, error: MediaError) -> None:
+        self.status = error.status
+        self.code = error.code
+        super().__init__(error.detail, errors=(FieldError("file", error.code, error.detail),))
+
+
+class StorageFullError(DomainError):
+    """The disk has no room for the upload."""
+
+    status = 507
+    code = "storage_full"
+    title = "No room for the upload"
+
+
+@dataclass(frozen=True)
+class AcceptedFile:
+    """A file that passed inspection, and where it waits to be stored."""
+
+    name: str
+    path: Path
+    facts: MediaFacts
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file as uploaded."""
+        return self.path.stat().st_size
+
+    def price_hundredths(self, prices: PriceList) -> int:
+        """What uploading this file costs."""
+        if self.facts.kind == "image":
+            return upload_price_hundredths(prices, images=1, frames=0)
+        return upload_price_hundredths(prices, images=0, frames=self.facts.frame_count)
+
+
+@dataclass(frozen=True)
+class RefusedFile:
+    """A file of an archive that was not accepted, and why."""
+
+    name: str
+    error: MediaError
+
+    def as_report(self) -> dict[str, Any]:
+        """The entry of the per-file report."""
+        return {
+            "filename": self.name,
+            "accepted": False,
+            "code": self.error.code,
+            "error": self.error.detail,
+        }
+
+
+@dataclass
+class Inspection:
+    """What the inspection of an upload found."""
+
+    accepted: list[AcceptedFile] = field(default_factory=list)
+    refused: list[RefusedFile] = field(default_factory=list)
+
+    def price_hundredths(self, prices: PriceList) -> int:
+        """What the accepted files cost together."""
+        return sum(one.price_hundredths(prices) for one in self.accepted)
+
+
+def media_limits() -> MediaLimits:
+    """The limits that the settings give."""
+    return MediaLimits(
+        max_pixels=settings.MAX_IMAGE_PIXELS,
+        max_frames=settings.MAX_VIDEO_FRAMES,
+        max_archive_files=settings.MAX_ARCHIVE_FILES,
+        per_file_timeout_seconds=settings.INSPECTION_TIMEOUT_SECONDS,
+        child_memory_bytes=settings.INSPECTION_MEMORY_BYTES,
+    )
+
+
+def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any]) -> Upload:
+    """Take in one image, one video or a zip of them, and charge what was accepted.
+
+    Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
+    415 or 422), InsufficientTokensError (402) and StorageFullError (507); none leaves a trace.
+    """
+    selectors.open_dataset(user=user, name=dataset_name)
+    limits = media_limits()
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
+            inspection = _inspect(_on_disk(content, folder), str(content.name), folder, limits)
+            if not inspection.accepted:
+                raise _nothing_accepted(inspection)
+            prices = current_prices()
+            _require_balance(user, inspection.price_hundredths(prices))
+            stored = stack.enter_context(_stored(inspection.accepted))
+            return _record(
+                user=user,
+                dataset_name=dataset_name,
+                file_name=str(content.name),
+                inspection=inspection,
+                stored=stored,
+                prices=prices,
+            )
+        except MediaError as error:
+            raise UnacceptableMediaError(error) from error
+        except OSError as error:
+            logger.exception("An upload could not be stored")
+            raise StorageFullError("The service has no room for this upload now.") from error
+
+
+def _on_disk(content: UploadedFile[Any], folder: Path) -> Path:
+    """The upload as a file; small ones arrive in memory."""
+    temporary = getattr(content, "temporary_file_path", None)
+    if temporary is not None:
+        return Path(temporary())
+    path = folder / "upload"
+    with path.open("wb") as target:
+        for chunk in content.chunks():
+            target.write(chunk)
+    return path
+
+
+def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspection:
+    """Inspect a file or the members of an archive; raises MediaError for what fails as a whole."""
+    inspection = Inspection()
+    with Inspector(limits=limits) as inspector:
+        if sniff(path).kind != "archive":
+            facts = inspector.inspect(path)
+            inspection.accepted.append(AcceptedFile(name or "upload", path, facts))
+            return inspection
+        for position, member in enumerate(open_archive(path, limits=limits)):
+            target = folder / f"{position:06}"
+            member_name = member.name[-MAX_NAME_LENGTH:]
+            try:
+                facts = _inspect_member(path, member, target, inspector, limits)
+            except MediaError as error:
+                target.unlink(missing_ok=True)
+                inspection.refused.append(RefusedFile(member_name, error))
+            else:
+                inspection.accepted.append(AcceptedFile(member_name, target, facts))
+    return inspection
+
+
+def _inspect_member(
+    archive: Path, member: ArchiveMember, target: Path, inspector: Inspector, limits: MediaLimits
+) -> MediaFacts:
+    extract_member(archive, member, target, limits=limits)
+    if sniff(target).kind == "archive":
+        raise MediaError("nested_archive", "An archive inside an archive is not opened.", 422)
+    return inspector.inspect(target)
+
+
+def _nothing_accepted(inspection: Inspection) -> MediaError:
+    """Why an archive without one good file is refused: its first file's reason."""
+    if not inspection.refused:
+        return MediaError("empty_archive", "The archive holds no image and no video.", 422)
+    first = inspection.refused[0]
+    count = len(inspection.refused)
+    return MediaError(
+        first.error.code,
+        f"None of the {count} files can be accepted; {first.name}: {first.error.detail}",
+        first.error.status,
+    )
+
+
+def _require_balance(user: User, price_hundredths: int) -> None:
+    """Refuse early what the balance cannot cover; the ledger itself decides later."""
+    balance = balance_hundredths(user=user)
+    if balance < price_hundredths:
+        raise ledger.InsufficientTokensError(
+            f"The upload costs {tokens(price_hundredths):g} tokens, "
+            f"the balance is {tokens(balance):g}."
+        )
+
+
+@contextlib.contextmanager
+def _stored(accepted: list[AcceptedFile]) -> Iterator[list[str]]:
+    """Put the files into storage under names of our own; take them out again on an error."""
+    names: list[str] = []
+    try:
+        for one in accepted:
+            name = f"uploads/{uuid.uuid4().hex}.{one.facts.format}"
+            names.append(name)
+            with one.path.open("rb") as content:
+                default_storage.save(name, File(content))
+        yield names
+    except BaseException:
+        for name in names:
+            default_storage.delete(name)
+        raise
+
+
+@transaction.atomic
+def _record(
+    *,
+    user: User,
+    dataset_name: str,
+    file_name: str,
+    inspection: Inspection,
+    stored: list[str],
+    prices: PriceList,
+) -> Upload:
+    """The rows, the charge and the event of an upload, all or nothing."""
+    dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
+    cost_hundredths = inspection.price_hundredths(prices)
+    upload = Upload.objects.create(
+        dataset=dataset,
+        file_name=file_name[:255],
+        cost_hundredths=cost_hundredths,
+        refused=[one.as_report() for one in inspection.refused],
+    )
+    MediaFile.objects.bulk_create(
+        MediaFile(
+            dataset=dataset,
+            upload=upload,
+            name=one.name,
+            content=name,
+            media_type=one.facts.kind,
+            format=one.facts.format,
+            size_bytes=one.size_bytes,
+            width=one.facts.size_wh[0],
+            height=one.facts.size_wh[1],
+            frame_count=one.facts.frame_count,
+            duration_seconds=one.facts.duration_seconds,
+            cost_hundredths=one.price_hundredths(prices),
+        )
+        for one, name in zip(inspection.accepted, stored, strict=True)
+    )
+    ledger.charge_upload(user=user, amount_hundredths=cost_hundredths, upload_id=upload.pk)
+    append_event(
+        user_id=user.pk,
+        kind="upload.accepted",
+        payload={
+            "upload_id": upload.pk,
+            "dataset_id": dataset.pk,
+            "accepted": len(inspection.accepted),
+            "refused": len(inspection.refused),
+            "cost_tokens": tokens(cost_hundredths),
+        },
+    )
+    return upload

@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class InferenceConfig(AppConfig):
+    """Models, jobs and detections."""
+
+    name = "inference"

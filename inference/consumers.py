@@ -1,0 +1,178 @@
+"""The websocket: what happens to a user's jobs, as it happens.
+
+The event stream in PostgreSQL is the truth. A hint from the channel layer, or a timer when hints
+get lost, makes the consumer read what is new since the last sequence number it has sent.
+"""
+
+import asyncio
+import contextlib
+import logging
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from django.db import DatabaseError
+from django.utils import timezone
+from rest_framework.exceptions import AuthenticationFailed
+
+from accounts.authentication import user_of_access_token
+from accounts.models import Event, User
+from accounts.selectors import events_since, last_event_seq
+from accounts.services import redeem_websocket_ticket
+from inference.selectors import jobs_of
+from odproject.core.publishing import user_group
+from odproject.core.websockets import POLICY_VIOLATION
+
+logger = logging.getLogger(__name__)
+
+SESSION_ENDED = 4001
+REREAD_SECONDS = 5.0
+
+JOB_SENTENCES = {
+    "job.started": "has been taken in charge.",
+    "job.completed": "has been completed.",
+    "job.failed": "has failed.",
+    "job.aborted": "was aborted.",
+}
+
+
+class JobEventsConsumer(AsyncJsonWebsocketConsumer):
+    """`/`: a greeting, the list of jobs, then a message for every change of a job.
+
+    `?since=<seq>` replays what happened after that event; `?progress=1` adds messages of the kind
+    `job.progress`, which the clients of the original API do not know.
+    """
+
+    user: User
+    session_expires_at: datetime
+    wants_progress = False
+    _reader: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Accept, then greet or refuse; a refusal is accepted first, so that its code arrives."""
+        await self.accept()
+        query = parse_qs(self.scope["query_string"].decode("latin1"))
+        session = await self._authenticate(query.get("ticket", [""])[-1])
+        if session is None:
+            await self.close(POLICY_VIOLATION)
+            return
+        self.user, self.session_expires_at = session
+        self.wants_progress = query.get("progress", [""])[-1] in {"1", "true"}
+        self._seq = await database_sync_to_async(last_event_seq)(user_id=self.user.pk)
+        self._news = asyncio.Event()
+        await self._join()
+        await self._greet()
+        since = query.get("since", [""])[-1]
+        if since.isdecimal() and len(since) < 19:
+            self._seq = min(int(since), self._seq)
+            self._news.set()
+        self._reader = asyncio.create_task(self._read_events())
+
+    async def disconnect(self, code: int) -> None:
+        """Stop reading and leave the group."""
+        if self._reader is None:
+            return
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        with contextlib.suppress(Exception):  # Redis may be away; memberships expire by themselves
+            await self.channel_layer.group_discard(user_group(self.user.pk), self.channel_name)
+
+    async def receive(
+        self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
+    ) -> None:
+        """Clients have nothing to say here; what they send is ignored."""
+
+    async def _authenticate(self, ticket: str) -> tuple[User, datetime] | None:
+        if ticket:
+            return await database_sync_to_async(redeem_websocket_ticket)(ticket=ticket)
+        header = dict(self.scope["headers"]).get(b"authorization", b"").decode("latin1")
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        try:
+            return await database_sync_to_async(user_of_access_token)(token.strip())
+        except AuthenticationFailed:
+            return None
+
+    async def _greet(self) -> None:
+        email = self.user.email
+        await self.send_json(
+            {
+                "message": f"Hello, {email}! Welcome to the Job Monitoring System. "
+                "You can monitor your job statuses in real-time.",
+                "seq": self._seq,
+            }
+        )
+        jobs = await database_sync_to_async(jobs_of)(user=self.user)
+        await self.send_json(
+            {
+                "message": f"Here is a list of the jobs associated with your account ({email}).",
+                "jobs": [
+                    {"job_id": job.pk, "state": job.state, "dataset_id": job.dataset_id}
+                    for job in jobs
+                ],
+                "seq": self._seq,
+            }
+        )
+
+    async def _join(self) -> None:
+        """Join the user's group; without Redis the timer still brings every event."""
+        try:
+            await self.channel_layer.group_add(user_group(self.user.pk), self.channel_name)
+        except Exception as error:  # the vendor's errors are many
+            logger.warning("A socket could not join its group: %s", error)
+
+    async def event_hint(self, hint: dict[str, Any]) -> None:
+        """Something new is in the event stream."""
+        self._news.set()
+
+    async def progress_hint(self, hint: dict[str, Any]) -> None:
+        """How far a job is; passed on to those who asked for it, and never stored."""
+        if not self.wants_progress:
+            return
+        members = {key: value for key, value in hint.items() if key != "type"}
+        await self.send_json(
+            {
+                "kind": "job.progress",
+                "message": f"{self.user.email}, your job with ID {hint['job_id']} "
+                f"is {hint['progress_percent']:g}% done.",
+                **members,
+            }
+        )
+
+    async def _read_events(self) -> None:
+        """Send what is new, at every hint and every few seconds besides."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), REREAD_SECONDS)
+            if not self._news.is_set():
+                await self._join()  # a Redis that forgot everything has forgotten the group too
+            self._news.clear()
+            if timezone.now() >= self.session_expires_at:
+                await self.close(SESSION_ENDED)
+                return
+            try:
+                await self._send_news()
+            except DatabaseError as error:
+                logger.warning("A socket waits for the database: %s", error)
+
+    async def _send_news(self) -> None:
+        while events := await database_sync_to_async(events_since)(
+            user_id=self.user.pk, seq=self._seq
+        ):
+            for event in events:
+                if event.kind in JOB_SENTENCES:
+                    await self.send_json(self._job_message(event))
+                self._seq = event.seq
+
+    def _job_message(self, event: Event) -> dict[str, Any]:
+        sentence = JOB_SENTENCES[event.kind]
+        return {
+            "message": f"{self.user.email}, your job with ID {event.payload['job_id']} {sentence}",
+            "kind": event.kind,
+            "seq": event.seq,
+            **event.payload,
+        }

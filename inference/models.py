@@ -1,0 +1,202 @@
+"""Model versions, jobs, their work units and what was found."""
+
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from billing.models import Hold
+from datasets.models import Dataset, MediaFile
+
+
+class ModelVersion(models.Model):
+    """A detector that users may choose."""
+
+    model_id = models.CharField(max_length=40)
+    version = models.CharField(max_length=40)
+    is_active = models.BooleanField(default=True)
+    notes = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["model_id", "version"], name="one_row_per_model_and_version"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.version
+
+
+class Job(models.Model):
+    """Detection on the files that a dataset held when the job was submitted."""
+
+    class State(models.TextChoices):
+        PENDING = "Pending"
+        RUNNING = "Running"
+        COMPLETED = "Completed"
+        FAILED = "Failed"
+        ABORTED = "Aborted"
+
+    UNFINISHED = (State.PENDING, State.RUNNING)
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="jobs")
+    model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT)
+    hold = models.OneToOneField(Hold, on_delete=models.PROTECT, null=True)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    quoted_hundredths = models.BigIntegerField(default=0)
+    charged_hundredths = models.BigIntegerField(null=True)
+    frame_count = models.PositiveIntegerField(default=0, help_text="Images and video frames.")
+    class_names = models.JSONField(default=list, help_text="Filled in by the first worker.")
+    weights_sha256 = models.CharField(max_length=64, blank=True)
+    error = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    state__in=["Pending", "Running"],
+                    finished_at__isnull=True,
+                    charged_hundredths__isnull=True,
+                )
+                | Q(
+                    state__in=["Completed", "Failed", "Aborted"],
+                    finished_at__isnull=False,
+                    charged_hundredths__isnull=False,
+                ),
+                name="job_is_charged_and_dated_when_it_ends",
+            ),
+            models.CheckConstraint(
+                condition=Q(charged_hundredths__isnull=True)
+                | Q(charged_hundredths__gte=0, charged_hundredths__lte=F("quoted_hundredths")),
+                name="job_costs_at_most_its_quote",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["user", "-id"], name="job_by_user"),
+            models.Index(
+                fields=["state"],
+                name="job_unfinished",
+                condition=Q(state__in=["Pending", "Running"]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"job {self.pk}"
+
+
+class WorkUnit(models.Model):
+    """A slice of a job: one media file."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        RUNNING = "running"
+        COMPLETED = "completed"
+        FAILED = "failed"
+        ABORTED = "aborted"
+
+    UNFINISHED = (State.PENDING, State.RUNNING)
+
+    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="units")
+    media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)
+    position = models.PositiveIntegerField()
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    frame_count = models.PositiveIntegerField()
+    frames_done = models.PositiveIntegerField(default=0)
+    frame_price_hundredths = models.PositiveIntegerField()
+    # The attempt number fences: a worker that lost its lease writes nothing any more.
+    attempt = models.PositiveIntegerField(default=0)
+    tries = models.PositiveIntegerField(default=0, help_text="Attempts that were not handed back.")
+    worker_name = models.CharField(max_length=100, blank=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    enqueued_at = models.DateTimeField(null=True)
+    error_code = models.CharField(max_length=60, blank=True)
+    error = models.CharField(max_length=500, blank=True)
+    annotated = models.FileField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["position"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["job", "media_file"], name="one_work_unit_per_job_and_media_file"
+            ),
+            models.CheckConstraint(
+                condition=Q(state="running", lease_expires_at__isnull=False)
+                | (~Q(state="running") & Q(lease_expires_at__isnull=True)),
+                name="work_unit_is_leased_while_it_runs",
+            ),
+            models.CheckConstraint(
+                condition=Q(frames_done__lte=F("frame_count")),
+                name="work_unit_does_at_most_the_frames_it_was_quoted_for",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["job", "position"], name="work_unit_pending", condition=Q(state="pending")
+            ),
+            models.Index(
+                fields=["lease_expires_at"],
+                name="work_unit_running",
+                condition=Q(state="running"),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"unit {self.position} of job {self.job_id}"
+
+
+class FrameResult(models.Model):
+    """What was found in one image or one frame of a video.
+
+    The arrays are packed, little-endian and row by row: int16 class, float32 confidence, four
+    float32 of a box in pixels of the upright original; the most confident detection first.
+    """
+
+    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="frame_results")
+    media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)
+    frame_index = models.PositiveIntegerField()
+    time_seconds = models.FloatField()
+    class_ids = models.BinaryField()
+    confidences = models.BinaryField()
+    boxes_xyxy = models.BinaryField()
+    class_counts = models.JSONField(default=dict, help_text="Detections by class, as displayed.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["job", "media_file", "frame_index"],
+                name="one_frame_result_per_job_media_file_and_frame",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"frame {self.frame_index} of file {self.media_file_id} in job {self.job_id}"
+
+
+class WorkerHeartbeat(models.Model):
+    """A worker that was there a moment ago, and the models it has loaded."""
+
+    name = models.CharField(max_length=100, unique=True)
+    loaded_versions = models.JSONField(default=list)
+    device = models.CharField(max_length=60, blank=True)
+    last_seen_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def progress_percent(*, frames_done: int, frame_count: int) -> float:
+    """How much of a job is done, in percent with one decimal."""
+    return round(100 * frames_done / frame_count, 1) if frame_count else 0.0
+
+
+def job_payload(job: Job, **members: Any) -> dict[str, Any]:
+    """What an event tells about a job."""
+    return {"job_id": job.pk, "state": job.state, "dataset_id": job.dataset_id, **members}

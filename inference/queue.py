@@ -1,0 +1,25 @@
+"""Hints to workers: which work unit waits. Nothing is lost when one of them is."""
+
+import logging
+
+from celery import current_app
+from django.conf import settings
+from kombu.exceptions import OperationalError
+
+logger = logging.getLogger(__name__)
+RUN_UNIT = "inference.run_unit"
+
+
+def send_unit(unit_id: int) -> bool:
+    """Send the hint that a unit waits; False when the broker does not take it.
+
+    The task is named rather than imported, because importing it would load the network. The
+    hint outlives its repetition a little, so that a busy queue is never without one.
+    """
+    expires_seconds = settings.UNIT_HINT_SECONDS + 5 * settings.SWEEP_INTERVAL_SECONDS
+    try:
+        current_app.send_task(RUN_UNIT, args=[unit_id], expires=expires_seconds, retry=False)
+    except (OperationalError, OSError) as error:
+        logger.warning("The broker did not take the hint for unit %s: %s", unit_id, error)
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""A job's result as the original API shows it: streamed JSON, and a zip of annotated files."""
+
+import json
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from django.conf import settings
+from django.core.files.storage import default_storage
+
+from datasets.models import MediaFile
+from inference.models import Job, WorkUnit
+from inference.selectors import displayed_objects, frame_results, units_with_files
+
+CHUNK_BYTES = 256 * 1024
+
+
+def content_uri(job: Job) -> str:
+    """The path at which the owner finds the zip of annotated files."""
+    return f"/inference/content/{job.pk}"
+
+
+def result_json(job: Job) -> Iterator[str]:
+    """`{"contentURI": ..., "result": [...]}` piece by piece, however many frames there are."""
+    yield f'{{"contentURI": {json.dumps(content_uri(job))}, "result": ['
+    for position, unit in enumerate(units_with_files(job=job).iterator(chunk_size=200)):
+        if position:
+            yield ", "
+        yield from _file_json(job, unit)
+    yield "]}"
+
+
+def _file_json(job: Job, unit: WorkUnit) -> Iterator[str]:
+    media_file = unit.media_file
+    head = {"filename": media_file.name, "type": media_file.media_type}
+    if unit.state != WorkUnit.State.COMPLETED:
+        yield json.dumps({**head, "error": unit.error or "The file was not processed."})
+        return
+    frames = frame_results(job=job, media_file=media_file)
+    if media_file.media_type == MediaFile.MediaType.IMAGE:
+        objects = [_objects(job, frame) for frame in frames]
+        yield json.dumps({**head, "objects": objects[0] if objects else []})
+        return
+    yield json.dumps(head)[:-1] + ', "frames": ['
+    for position, frame in enumerate(frames):
+        entry = {
+            "frame_number": frame.frame_index,
+            "time": round(frame.time_seconds, 6),
+            "objects": _objects(job, frame),
+        }
+        yield (", " if position else "") + json.dumps(entry)
+    yield "]}"
+
+
+def _objects(job: Job, frame: Any) -> list[dict[str, Any]]:
+    return displayed_objects(frame, job.class_names, minimum_confidence=settings.DISPLAY_CONFIDENCE)
+
+
+def annotated_name(unit: WorkUnit) -> str:
+    """The annotated file's name for its owner: the file's own, with the extension it now has."""
+    name = safe_archive_name(unit.media_file.name)
+    extension = PurePosixPath(str(unit.annotated.name)).suffix
+    same_kind = {".jpg": {".jpg", ".jpeg", ".jpe", ".mpo"}, ".mp4": {".mp4", ".m4v"}}
+    if PurePosixPath(name).suffix.lower() in same_kind.get(extension, {extension}):
+        return name
+    return name + extension
+
+
+def safe_archive_name(name: str) -> str:
+    """A relative path that unpacks inside the folder where it is unpacked, and nowhere else."""
+    printable = "".join(c if c.isprintable() else "_" for c in name.replace("\\", "/"))
+    parts = [part for part in printable.split("/") if part not in {"", ".", ".."}]
+    return posixpath.join(*parts) if parts else "file"
+
+
+class _Pipe:
+    """A file that is only written to, and emptied as it grows."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._chunks.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        taken = b"".join(self._chunks)
+        self._chunks.clear()
+        return taken
+
+
+def annotated_zip(job: Job) -> Iterator[bytes]:
+    """A zip of the job's annotated files, made while it is sent, in constant memory.
+
+    Nothing is compressed, because pictures and videos are compressed already. Of two files of one
+    name the second gets a number.
+    """
+    pipe = _Pipe()
+    taken: set[str] = set()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+        units = units_with_files(job=job).exclude(annotated="")
+        for unit in units.iterator(chunk_size=200):
+            name = _unused(annotated_name(unit), taken)
+            info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
+            info.external_attr = 0o644 << 16
+            with (
+                default_storage.open(unit.annotated.name) as source,
+                archive.open(info, "w", force_zip64=True) as target,
+            ):
+                while chunk := source.read(CHUNK_BYTES):
+                    target.write(chunk)
+                    yield pipe.take()
+    yield pipe.take()
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    path = PurePosixPath(name)
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
+        number += 1
+    taken.add(candidate)
+    return candidate

@@ -1,0 +1,127 @@
+"""Reads of jobs, results and workers."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from django.conf import settings
+from django.db import connection
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from accounts.models import User
+from billing.selectors import Breach
+from datasets.models import MediaFile
+from inference.models import FrameResult, Job, WorkerHeartbeat, WorkUnit
+from odproject.core.errors import DomainError, NotFoundError
+
+FRAMES_PER_READ = 500
+
+
+class JobNotFoundError(NotFoundError):
+    """The user has no job of this number."""
+
+    code = "job_not_found"
+    title = "Job not found"
+
+
+class JobNotCompletedError(DomainError):
+    """The job has no result to give (yet)."""
+
+    code = "job_not_completed"
+    title = "The job is not completed"
+
+
+def user_job(*, user: User, job_id: int) -> Job:
+    """The user's job; raises JobNotFoundError (404)."""
+    job = Job.objects.filter(user=user, pk=job_id).first()
+    if job is None:
+        raise JobNotFoundError(f"You have no job {job_id}.")
+    return job
+
+
+def completed_job(*, user: User, job_id: int) -> Job:
+    """The user's job with its result; raises JobNotCompletedError (400) besides."""
+    job = user_job(user=user, job_id=job_id)
+    if job.state != Job.State.COMPLETED:
+        raise JobNotCompletedError(f"Job {job_id} is {job.state}, not Completed.")
+    return job
+
+
+def jobs_of(*, user: User) -> list[Job]:
+    """The user's jobs, oldest first."""
+    return list(Job.objects.filter(user=user).order_by("pk"))
+
+
+def units_with_files(*, job: Job) -> QuerySet[WorkUnit]:
+    """The job's units in upload order, with their media files."""
+    return WorkUnit.objects.filter(job=job).select_related("media_file").order_by("position")
+
+
+def frame_results(*, job: Job, media_file: MediaFile) -> Iterator[FrameResult]:
+    """The results of one file, frame by frame, read in slices of constant size."""
+    next_index = 0
+    while True:
+        rows = list(
+            FrameResult.objects.filter(
+                job=job, media_file=media_file, frame_index__gte=next_index
+            ).order_by("frame_index")[:FRAMES_PER_READ]
+        )
+        yield from rows
+        if len(rows) < FRAMES_PER_READ:
+            return
+        next_index = rows[-1].frame_index + 1
+
+
+def displayed_objects(
+    frame: FrameResult, class_names: list[str], *, minimum_confidence: float
+) -> list[dict[str, Any]]:
+    """The detections of a frame at or above a confidence, as the original API spells them."""
+    class_ids = np.frombuffer(frame.class_ids, "<i2")
+    confidences = np.frombuffer(frame.confidences, "<f4")
+    boxes_xyxy = np.frombuffer(frame.boxes_xyxy, "<f4").reshape(-1, 4)
+    return [
+        {
+            "name": class_names[class_id] if class_id < len(class_names) else str(class_id),
+            "class": int(class_id),
+            "confidence": round(float(confidence), 5),
+            "box": {
+                key: round(float(value), 2)
+                for key, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)
+            },
+        }
+        for class_id, confidence, box in zip(class_ids, confidences, boxes_xyxy, strict=True)
+        if confidence >= minimum_confidence
+    ]
+
+
+def ready_workers() -> list[WorkerHeartbeat]:
+    """Workers heard of lately that have a model loaded."""
+    since = timezone.now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
+    alive = WorkerHeartbeat.objects.filter(last_seen_at__gte=since)
+    return [worker for worker in alive if worker.loaded_versions]
+
+
+SETTLEMENT_INVARIANT = "every finished job has exactly one settlement, every other one none"
+SETTLEMENT_QUERY = """
+    SELECT job.id, job.state, hold.state, job.charged_hundredths, hold.captured_hundredths
+    FROM inference_job job LEFT JOIN billing_hold hold ON hold.id = job.hold_id
+    WHERE hold.id IS NULL
+       OR (job.finished_at IS NULL) <> (hold.state = 'open')
+       OR (job.finished_at IS NOT NULL AND job.charged_hundredths <> hold.captured_hundredths)
+       OR job.quoted_hundredths <> hold.amount_hundredths
+       OR (SELECT coalesce(sum(t.amount_hundredths), 0) FROM billing_transfer t
+           WHERE t.job_id = job.id AND t.kind = 'capture') <> coalesce(job.charged_hundredths, 0)
+       OR (SELECT coalesce(sum(t.amount_hundredths), 0) FROM billing_transfer t
+           WHERE t.job_id = job.id AND t.kind IN ('capture', 'release'))
+          <> CASE WHEN job.finished_at IS NULL THEN 0 ELSE job.quoted_hundredths END
+"""
+
+
+def settlement_breaches() -> list[Breach]:
+    """Jobs whose money does not fit their state; an empty list is good news."""
+    with connection.cursor() as cursor:
+        cursor.execute(SETTLEMENT_QUERY)
+        rows = cursor.fetchall()
+    return [Breach(SETTLEMENT_INVARIANT, rows)] if rows else []

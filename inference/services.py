@@ -1,0 +1,426 @@
+"""Every write to jobs and work units.
+
+A work unit is claimed with a lease and an attempt number. Each later write of the worker names
+that number; once somebody else has the unit, or the job is aborted, such a write changes no row
+and the worker stops. Locks are taken in one order: job, work unit, ledger, event stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, QuerySet, Sum
+from django.utils import timezone
+
+from accounts.models import User
+from accounts.services import append_event
+from billing.ledger import place_hold, settle_hold
+from billing.prices import inference_price_hundredths, tokens
+from billing.selectors import current_prices
+from datasets.models import Dataset, MediaFile
+from datasets.selectors import open_dataset
+from datasets.services import block_dataset
+from inference import queue
+from inference.models import (
+    FrameResult,
+    Job,
+    ModelVersion,
+    WorkerHeartbeat,
+    WorkUnit,
+    job_payload,
+    progress_percent,
+)
+from odproject.core.errors import ConflictError, DomainError, FieldError
+from odproject.core.publishing import publish
+
+
+class UnknownModelError(DomainError):
+    """No active model version of this name."""
+
+    code = "unknown_model"
+    title = "Unknown model"
+
+
+class EmptyDatasetError(DomainError):
+    """The dataset holds nothing to look at."""
+
+    code = "empty_dataset"
+    title = "The dataset is empty"
+
+
+class JobFinishedError(ConflictError):
+    """The job has ended already."""
+
+    code = "job_finished"
+    title = "The job has ended"
+
+
+class LeaseLostError(Exception):
+    """The work unit is no longer this worker's: stop, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to a work unit: who, which, and the attempt number that fences."""
+
+    unit_id: int
+    attempt: int
+    job_id: int
+    user_id: int
+
+
+@transaction.atomic
+def submit_job(*, user: User, dataset_name: str, model_id: str, model_version: str) -> Job:
+    """Quote, hold and queue detection on everything in a dataset.
+
+    Raises UnknownModelError and EmptyDatasetError (400), InsufficientTokensError (402),
+    DatasetBlockedError (403) and DatasetNotFoundError (404).
+    """
+    version = _active_version(model_id, model_version)
+    dataset = open_dataset(user=user, name=dataset_name, locked=True)
+    media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
+    if not media_files:
+        raise EmptyDatasetError(f"The dataset {dataset_name} holds no file to look at.")
+    prices = current_prices()
+    frame_prices_hundredths = {
+        MediaFile.MediaType.IMAGE: inference_price_hundredths(prices, images=1, frames=0),
+        MediaFile.MediaType.VIDEO: inference_price_hundredths(prices, images=0, frames=1),
+    }
+    units = [
+        WorkUnit(
+            media_file=media_file,
+            position=position,
+            frame_count=media_file.frame_count,
+            frame_price_hundredths=frame_prices_hundredths[media_file.media_type],  # type: ignore[index]
+        )
+        for position, media_file in enumerate(media_files)
+    ]
+    quoted_hundredths = sum(unit.frame_count * unit.frame_price_hundredths for unit in units)
+    job = Job.objects.create(
+        user=user,
+        dataset=dataset,
+        model_version=version,
+        quoted_hundredths=quoted_hundredths,
+        frame_count=sum(unit.frame_count for unit in units),
+    )
+    job.hold = place_hold(user=user, amount_hundredths=quoted_hundredths, job_id=job.pk)
+    job.save(update_fields=["hold"])
+    for unit in units:
+        unit.job = job
+    WorkUnit.objects.bulk_create(units)
+    append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
+    transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
+    return job
+
+
+def _active_version(model_id: str, version: str) -> ModelVersion:
+    found = ModelVersion.objects.filter(model_id=model_id, version=version, is_active=True).first()
+    if found is not None:
+        return found
+    known = ModelVersion.objects.filter(is_active=True)
+    field = "modelVersion" if known.filter(model_id=model_id).exists() else "modelId"
+    choices = ", ".join(f"{one.model_id}/{one.version}" for one in known.order_by("pk"))
+    detail = f"There is no model {model_id}/{version}; choose one of {choices}."
+    raise UnknownModelError(detail, errors=(FieldError(field, "unknown", detail),))
+
+
+# -- hints to workers ----------------------------------------------------------------------------
+
+
+def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> int:
+    """Send hints for units that wait, of one job or all; returns how many were sent.
+
+    Of each job only the first few waiting units are in the queue, so that one huge job does not
+    stand in front of everybody else's. A hint that got lost is repeated after a while; one that
+    comes late or twice does nothing, because claiming decides.
+    """
+    now = now or timezone.now()
+    stale = now - timedelta(seconds=settings.UNIT_HINT_SECONDS)
+    jobs = Job.objects.filter(state__in=Job.UNFINISHED).order_by("pk")
+    if job_id is not None:
+        jobs = jobs.filter(pk=job_id)
+    sent = 0
+    for unfinished_id in jobs.values_list("pk", flat=True):
+        waiting = WorkUnit.objects.filter(job_id=unfinished_id, state=WorkUnit.State.PENDING)
+        window = list(waiting.order_by("position")[: settings.UNITS_ENQUEUED_PER_JOB])
+        for unit in window:
+            if unit.enqueued_at is not None and unit.enqueued_at > stale:
+                continue
+            if not queue.send_unit(unit.pk):
+                return sent  # the broker is away; the sweeper comes again
+            WorkUnit.objects.filter(pk=unit.pk).update(enqueued_at=now)
+            sent += 1
+    return sent
+
+
+# -- the life of a work unit ---------------------------------------------------------------------
+
+
+def _lease_end(now: datetime) -> datetime:
+    return now + timedelta(seconds=settings.UNIT_LEASE_SECONDS)
+
+
+@transaction.atomic
+def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
+    """Take a waiting unit; None when it is not there to be taken."""
+    job = (
+        Job.objects.select_for_update(no_key=True)
+        .filter(units__pk=unit_id, state__in=Job.UNFINISHED)
+        .first()
+    )
+    if job is None:
+        return None
+    now = timezone.now()
+    claimed = WorkUnit.objects.filter(pk=unit_id, state=WorkUnit.State.PENDING).update(
+        state=WorkUnit.State.RUNNING,
+        attempt=F("attempt") + 1,
+        tries=F("tries") + 1,
+        frames_done=0,
+        worker_name=worker_name,
+        lease_expires_at=_lease_end(now),
+    )
+    if not claimed:
+        return None
+    if job.state == Job.State.PENDING:
+        job.state = Job.State.RUNNING
+        job.started_at = now
+        job.save(update_fields=["state", "started_at"])
+        append_event(user_id=job.user_id, kind="job.started", payload=job_payload(job))
+    attempt = WorkUnit.objects.values_list("attempt", flat=True).get(pk=unit_id)
+    return Claim(unit_id=unit_id, attempt=attempt, job_id=job.pk, user_id=job.user_id)
+
+
+def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
+    return WorkUnit.objects.filter(
+        pk=claim.unit_id, attempt=claim.attempt, state=WorkUnit.State.RUNNING
+    )
+
+
+def record_model(*, claim: Claim, class_names: Sequence[str], weights_sha256: str) -> None:
+    """Keep with the job which weights it runs on and what its classes are called."""
+    Job.objects.filter(pk=claim.job_id).update(
+        class_names=list(class_names), weights_sha256=weights_sha256
+    )
+
+
+@transaction.atomic
+def store_frames(*, claim: Claim, frames: Sequence[FrameResult], frames_done: int) -> None:
+    """Write a batch of frame results and renew the lease; raises LeaseLostError.
+
+    Writing the same frames again, after an attempt that broke off, changes nothing else.
+    """
+    renewed = _own_unit(claim).update(
+        frames_done=frames_done, lease_expires_at=_lease_end(timezone.now())
+    )
+    if not renewed:
+        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    FrameResult.objects.bulk_create(
+        frames,
+        update_conflicts=True,
+        unique_fields=["job", "media_file", "frame_index"],
+        update_fields=["time_seconds", "class_ids", "confidences", "boxes_xyxy", "class_counts"],
+    )
+
+
+def publish_progress(*, claim: Claim) -> None:
+    """Tell the user's sockets how far the job is; a hint that may get lost."""
+    done = WorkUnit.objects.filter(job_id=claim.job_id).aggregate(done=Sum("frames_done"))["done"]
+    frame_count = Job.objects.values_list("frame_count", flat=True).get(pk=claim.job_id)
+    publish(
+        claim.user_id,
+        {
+            "type": "progress.hint",
+            "job_id": claim.job_id,
+            "frames_done": done or 0,
+            "frame_count": frame_count,
+            "progress_percent": progress_percent(frames_done=done or 0, frame_count=frame_count),
+        },
+    )
+
+
+@transaction.atomic
+def complete_unit(*, claim: Claim, annotated_name: str) -> None:
+    """End a unit well, and the job with its last unit; raises LeaseLostError."""
+    job = _locked_job(claim.job_id)
+    done = _own_unit(claim).update(
+        state=WorkUnit.State.COMPLETED, lease_expires_at=None, annotated=annotated_name
+    )
+    if not done:
+        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    _end_job_with_its_last_unit(job)
+
+
+@transaction.atomic
+def fail_unit(*, claim: Claim, error_code: str, error: str) -> None:
+    """End a unit whose file cannot be processed; it costs nothing. Raises LeaseLostError."""
+    job = _locked_job(claim.job_id)
+    unit = _own_unit(claim).first()
+    if unit is None:
+        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    _fail(unit, error_code=error_code, error=error)
+    _end_job_with_its_last_unit(job)
+
+
+@transaction.atomic
+def hand_back_unit(*, claim: Claim, counts_as_try: bool) -> None:
+    """Put a unit back in the queue: the worker stops, or something broke that may work later.
+
+    A unit that has been tried often enough fails instead. Losing the lease meanwhile is fine.
+    """
+    job = _locked_job(claim.job_id)
+    unit = _own_unit(claim).first()
+    if unit is not None:
+        _put_back(job, unit, counts_as_try=counts_as_try)
+
+
+def _locked_job(job_id: int) -> Job:
+    """The job under a lock: units that end at the same time take turns, and one is the last."""
+    return Job.objects.select_for_update(no_key=True).get(pk=job_id)
+
+
+def _put_back(job: Job, unit: WorkUnit, *, counts_as_try: bool) -> None:
+    """Return a running unit to the queue, or fail it after its last try; the job is locked."""
+    if counts_as_try and unit.tries >= settings.UNIT_MAX_ATTEMPTS:
+        _fail(
+            unit,
+            error_code="too_many_attempts",
+            error=f"The file could not be processed in {unit.tries} attempts.",
+        )
+        _end_job_with_its_last_unit(job)
+        return
+    unit.state = WorkUnit.State.PENDING
+    unit.lease_expires_at = None
+    unit.enqueued_at = None
+    unit.tries -= 0 if counts_as_try else 1
+    unit.save(update_fields=["state", "lease_expires_at", "enqueued_at", "tries"])
+    transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
+
+
+def _fail(unit: WorkUnit, *, error_code: str, error: str) -> None:
+    unit.state = WorkUnit.State.FAILED
+    unit.lease_expires_at = None
+    unit.frames_done = 0
+    unit.error_code = error_code[:60]
+    unit.error = error[:500]
+    unit.save(update_fields=["state", "lease_expires_at", "frames_done", "error_code", "error"])
+    FrameResult.objects.filter(job_id=unit.job_id, media_file_id=unit.media_file_id).delete()
+
+
+# -- the end of a job ----------------------------------------------------------------------------
+
+
+def _end_job_with_its_last_unit(job: Job) -> None:
+    """End and settle a locked job when none of its units is left to do."""
+    units = WorkUnit.objects.filter(job=job)
+    if units.filter(state__in=WorkUnit.UNFINISHED).exists():
+        transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
+        return
+    if units.filter(state=WorkUnit.State.COMPLETED).exists():
+        _end_job(job, Job.State.COMPLETED)
+    else:
+        first_error = units.values_list("error", flat=True)[0]
+        _end_job(job, Job.State.FAILED, error=first_error)
+
+
+def _end_job(job: Job, state: Job.State, *, error: str = "") -> None:
+    """Settle a locked job: capture what was really processed, release the rest."""
+    processed = WorkUnit.objects.filter(job=job).aggregate(
+        cost=Sum(F("frames_done") * F("frame_price_hundredths"))
+    )
+    now = timezone.now()
+    job.state = state
+    job.error = error
+    job.finished_at = now
+    job.charged_hundredths = processed["cost"] or 0
+    if job.hold_id is None:
+        raise RuntimeError(f"Job {job.pk} has no hold.")
+    settle_hold(
+        hold_id=job.hold_id,
+        captured_hundredths=job.charged_hundredths,
+        job_id=job.pk,
+        now=now,
+    )
+    job.save(update_fields=["state", "error", "finished_at", "charged_hundredths"])
+    append_event(
+        user_id=job.user_id,
+        kind=f"job.{state.lower()}",
+        payload=job_payload(job, charged_tokens=tokens(job.charged_hundredths), error=error),
+    )
+
+
+@transaction.atomic
+def abort_job(*, job_id: int, reason: str = "", only_pending: bool = False) -> None:
+    """End a job now: frames finished so far are charged and stay readable.
+
+    Raises JobFinishedError (409) when it has ended, or has begun and `only_pending` is set.
+    """
+    job = _locked_job(job_id)
+    abortable = (Job.State.PENDING,) if only_pending else Job.UNFINISHED
+    if job.state not in abortable:
+        raise JobFinishedError(f"Job {job_id} is {job.state} already.")
+    WorkUnit.objects.filter(job=job, state__in=WorkUnit.UNFINISHED).update(
+        state=WorkUnit.State.ABORTED, lease_expires_at=None
+    )
+    _end_job(job, Job.State.ABORTED, error=reason)
+
+
+@transaction.atomic
+def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reason: str) -> bool:
+    """Block a dataset; its pending jobs are aborted, its running ones finish."""
+    if not block_dataset(dataset=dataset, actor=actor, reason=reason):
+        return False
+    pending = Job.objects.filter(dataset=dataset, state=Job.State.PENDING)
+    for job_id in pending.order_by("pk").values_list("pk", flat=True):
+        abort_job(job_id=job_id, reason=f"The dataset was blocked: {reason}", only_pending=True)
+    return True
+
+
+# -- recovery ------------------------------------------------------------------------------------
+
+
+def sweep(*, now: datetime | None = None) -> int:
+    """Put units of dead workers back, and repeat lost hints; returns how many units moved."""
+    now = now or timezone.now()
+    expired = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, lease_expires_at__lt=now)
+    returned = sum(
+        _return_unit(unit_id, attempt)
+        for unit_id, attempt in expired.values_list("pk", "attempt").order_by("pk")[:500]
+    )
+    return returned + enqueue_units(now=now)
+
+
+def reclaim_units(*, worker_name: str) -> int:
+    """Put back the units of an earlier life of this worker, without waiting for their leases.
+
+    One process at a time runs under a worker's name, and it runs one unit at a time: what is
+    still leased to the name when a worker starts belongs to a dead one.
+    """
+    orphaned = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, worker_name=worker_name)
+    return sum(_return_unit(*row) for row in orphaned.values_list("pk", "attempt"))
+
+
+@transaction.atomic
+def _return_unit(unit_id: int, attempt: int) -> int:
+    job_id = WorkUnit.objects.values_list("job_id", flat=True).get(pk=unit_id)
+    job = _locked_job(job_id)
+    unit = WorkUnit.objects.filter(
+        pk=unit_id, attempt=attempt, state=WorkUnit.State.RUNNING
+    ).first()
+    if unit is None:
+        return 0
+    _put_back(job, unit, counts_as_try=True)
+    return 1
+
+
+def record_heartbeat(*, worker_name: str, loaded_versions: Sequence[str], device: str) -> None:
+    """Note that a worker is alive, and what it has loaded."""
+    WorkerHeartbeat.objects.update_or_create(
+        name=worker_name,
+        defaults={
+            "loaded_versions": list(loaded_versions),
+            "device": device,
+            "last_seen_at": timezone.now(),
+        },
+    )

@@ -1,0 +1,250 @@
+"""A worker's side of a job: claim a work unit, run the pipeline over its file, keep what it finds.
+
+Nothing here holds a transaction open while the network computes, and memory does not grow with
+the length of a video: every batch goes to the database as it comes.
+"""
+
+import contextlib
+import logging
+import resource
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets.media.errors import MediaError
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import default_storage
+from django.db import DatabaseError, close_old_connections, connection
+
+from datasets.models import MediaFile
+from inference import services
+from inference.models import FrameResult, WorkUnit
+from inference.pipeline.detector import Detector
+from inference.pipeline.network import YoloDetector, load_detector
+from inference.pipeline.run import process_image, process_video
+from inference.pipeline.types import FrameDetections
+from inference.services import Claim, LeaseLostError
+
+logger = logging.getLogger(__name__)
+
+# Formats whose annotated picture keeps the format; the others become PNG.
+DRAWABLE_FORMATS = {"jpeg": "jpg", "mpo": "jpg", "png": "png", "webp": "webp", "bmp": "bmp"}
+
+
+class WorkerStoppingError(Exception):
+    """The worker has been told to stop: hand the unit back."""
+
+
+class Detectors:
+    """The networks that this process has loaded, by model version; loaded on first use."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, YoloDetector] = {}
+
+    def get(self, version: str) -> YoloDetector:
+        """The detector of a model version; raises whatever loading its weights raises."""
+        if version not in self._loaded:
+            weights = Path(settings.WEIGHTS[version])
+            detector = load_detector(
+                weights,
+                confidence_floor=settings.CONFIDENCE_FLOOR,
+                max_detections=settings.MAX_DETECTIONS_PER_FRAME,
+                image_size=settings.NETWORK_IMAGE_SIZE,
+                threads=settings.TORCH_THREADS or None,
+            )
+            detector.warm_up()
+            logger.info("Loaded %s (%s, %s)", version, detector.device, detector.precision)
+            self._loaded[version] = detector
+        return self._loaded[version]
+
+    @property
+    def loaded_versions(self) -> list[str]:
+        """The model versions in memory."""
+        return sorted(self._loaded)
+
+    @property
+    def device(self) -> str:
+        """Where the networks run, empty while none is loaded."""
+        return next((str(one.device) for one in self._loaded.values()), "")
+
+
+class Heartbeat(threading.Thread):
+    """Writes every few seconds that this worker is alive; a database that is away is waited for."""
+
+    def __init__(self, *, worker_name: str, detectors: Detectors) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._worker_name = worker_name
+        self._detectors = detectors
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        while True:
+            try:
+                services.record_heartbeat(
+                    worker_name=self._worker_name,
+                    loaded_versions=self._detectors.loaded_versions,
+                    device=self._detectors.device,
+                )
+            except DatabaseError as error:
+                logger.warning("No heartbeat, the database does not answer: %s", error)
+                close_old_connections()
+            if self._stopped.wait(settings.WORKER_HEARTBEAT_SECONDS):
+                connection.close()
+                return
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+
+def run_unit(
+    *,
+    unit_id: int,
+    worker_name: str,
+    detector_of: Callable[[str], Detector],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Run one work unit to its end; returns whether it was there to be taken.
+
+    A file that cannot be processed fails its unit alone. Whatever else goes wrong puts the unit
+    back, to be tried again a bounded number of times.
+    """
+    claim = services.claim_unit(unit_id=unit_id, worker_name=worker_name)
+    if claim is None:
+        return False
+    try:
+        _process(claim, detector_of, should_stop)
+    except LeaseLostError as error:
+        logger.info("%s", error)
+    except WorkerStoppingError:
+        logger.info("Handing unit %s back", unit_id)
+        services.hand_back_unit(claim=claim, counts_as_try=False)
+    except MediaError as error:
+        with contextlib.suppress(LeaseLostError):
+            services.fail_unit(claim=claim, error_code=error.code, error=error.detail)
+    except Exception:
+        logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
+        close_old_connections()
+        # If the database is away too, the lease runs out and the sweeper puts the unit back.
+        with contextlib.suppress(DatabaseError):
+            services.hand_back_unit(claim=claim, counts_as_try=True)
+    return True
+
+
+def _process(
+    claim: Claim, detector_of: Callable[[str], Detector], should_stop: Callable[[], bool]
+) -> None:
+    """Detect, store and draw one file, and end the unit."""
+    unit = WorkUnit.objects.select_related("media_file", "job__model_version").get(pk=claim.unit_id)
+    media_file = unit.media_file
+    detector = detector_of(unit.job.model_version.version)
+    services.record_model(
+        claim=claim,
+        class_names=detector.class_names,
+        weights_sha256=getattr(detector, "sha256", ""),
+    )
+    sink = ResultSink(claim=claim, unit=unit, detector=detector, should_stop=should_stop)
+    with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
+        annotated = Path(folder) / f"annotated.{annotated_extension(media_file)}"
+        if media_file.media_type == MediaFile.MediaType.IMAGE:
+            process_image(source, detector, annotated=annotated, on_frames=sink)
+        else:
+            process_video(
+                source,
+                detector,
+                annotated=annotated,
+                on_frames=sink,
+                max_frames=unit.frame_count,
+            )
+        name = f"results/{claim.job_id}/{claim.unit_id}-{claim.attempt}{annotated.suffix}"
+        with annotated.open("rb") as content:
+            stored = default_storage.save(name, File(content))
+    try:
+        services.complete_unit(claim=claim, annotated_name=stored)
+    except BaseException:
+        default_storage.delete(stored)
+        raise
+
+
+class ResultSink:
+    """Takes each batch of detections: stops if told to, stores it, and reports progress."""
+
+    def __init__(
+        self,
+        *,
+        claim: Claim,
+        unit: WorkUnit,
+        detector: Detector,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._claim = claim
+        self._unit = unit
+        self._class_names = detector.class_names
+        self._should_stop = should_stop
+        self._frames_done = 0
+        self._published_at = 0.0
+
+    def __call__(self, frames: Sequence[FrameDetections]) -> None:
+        """Store a batch; raises WorkerStoppingError or LeaseLostError to end the unit."""
+        if self._should_stop():
+            raise WorkerStoppingError
+        self._frames_done += len(frames)
+        services.store_frames(
+            claim=self._claim,
+            frames=[self._frame_result(frame) for frame in frames],
+            frames_done=self._frames_done,
+        )
+        now = time.monotonic()
+        if now - self._published_at >= settings.PROGRESS_INTERVAL_SECONDS:
+            self._published_at = now
+            services.publish_progress(claim=self._claim)
+
+    def _frame_result(self, frame: FrameDetections) -> FrameResult:
+        found = frame.detections
+        displayed = found.above(settings.DISPLAY_CONFIDENCE)
+        class_ids, counts = np.unique(displayed.class_ids, return_counts=True)
+        return FrameResult(
+            job_id=self._claim.job_id,
+            media_file_id=self._unit.media_file_id,
+            frame_index=frame.frame_index,
+            time_seconds=frame.time_seconds,
+            class_ids=found.class_ids.astype("<i2").tobytes(),
+            confidences=found.confidences.astype("<f4").tobytes(),
+            boxes_xyxy=found.boxes_xyxy.astype("<f4").tobytes(),
+            class_counts={
+                self._class_names[class_id]: int(count)
+                for class_id, count in zip(class_ids, counts, strict=True)
+            },
+        )
+
+
+def annotated_extension(media_file: MediaFile) -> str:
+    """The extension of a file's annotated copy: videos are MP4, images keep common formats."""
+    if media_file.media_type == MediaFile.MediaType.VIDEO:
+        return "mp4"
+    return DRAWABLE_FORMATS.get(media_file.format, "png")
+
+
+@contextlib.contextmanager
+def local_copy(media_file: MediaFile) -> Iterator[Path]:
+    """The media file as a local file: itself where storage is a folder, else a temporary copy."""
+    try:
+        yield Path(media_file.content.path)
+    except NotImplementedError:
+        with tempfile.NamedTemporaryFile(prefix="od-media-") as target:
+            with media_file.content.open("rb") as source:
+                shutil.copyfileobj(source, target)
+            target.flush()
+            yield Path(target.name)
+
+
+def uses_too_much_memory() -> bool:
+    """Whether this process has ever needed more memory than a worker may keep."""
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes > settings.WORKER_MAX_MEMORY_BYTES

@@ -1,0 +1,218 @@
+"""What every view shares: strict JSON, one renderer of errors, keys from body or query."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from django.core.exceptions import (
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+)
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions, serializers
+from rest_framework.parsers import JSONParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from odproject.core.errors import DomainError, FieldError
+
+logger = logging.getLogger(__name__)
+PROBLEM_CONTENT_TYPE = "application/problem+json"
+
+# (name, code, title) of a refusal that comes from the framework rather than from our services.
+FRAMEWORK_ERRORS: dict[int, tuple[str, str, str]] = {
+    400: ("BadRequestError", "bad_request", "Bad request"),
+    401: ("UnauthorizedError", "unauthorized", "Unauthorized"),
+    403: ("ForbiddenError", "forbidden", "Forbidden"),
+    404: ("NotFoundError", "not_found", "Not found"),
+    405: ("MethodNotAllowedError", "method_not_allowed", "Method not allowed"),
+    406: ("NotAcceptableError", "not_acceptable", "Not acceptable"),
+    413: ("PayloadTooLargeError", "payload_too_large", "Payload too large"),
+    415: ("UnsupportedMediaTypeError", "unsupported_media_type", "Unsupported media type"),
+    429: ("TooManyRequestsError", "too_many_requests", "Too many requests"),
+    500: ("InternalServerError", "internal_error", "Internal server error"),
+    503: ("ServiceUnavailableError", "service_unavailable", "Service unavailable"),
+}
+
+
+class StrictJSONParser(JSONParser):
+    """JSON whose top level is an object, refused with 400 whatever else it is."""
+
+    def parse(
+        self,
+        stream: Any,
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Parse an object; raises ParseError on anything else, too deep a nesting included."""
+        try:
+            parsed = super().parse(stream, media_type, parser_context)
+        except RecursionError as error:
+            raise exceptions.ParseError("The JSON document is nested too deeply.") from error
+        if not isinstance(parsed, dict):
+            raise exceptions.ParseError("The JSON document must be an object.")
+        return parsed
+
+
+def problem(
+    *,
+    status: int,
+    code: str,
+    title: str,
+    name: str,
+    detail: str,
+    errors: tuple[FieldError, ...] = (),
+) -> dict[str, Any]:
+    """An RFC 9457 problem document with the members `name` and `message` of the original API."""
+    document: dict[str, Any] = {
+        "type": f"urn:odproject:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "name": name,
+        "message": detail,
+    }
+    if errors:
+        document["errors"] = [
+            {"field": error.field, "code": error.code, "detail": error.detail} for error in errors
+        ]
+    return document
+
+
+def domain_problem(error: DomainError) -> dict[str, Any]:
+    """The problem document of a refusal by one of our services."""
+    return problem(
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        name=error.name,
+        detail=error.detail,
+        errors=error.errors,
+    )
+
+
+def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str, Any]:
+    """The problem document of a refusal by the framework."""
+    name, code, title = FRAMEWORK_ERRORS.get(status, FRAMEWORK_ERRORS[400])
+    members = {"name": name, "code": code, "title": title, **members}
+    return problem(status=status, detail=detail or f"{title}.", **members)
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
+    """Render whatever a view raised; None lets an unexpected error become a logged 500."""
+    headers: dict[str, str] = {}
+    match error:
+        case DomainError():
+            document = domain_problem(error)
+        case exceptions.ValidationError():
+            errors = tuple(_field_errors(error.get_full_details()))
+            detail = " ".join(f"{e.field}: {e.detail}" for e in errors)
+            document = framework_problem(
+                400,
+                detail,
+                errors=errors,
+                name="ValidationError",
+                code="validation_error",
+                title="The request is not valid",
+            )
+        case exceptions.APIException():
+            document = framework_problem(error.status_code, str(error.detail))
+            if isinstance(error, exceptions.NotAuthenticated | exceptions.AuthenticationFailed):
+                document = framework_problem(401, _authentication_detail(error))
+                headers["WWW-Authenticate"] = "Bearer"
+            if isinstance(error, exceptions.Throttled) and error.wait:
+                headers["Retry-After"] = str(int(error.wait) + 1)
+        case Http404():
+            document = framework_problem(404)
+        case PermissionDenied():
+            document = framework_problem(403)
+        case RequestDataTooBig():
+            document = framework_problem(413, "The fields of the request are too large.")
+        case SuspiciousOperation():
+            document = framework_problem(400, str(error))
+        case OperationalError() | InterfaceError():
+            logger.error("The database did not answer: %s", error)
+            document = framework_problem(
+                503, "The database does not answer. Nothing was changed; please try again."
+            )
+            headers["Retry-After"] = "2"
+        case _:
+            return None
+    set_rollback()
+    return Response(
+        document,
+        status=document["status"],
+        headers=headers,
+        content_type=PROBLEM_CONTENT_TYPE,
+    )
+
+
+def _authentication_detail(error: exceptions.APIException) -> str:
+    detail = error.detail
+    if isinstance(detail, dict):  # simplejwt wraps its sentence
+        detail = detail.get("detail", "")
+    return str(detail) or "Authentication credentials were not provided."
+
+
+def _field_errors(details: Any, path: str = "") -> list[FieldError]:
+    """Flatten REST framework's nested details into one entry per reason."""
+    if isinstance(details, dict) and set(details) == {"message", "code"}:
+        return [FieldError(path or "non_field_errors", details["code"], str(details["message"]))]
+    if isinstance(details, dict):
+        return [
+            found
+            for key, value in details.items()
+            for found in _field_errors(value, f"{path}.{key}" if path else str(key))
+        ]
+    return [found for value in details for found in _field_errors(value, path)]
+
+
+SerializerType = TypeVar("SerializerType", bound=serializers.Serializer[Any])
+
+
+def request_keys(request: Request) -> dict[str, Any]:
+    """The keys of a request: from its body and, where a browser cannot send one, its query.
+
+    The body wins where both name a key. A list is never taken from a repeated key: the last wins.
+    """
+    body = request.data
+    keys = {key: body[key] for key in body} if isinstance(body, Mapping) else {}
+    if request.method in {"GET", "DELETE"}:
+        keys = {**request.query_params.dict(), **keys}
+    return keys
+
+
+def validated(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
+    """The request's keys as the serializer understands them; raises ValidationError (400)."""
+    serializer = serializer_class(data=request_keys(request))
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
+def _plain_problem(status: int) -> JsonResponse:
+    document = framework_problem(status)
+    return JsonResponse(document, status=status, content_type=PROBLEM_CONTENT_TYPE)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler400, as a problem document."""
+    return _plain_problem(400)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler403, as a problem document."""
+    return _plain_problem(403)
+
+
+def page_not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler404, as a problem document."""
+    return _plain_problem(404)
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """Django's handler500, as a problem document without a word of what happened inside."""
+    return _plain_problem(500)

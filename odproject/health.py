@@ -1,0 +1,61 @@
+"""Is the process alive, and is the service ready to work?"""
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, JsonResponse
+
+from inference.selectors import ready_workers
+
+
+def livez(request: HttpRequest) -> JsonResponse:
+    """200 when this process answers."""
+    return JsonResponse({"status": "alive"})
+
+
+def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when database, Redis and a worker with a loaded model answer; else 503 and why not."""
+    reasons = {
+        name: reason
+        for name, reason in (
+            ("database", _database_reason()),
+            ("redis", _redis_reason()),
+        )
+        if reason
+    }
+    if "database" not in reasons and (reason := _worker_reason()):
+        reasons["workers"] = reason
+    if not reasons:
+        return JsonResponse({"status": "ready"})
+    return JsonResponse({"status": "not ready", "reasons": reasons}, status=503)
+
+
+def _database_reason() -> str:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        return "The database does not answer."
+    return ""
+
+
+def _redis_reason() -> str:
+    client = redis.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+    )
+    try:
+        client.ping()
+    except (redis.RedisError, OSError):
+        return "Redis does not answer."
+    finally:
+        client.close()
+    return ""
+
+
+def _worker_reason() -> str:
+    try:
+        return "" if ready_workers() else "No worker with a loaded model has been heard of lately."
+    except DatabaseError:
+        return "The workers' heartbeats cannot be read."

@@ -1,0 +1,264 @@
+"""Every setting of the service, read from the environment (`.env.example` explains each).
+
+`manage.py up` fills in what the embedded engines decide (DATABASE_URL, REDIS_URL); an operator
+who runs PostgreSQL and Redis elsewhere sets them.
+"""
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import dj_database_url
+
+
+def env(name: str, default: str = "") -> str:
+    """The variable as text; an empty one counts as unset."""
+    return os.environ.get(name) or default
+
+
+def env_int(name: str, default: int) -> int:
+    """The variable as a whole number."""
+    return int(env(name, str(default)))
+
+
+def env_float(name: str, default: float) -> float:
+    """The variable as a number."""
+    return float(env(name, str(default)))
+
+
+def env_bool(name: str, default: bool) -> bool:
+    """The variable as yes or no."""
+    return env(name, str(default)).lower() in {"1", "true", "yes", "on"}
+
+
+def env_list(name: str, default: str) -> list[str]:
+    """The variable as words separated by commas."""
+    return [word.strip() for word in env(name, default).split(",") if word.strip()]
+
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(env("OD_DATA_DIR", str(BASE_DIR / ".data"))).resolve()
+
+# -- security ------------------------------------------------------------------------------------
+DEBUG = env_bool("OD_DEBUG", False)
+# `manage.py up` generates a secret once and keeps it in the data folder. The value below serves
+# only commands that sign nothing (migrate, checks).
+SECRET_KEY = env("OD_SECRET_KEY", "insecure-and-only-for-commands-that-sign-nothing")
+# The API builds no absolute address from the Host header, so any host may be answered.
+ALLOWED_HOSTS = env_list("OD_ALLOWED_HOSTS", "*")
+CSRF_TRUSTED_ORIGINS = env_list("OD_CSRF_TRUSTED_ORIGINS", "")
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("OD_SECURE_COOKIES", False)
+
+# -- the project ---------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "odproject",
+    "accounts",
+    "billing",
+    "datasets",
+    "inference",
+    "channels",
+    "rest_framework",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "odproject.urls"
+ASGI_APPLICATION = "odproject.asgi.application"
+WSGI_APPLICATION = "odproject.wsgi.application"
+APPEND_SLASH = False  # every route answers with and without its slash, never by a redirect
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
+WHITENOISE_USE_FINDERS = True  # no collectstatic step and no proxy: the files are few and small
+WHITENOISE_AUTOREFRESH = False
+
+# -- engines -------------------------------------------------------------------------------------
+DATABASE_URL = env("DATABASE_URL")
+REDIS_URL = env("REDIS_URL", "redis://localhost:6379/0")
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES: dict[str, Any] = {
+    "default": dj_database_url.parse(
+        DATABASE_URL or "postgresql://od_app@localhost/odproject",
+        conn_max_age=None,  # a fixed pool of threads, each with its own connection
+        conn_health_checks=True,
+    )
+}
+DATABASES["default"]["OPTIONS"] = {
+    **DATABASES["default"].get("OPTIONS", {}),
+    "connect_timeout": 5,
+    "application_name": "odproject",
+}
+
+
+def celery_url(redis_url: str) -> str:
+    """The Redis address as Celery spells it: a unix socket is redis+socket://path?virtual_host=N."""
+    if not redis_url.startswith("unix:"):
+        return redis_url
+    parts = urlsplit(redis_url)
+    database = re.search(r"db=(\d+)", parts.query)
+    return f"redis+socket://{unquote(parts.path)}?virtual_host={database[1] if database else 0}"
+
+
+REDIS_TIMEOUT_SECONDS = 2.0
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "odproject.core.layers.PatientRedisChannelLayer",
+        "CONFIG": {
+            "hosts": [
+                {
+                    "address": REDIS_URL,
+                    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+                }
+            ],
+            "capacity": 1000,
+            "expiry": 60,
+        },
+    }
+}
+CELERY_BROKER_URL = celery_url(REDIS_URL)
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_DEFAULT_QUEUE = "units"
+# A message is a hint: what it says stands in PostgreSQL, and the sweeper repeats what gets lost.
+# So it is acknowledged at once and never redelivered by the broker.
+CELERY_TASK_ACKS_LATE = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 30.0,
+    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "retry_on_timeout": True,
+}
+
+# -- users and tokens of authentication ----------------------------------------------------------
+AUTH_USER_MODEL = "accounts.User"
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+SIMPLE_JWT = {
+    "ACCESS_TOKEN_LIFETIME": timedelta(hours=env_float("OD_LOGIN_TOKEN_HOURS", 24)),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=env_float("OD_REFRESH_TOKEN_DAYS", 7)),
+    "SIGNING_KEY": env("OD_JWT_KEY", SECRET_KEY),
+    "ALGORITHM": "HS256",
+    "AUTH_HEADER_TYPES": ("Bearer",),
+}
+WEBSOCKET_TICKET_SECONDS = 30
+
+# -- API -----------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": [
+        "odproject.core.api.StrictJSONParser",
+        "rest_framework.parsers.FormParser",
+        "rest_framework.parsers.MultiPartParser",
+    ],
+    "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "NUM_PROXIES": env_int("OD_NUM_PROXIES", 0),
+}
+
+# -- limits --------------------------------------------------------------------------------------
+MAX_REQUEST_BYTES = env_int("OD_MAX_REQUEST_BYTES", 2 * 1024**3)
+MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)
+MAX_IMAGE_PIXELS = env_int("OD_MAX_IMAGE_PIXELS", 200_000_000)
+MAX_VIDEO_FRAMES = env_int("OD_MAX_VIDEO_FRAMES", 100_000)
+INSPECTION_TIMEOUT_SECONDS = env_int("OD_INSPECTION_TIMEOUT_SECONDS", 300)
+INSPECTION_MEMORY_BYTES = env_int("OD_INSPECTION_MEMORY_BYTES", 4 * 1024**3)
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
+DATA_UPLOAD_MAX_NUMBER_FILES = 100
+FILE_UPLOAD_TEMP_DIR = env("TMPDIR") or None
+
+# -- media ---------------------------------------------------------------------------------------
+MEDIA_ROOT = DATA_DIR / "media"
+MEDIA_URL = "/media/"  # never served: content goes through views that check the owner
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+# -- detection -----------------------------------------------------------------------------------
+# An operator's own weights replace the ones in the package, by model version.
+WEIGHTS = {
+    "YOLO8s_FSR": env("OD_WEIGHTS_YOLO8S_FSR", str(BASE_DIR / "inference/weights/YOLO8s_FSR.pt")),
+    "YOLO8m_FSR": env("OD_WEIGHTS_YOLO8M_FSR", str(BASE_DIR / "inference/weights/YOLO8m_FSR.pt")),
+}
+NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 640)
+CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
+DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
+MAX_DETECTIONS_PER_FRAME = 500
+TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
+
+# -- jobs ----------------------------------------------------------------------------------------
+UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
+UNIT_MAX_ATTEMPTS = 3
+UNITS_ENQUEUED_PER_JOB = 4
+UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
+SWEEP_INTERVAL_SECONDS = env_float("OD_SWEEP_INTERVAL_SECONDS", 2)
+WORKER_HEARTBEAT_SECONDS = 3
+WORKER_SILENT_SECONDS = 15  # a worker not heard of for this long does not count as ready
+WORKER_MAX_MEMORY_BYTES = env_int("OD_WORKER_MAX_MEMORY_BYTES", 6 * 1024**3)
+PROGRESS_INTERVAL_SECONDS = 0.5
+
+# -- logging -------------------------------------------------------------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
+    "loggers": {"django.request": {"level": "ERROR"}},
+}

@@ -1,0 +1,22 @@
+"""Every route of the service."""
+
+from django.contrib import admin
+from django.urls import include, path, re_path
+
+from odproject import health, pages
+
+urlpatterns = [
+    path("", pages.home, name="home"),
+    path("admin/", admin.site.urls),
+    re_path(r"^livez/?$", health.livez),
+    re_path(r"^readyz/?$", health.readyz),
+    path("", include("accounts.urls")),
+    path("", include("billing.urls")),
+    path("", include("datasets.urls")),
+    path("", include("inference.urls")),
+]
+
+handler400 = "odproject.core.api.bad_request"
+handler403 = "odproject.core.api.permission_denied"
+handler404 = "odproject.core.api.page_not_found"
+handler500 = "odproject.core.api.server_error"
