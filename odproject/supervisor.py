@@ -58,6 +58,7 @@ class ChildSpec:
     argv: Sequence[str]
     stage: int = 0
     env: Mapping[str, str] | None = None
+    cwd: Path | None = None
     identity: Identity = SAME_IDENTITY
     stop_signal: signal.Signals = signal.SIGTERM
     die_signal: signal.Signals = signal.SIGKILL
@@ -166,6 +167,7 @@ class Supervisor:
             child.process = subprocess.Popen(
                 launcher_argv(spec.argv, die_signal=spec.die_signal, identity=spec.identity),
                 env=None if spec.env is None else dict(spec.env),
+                cwd=spec.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
