@@ -212,6 +212,8 @@ class Channel(HTTPChannel):
 class Request(WebRequest):
     """An HTTP request whose body stays in the file it was spooled to."""
 
+    content: Any  # the file, once the head is read; None before, and after a refusal
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Twisted would read a posted form into memory to parse it.
         super().__init__(*args, parsePOSTFormSubmission=False, **kwargs)
