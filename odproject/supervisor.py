@@ -163,7 +163,9 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             output = None
             if not spec.to_terminal:
-                output = stack.enter_context(log_path.open("ab"))
+                # A step's log tells of its last run only.
+                mode = "wb" if spec.once else "ab"
+                output = stack.enter_context(log_path.open(mode))
             child.process = subprocess.Popen(
                 launcher_argv(spec.argv, die_signal=spec.die_signal, identity=spec.identity),
                 env=None if spec.env is None else dict(spec.env),
@@ -193,7 +195,8 @@ class Supervisor:
         path = self._log_path(child.spec)
         lines = path.read_text(errors="replace").splitlines()[-20:] if path.exists() else []
         told = "\n".join(f"    {line}" for line in lines)
-        return f"{child.spec.name} does not start. The end of {path}:\n{told}"
+        verb = "failed" if child.spec.once else "does not start"
+        return f"{child.spec.name} {verb}. The end of {path}:\n{told}"
 
     # -- watching
 
@@ -229,6 +232,7 @@ class Supervisor:
         child.backoff_seconds = min(2 * child.backoff_seconds, MAX_BACKOFF_SECONDS)
         child.failures += 1
         child.start_due_at = time.monotonic() + pause_seconds
+        self._write_state()
         self.report(
             f"{child.spec.name} {_ending(status)}; starting it again in {pause_seconds:g} s "
             f"(log: {self._log_path(child.spec)})"

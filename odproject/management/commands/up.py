@@ -96,7 +96,6 @@ class Command(BaseCommand):
         for engine in engines:
             engine.prepare()
         environment = child_environment(data_dir, engines)
-        urls = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
         supervisor = Supervisor(
             specs=[
                 *(_engine_spec(engine) for engine in engines),
@@ -109,7 +108,9 @@ class Command(BaseCommand):
             state={
                 "port": address[1],
                 "url": url,
-                **{name.lower(): environment[name] for name in urls},
+                "database_url": environment["DATABASE_URL"],
+                "owner_url": environment["DATABASE_OWNER_URL"],
+                "redis_url": environment["REDIS_URL"],
             },
             on_ready=lambda: self._say(f"Serving on {url} (Ctrl-C stops everything)"),
         )
