@@ -244,9 +244,7 @@ class EmbeddedPostgres:
                 if not _exists(connection, "pg_roles", "rolname", role):
                     connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
             # The test runner makes a database of its own, as the owner.
-            connection.execute(
-                sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(OWNER_ROLE))
-            )
+            connection.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(OWNER_ROLE)))
             if not _exists(connection, "pg_database", "datname", DATABASE_NAME):
                 connection.execute(
                     sql.SQL("CREATE DATABASE {} OWNER {}").format(
@@ -483,8 +481,8 @@ def running_engines(
     cache = EmbeddedRedis(data_dir, fsync=fsync)
     children: list[tuple[Engine, subprocess.Popen[bytes]]] = []
     try:
-        for engine in (postgres, cache):
-            children.append((engine, _start(engine, data_dir)))
+        children.append((postgres, _start(postgres, data_dir)))
+        children.append((cache, _start(cache, data_dir)))
         for engine, child in children:
             _wait_ready(engine, child, data_dir, timeout_seconds=timeout_seconds)
         yield Engines(
@@ -506,9 +504,7 @@ def _start(engine: Engine, data_dir: Path) -> "subprocess.Popen[bytes]":
     engine.before_start()
     with (data_dir / f"{engine.name}.log").open("wb") as log:
         return subprocess.Popen(
-            launcher_argv(
-                engine.command(), die_signal=engine.die_signal, identity=engine.identity
-            ),
+            launcher_argv(engine.command(), die_signal=engine.die_signal, identity=engine.identity),
             env=engine.environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,

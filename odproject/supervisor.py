@@ -58,6 +58,7 @@ class ChildSpec:
     argv: Sequence[str]
     stage: int = 0
     env: Mapping[str, str] | None = None
+    cwd: Path | None = None
     identity: Identity = SAME_IDENTITY
     stop_signal: signal.Signals = signal.SIGTERM
     die_signal: signal.Signals = signal.SIGKILL
@@ -122,15 +123,15 @@ class Supervisor:
             for stage in sorted({spec.stage for spec in self.specs}):
                 if not self._start_stage(stage):
                     return 0
+            if self.on_ready is not None:
+                self.on_ready()
+            while not self._stop_requests:
+                self._pause(self._seconds_until_due())
+                self._start_due()
+                self._bound_logs()
         except (SupervisorError, EngineError) as error:
             self.report(str(error))
             return 1
-        if self.on_ready is not None:
-            self.on_ready()
-        while not self._stop_requests:
-            self._pause(self._seconds_until_due())
-            self._start_due()
-            self._bound_logs()
         return 0
 
     # -- starting
@@ -162,10 +163,13 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             output = None
             if not spec.to_terminal:
-                output = stack.enter_context(log_path.open("ab"))
+                # A step's log tells of its last run only.
+                mode = "wb" if spec.once else "ab"
+                output = stack.enter_context(log_path.open(mode))
             child.process = subprocess.Popen(
                 launcher_argv(spec.argv, die_signal=spec.die_signal, identity=spec.identity),
                 env=None if spec.env is None else dict(spec.env),
+                cwd=spec.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
@@ -191,7 +195,8 @@ class Supervisor:
         path = self._log_path(child.spec)
         lines = path.read_text(errors="replace").splitlines()[-20:] if path.exists() else []
         told = "\n".join(f"    {line}" for line in lines)
-        return f"{child.spec.name} does not start. The end of {path}:\n{told}"
+        verb = "failed" if child.spec.once else "does not start"
+        return f"{child.spec.name} {verb}. The end of {path}:\n{told}"
 
     # -- watching
 
@@ -227,6 +232,7 @@ class Supervisor:
         child.backoff_seconds = min(2 * child.backoff_seconds, MAX_BACKOFF_SECONDS)
         child.failures += 1
         child.start_due_at = time.monotonic() + pause_seconds
+        self._write_state()
         self.report(
             f"{child.spec.name} {_ending(status)}; starting it again in {pause_seconds:g} s "
             f"(log: {self._log_path(child.spec)})"

@@ -1,0 +1,529 @@
+"""Daphne as the server of the port: HTTP and websocket together, with limits.
+
+    python -m odproject.serve --fd 5 --fd 6          sockets inherited from the supervisor
+    python -m odproject.serve --bind 0.0.0.0:8080    sockets of its own, as in a container
+
+What is added to Daphne:
+
+- a request body stays in the file it was spooled to and reaches the application as that file
+  (`odproject.bridge`); Daphne would copy it into memory, and Twisted would parse it there too;
+- a body above a limit is refused with 413 while it streams in, before it fills the disk;
+- sending waits for the reader, and a reader without progress is cut off;
+- a websocket whose client sends faster than it is heard, or does not read, is closed;
+- a refusal is a problem document; no header names the server;
+- SIGTERM lets running requests finish.
+
+Environment: OD_MAX_REQUEST_BYTES (2 GiB) limits a body; OD_MAX_PARSED_BYTES (10 MiB) limits the
+kinds of body that the application reads into memory (JSON, urlencoded forms, text).
+"""
+# ruff: noqa: N802 - Twisted and Autobahn name the methods overridden here.
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+# Daphne comes before everything of Twisted: it installs the asyncio reactor.
+from daphne.server import Server as DaphneServer  # isort: skip
+from daphne.http_protocol import HTTPFactory, WebRequest
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.internet import defer, reactor
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+from twisted.logger import globalLogBeginner
+from twisted.web.http import HTTPChannel
+
+from odproject.bridge import SPOOLED_BODY, ASGIApplication, ClientDisconnectedError
+from odproject.core.process import die_with_parent
+from odproject.supervisor import SupervisorError, bind_sockets
+
+logger = logging.getLogger("odproject.serve")
+
+GIBIBYTE = 1024**3
+MEBIBYTE = 1024**2
+MULTIPART_OVERHEAD_BYTES = MEBIBYTE
+MAX_UPGRADE_BODY_BYTES = 0
+IDLE_TIMEOUT_SECONDS = 75
+STALLED_READER_SECONDS = 60.0
+LINGER_SECONDS = 10.0
+SHUTDOWN_GRACE_SECONDS = 8.0
+SEND_PIECE_BYTES = 64 * 1024
+MAX_WAITING_MESSAGES = 256
+WEBSOCKET_MESSAGE_BYTES = MEBIBYTE
+CLOSE_HANDSHAKE_SECONDS = 5
+_PARSED_TYPES = (b"application/x-www-form-urlencoded", b"application/json", b"text/")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server bears: sizes of bodies in bytes, patience with readers in seconds."""
+
+    max_request_bytes: int = 2 * GIBIBYTE
+    max_parsed_bytes: int = 10 * MEBIBYTE
+    stalled_reader_seconds: float = STALLED_READER_SECONDS
+
+    @classmethod
+    def from_environment(cls) -> "Limits":
+        """Return the limits that the environment sets, with the defaults for the rest."""
+        return cls(
+            max_request_bytes=int(os.environ.get("OD_MAX_REQUEST_BYTES") or 2 * GIBIBYTE),
+            max_parsed_bytes=int(os.environ.get("OD_MAX_PARSED_BYTES") or 10 * MEBIBYTE),
+            stalled_reader_seconds=float(
+                os.environ.get("OD_STALLED_READER_SECONDS") or STALLED_READER_SECONDS
+            ),
+        )
+
+    def body_limit_bytes(self, request: Any) -> int:
+        """Return how long the body of `request`, whose headers are read, may be."""
+        if request.requestHeaders.hasHeader(b"Upgrade"):
+            return MAX_UPGRADE_BODY_BYTES
+        kind = (request.getHeader(b"Content-Type") or b"").strip().lower()
+        if not kind or kind.startswith(_PARSED_TYPES) or b"+json" in kind:
+            return min(self.max_parsed_bytes, self.max_request_bytes)
+        return self.max_request_bytes + MULTIPART_OVERHEAD_BYTES
+
+
+def problem_document(status: int, code: str, name: str, detail: str) -> bytes:
+    """Return a refusal by the server itself as an RFC 9457 document (UTF-8 JSON).
+
+    `name` and `message` are there for the clients of the original API.
+    """
+    document = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "name": name,
+        "message": detail,
+    }
+    return json.dumps(document).encode()
+
+
+class Channel(HTTPChannel):
+    """One HTTP connection. It refuses bodies early and tells writers when to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.refused = False
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the server that this connection belongs to."""
+        limits: Limits = self.factory.server.limits
+        return limits
+
+    def allHeadersReceived(self) -> None:
+        """Refuse a body that is announced too long, instead of asking for it (100-continue)."""
+        request = self.requests[-1]
+        request.body_limit_bytes = self.limits.body_limit_bytes(request)
+        if self.length is not None and self.length > request.body_limit_bytes:
+            self.refuse_too_large(request.body_limit_bytes)
+            return
+        super().allHeadersReceived()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what the client sends; after a refusal it is thrown away."""
+        if not self.refused:
+            super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of the head; after a refusal it is thrown away."""
+        if not self.refused:
+            super().lineReceived(line)
+
+    def allContentReceived(self) -> None:
+        """Run the request, unless it was refused."""
+        if not self.refused:
+            super().allContentReceived()
+
+    def refuse_too_large(self, limit_bytes: int) -> None:
+        """Answer 413 while the body is still coming."""
+        self.refuse(
+            413,
+            "request_too_large",
+            "RequestTooLargeError",
+            f"The request's body is longer than the {limit_bytes} bytes allowed for its kind.",
+        )
+
+    def refuse(self, status: int, code: str, name: str, detail: str) -> None:
+        """Answer with a problem document and end the connection.
+
+        Our side is closed at once; the client's is still read and thrown away for a while,
+        because a reset would take the answer away from a client that is busy sending.
+        """
+        if self.refused:
+            return
+        self.refused = True
+        body = problem_document(status, code, name, detail)
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            "Content-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        for request in self.requests:
+            request.drop_body()
+        self.setTimeout(None)
+        self._networkProducer.unregisterProducer()
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.loseWriteConnection()
+        self.callLater(LINGER_SECONDS, self.transport.abortConnection)
+
+    def readConnectionLost(self) -> None:
+        """Close when the client has closed its side (with a refusal we have closed ours)."""
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing: only a refusal closes our side alone, and it then waits for the client."""
+
+    def pauseProducing(self) -> None:
+        """Note that the reader is behind."""
+        self.writable.clear()
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Note that the reader has caught up."""
+        self.writable.set()
+        super().resumeProducing()
+
+    def connectionLost(self, reason: Any) -> None:
+        """Wake up whoever waits for the reader."""
+        self.writable.set()
+        super().connectionLost(reason)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse(400, "bad_request", "BadRequestError", "The request is not valid HTTP.")
+
+
+class Request(WebRequest):
+    """An HTTP request whose body stays in the file it was spooled to."""
+
+    content: Any  # the file, once the head is read; None before, and after a refusal
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Twisted would read a posted form into memory to parse it.
+        super().__init__(*args, parsePOSTFormSubmission=False, **kwargs)
+        self.http_channel: Channel = self.channel
+        self.body_limit_bytes = 0
+        self.received_bytes = 0
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Add a piece to the body. A chunked body, which announces no length, ends here."""
+        if self.content is None:
+            return
+        self.received_bytes += len(data)
+        if self.received_bytes > self.body_limit_bytes:
+            self.http_channel.refuse_too_large(self.body_limit_bytes)
+            return
+        try:
+            self.content.write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.http_channel.refuse(
+                507, "storage_full", "StorageFullError", "The server has no room for this."
+            )
+
+    def drop_body(self) -> None:
+        """Free the disk that a refused body has taken."""
+        if self.content is not None:
+            with contextlib.suppress(OSError):
+                self.content.close()
+            self.content = None
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Run the request once its body is complete on the disk."""
+        try:
+            self.content.flush()
+        except OSError:
+            self.http_channel.refuse(
+                507, "storage_full", "StorageFullError", "The server has no room for this."
+            )
+            return
+        super().requestReceived(command, path, version)
+
+    def process(self) -> Any:
+        """Hand the request to the application."""
+        # It would let every client move the application to another path.
+        self.requestHeaders.removeHeader(b"Daphne-Root-Path")
+        return super().process()
+
+    def handle_exception(self, exception: BaseException) -> None:
+        """Answer for an application that failed."""
+        self.basic_error(500, b"Internal Server Error", "The server failed to answer this request")
+
+    def basic_error(self, status: int, status_text: bytes, body: str) -> None:
+        """Answer for the application, as a problem document."""
+        if self._response_started:
+            # An end that looks regular would pass half a body for a whole one.
+            if self.channel is not None:
+                self.http_channel.forceAbortClient()
+            return
+        name = status_text.decode("ascii").title().replace(" ", "").removesuffix("Error") + "Error"
+        code = status_text.decode("ascii").lower().replace(" ", "_")
+        document = problem_document(status, code, name, f"{body.rstrip('.')}.")
+        headers = [(b"Content-Type", b"application/problem+json")]
+        headers.append((b"Content-Length", str(len(document)).encode()))
+        self.handle_reply(
+            {"type": "http.response.start", "status": status, "headers": headers},
+        )
+        self.handle_reply({"type": "http.response.body", "body": document})
+
+
+class Socket(WebSocketProtocol):
+    """A websocket that is closed when its client sends faster than the application listens."""
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:  # noqa: N803
+        """Queue a message for the application."""
+        if self.application_queue.qsize() >= MAX_WAITING_MESSAGES:
+            self.muted = True
+            self.application_queue.put_nowait({"type": "websocket.disconnect", "code": 1008})
+            self.serverClose(code=1008)
+            return
+        super().onMessage(payload, isBinary)
+
+    def serverClose(self, code: int | None = None) -> None:
+        """Close with `code`. Autobahn's own way would refuse 1001 and 1008 to a server."""
+        self.sendCloseFrame(code=1000 if code is None else code)
+
+
+class SocketFactory(WebSocketFactory):
+    """Makes websocket connections."""
+
+    protocol = Socket
+
+
+class Factory(HTTPFactory):
+    """Makes HTTP connections."""
+
+    protocol = Channel
+
+    def __init__(self, server: "Server") -> None:
+        super().__init__(server)
+        self.timeOut = IDLE_TIMEOUT_SECONDS
+
+    def buildProtocol(self, addr: Any) -> Channel:
+        """Make a connection and remember it for the shutdown."""
+        channel: Channel = super().buildProtocol(addr)
+        channel.requestFactory = Request
+        return channel
+
+
+class Server(DaphneServer):
+    """Daphne with the limits of this module, over sockets that listen already."""
+
+    def __init__(
+        self, application: ASGIApplication, sockets: Sequence[socket.socket], limits: Limits
+    ) -> None:
+        super().__init__(
+            application,
+            endpoints=["inherited"],
+            server_name="",
+            websocket_max_message_size=WEBSOCKET_MESSAGE_BYTES,
+            websocket_max_frame_size=WEBSOCKET_MESSAGE_BYTES,
+        )
+        self.sockets = sockets
+        self.limits = limits
+        self.connections: dict[Any, dict[str, Any]] = {}
+        self.ports: list[Any] = []
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self.http_factory = Factory(self)
+        self.ws_factory = SocketFactory(self, server=None)
+        self.ws_factory.setProtocolOptions(
+            autoPingTimeout=self.ping_timeout,
+            allowNullOrigin=True,
+            openHandshakeTimeout=self.websocket_handshake_timeout,
+            maxMessagePayloadSize=self.websocket_max_message_size,
+            maxFramePayloadSize=self.websocket_max_frame_size,
+            # A client at fault is told so (1009 for a message too long) instead of cut off.
+            failByDrop=False,
+            closeHandshakeTimeout=CLOSE_HANDSHAKE_SECONDS,
+        )
+        globalLogBeginner.beginLoggingTo(
+            [_log_failures], redirectStandardIO=False, discardBuffer=True
+        )
+        reactor.callLater(1, self.application_checker)
+        reactor.callLater(2, self.timeout_checker)
+        for listener in self.sockets:
+            endpoint = AdoptedStreamServerEndpoint(reactor, listener.fileno(), listener.family)
+            endpoint.listen(self.http_factory).addCallbacks(self.ports.append, self.listen_error)
+        asyncio.set_event_loop(reactor._asyncioEventloop)
+        reactor.addSystemEventTrigger("before", "shutdown", self._finish_requests)
+        reactor.run()
+
+    def create_application(self, protocol: Any, scope: dict[str, Any]) -> Any:
+        """Start the application for one connection, with the request's body as a file."""
+        if scope["type"] == "http":
+            spooled, protocol.content = protocol.content, _EmptyBody()
+            scope["extensions"] = {SPOOLED_BODY: spooled}
+        queue = super().create_application(protocol, scope)
+        if queue is not None:
+            task = self.connections[protocol]["application_instance"]
+            task.add_done_callback(lambda done: self._application_ended(protocol, done))
+        return queue
+
+    def _application_ended(self, protocol: Any, task: "asyncio.Task[None]") -> None:
+        """Answer at once for an application that failed; Daphne looks once a second."""
+        if task.cancelled() or task.exception() is None:
+            return
+        state = self.connections.get(protocol, {})
+        state.pop("application_instance", None)
+        error = task.exception()
+        if isinstance(error, ClientDisconnectedError):
+            return
+        logger.error("The application failed: %s", error, exc_info=error)
+        if "disconnected" not in state:
+            protocol.handle_exception(error)
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        """Send what the application says, at the reader's pace.
+
+        Raises ClientDisconnectedError for an HTTP client that is gone.
+        """
+        body = message.get("body", b"") if message["type"] == "http.response.body" else b""
+        if body and protocol.method == b"HEAD":
+            # Daphne would send all of a body but its first piece.
+            body, message = b"", {**message, "body": b""}
+        last = memoryview(body)[-(len(body) % SEND_PIECE_BYTES or SEND_PIECE_BYTES) :]
+        for start in range(0, len(body) - len(last), SEND_PIECE_BYTES):
+            piece = body[start : start + SEND_PIECE_BYTES]
+            await self._send(protocol, {**message, "body": piece, "more_body": True})
+        await self._send(protocol, {**message, "body": bytes(last)} if body else message)
+
+    async def _send(self, protocol: Any, message: dict[str, Any]) -> None:
+        is_http = isinstance(protocol, Request)
+        state = self.connections.get(protocol)
+        if is_http and (state is None or "disconnected" in state):
+            raise ClientDisconnectedError("The client is gone.")
+        channel = protocol.http_channel if is_http else _channel_of(protocol)
+        await super().handle_reply(protocol, message)
+        if channel is None or channel.writable.is_set():
+            return
+        try:
+            async with asyncio.timeout(self.limits.stalled_reader_seconds):
+                await channel.writable.wait()
+        except TimeoutError:
+            channel.transport.abortConnection()
+            if is_http:
+                raise ClientDisconnectedError("The client reads nothing any more.") from None
+
+    def protocol_disconnected(self, protocol: Any) -> None:
+        """Note that a connection is gone and wake up whoever sends to it."""
+        super().protocol_disconnected(protocol)
+        channel = None if isinstance(protocol, Request) else _channel_of(protocol)
+        if channel is not None:
+            channel.writable.set()
+
+    def kill_all_applications(self) -> defer.Deferred[Any]:
+        """Cancel what still runs and wait for it."""
+        tasks = [
+            state["application_instance"]
+            for state in self.connections.values()
+            if "application_instance" in state
+        ]
+        for task in tasks:
+            task.cancel()
+        return defer.Deferred.fromFuture(
+            asyncio.ensure_future(asyncio.gather(*tasks, return_exceptions=True))
+        )
+
+    @defer.inlineCallbacks
+    def _finish_requests(self) -> Any:
+        """Accept nothing new, say good-bye to websockets and let running requests finish."""
+        for port in self.ports:
+            yield defer.maybeDeferred(port.stopListening)
+        for protocol in list(self.connections):
+            if isinstance(protocol, Socket) and protocol.state == Socket.STATE_OPEN:
+                protocol.serverClose(code=1001)
+        deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        while self._running_requests() and time.monotonic() < deadline:
+            pause = defer.Deferred[None]()
+            reactor.callLater(0.05, pause.callback, None)
+            yield pause
+        yield self.kill_all_applications()
+
+    def _running_requests(self) -> list[Any]:
+        return [
+            protocol
+            for protocol, state in self.connections.items()
+            if isinstance(protocol, Request) and "disconnected" not in state
+        ]
+
+
+class _EmptyBody:
+    """Stands in for a body that the application reads from its file."""
+
+    closed = False
+
+    def read(self, _size: int = -1) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        pass
+
+
+def _channel_of(protocol: Any) -> Channel | None:
+    """Return the HTTP connection that a websocket began as; it still watches the transport."""
+    producer = getattr(getattr(protocol, "transport", None), "producer", None)
+    return producer if isinstance(producer, Channel) else None
+
+
+def _log_failures(event: dict[str, Any]) -> None:
+    """Pass Twisted's failures on to the log; the rest of what it tells is noise."""
+    failure = event.get("log_failure")
+    if failure is not None:
+        logger.error("A connection failed: %s", failure.getTraceback())
+
+
+def _load_application(path: str) -> ASGIApplication:
+    module, _, attribute = path.partition(":")
+    application: ASGIApplication = getattr(importlib.import_module(module), attribute)
+    return application
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit status."""
+    parser = argparse.ArgumentParser(prog="odproject.serve")
+    parser.add_argument("--fd", type=int, action="append", default=[], metavar="N")
+    parser.add_argument("--bind", action="append", default=[], metavar="HOST:PORT")
+    parser.add_argument("--application", default="odproject.asgi:application")
+    options = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if options.fd:
+        die_with_parent(signal.SIGKILL)
+    sockets = [socket.socket(fileno=number) for number in options.fd]
+    try:
+        for address in options.bind:
+            host, _, port = address.rpartition(":")
+            sockets += bind_sockets(host.strip("[]"), int(port))
+    except SupervisorError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the one sentence for the terminal
+        return 1
+    application = _load_application(options.application)
+    Server(application, sockets, Limits.from_environment()).run()
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # A thread that is still inside a view must not keep a stopped server alive: its transaction
+    # is rolled back, which is what happens to it in any crash.
+    os._exit(status)
