@@ -6,6 +6,7 @@ registered, and its check of the size warns instead of refusing.
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -52,6 +53,17 @@ _DAMAGE = (
     Image.DecompressionBombError,
 )
 _ORIENTATION_TAG = 0x0112
+# What makes a picture upright that is stored in each of the orientations of EXIF 2.32, 4.6.4.
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TRANSPOSED = {5, 6, 7, 8}
 _SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
@@ -71,8 +83,9 @@ def probe_image(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> ImageFac
     image with several pictures (MPO, TIFF, APNG, animated WebP) only the first counts.
     """
     with _loaded(path, limits) as (image, image_format):
-        upright_size_wh = _upright(image).size
-    return ImageFacts(size_wh=upright_size_wh, format=image_format)
+        width, height = image.size
+        size_wh = (height, width) if _orientation(image) in _TRANSPOSED else (width, height)
+    return ImageFacts(size_wh=size_wh, format=image_format)
 
 
 def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
@@ -82,11 +95,8 @@ def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
     integers, floats) are stretched from their lowest to their highest. Raises MediaError as
     `probe_image` does.
     """
-    with _loaded(path, limits or DEFAULT_LIMITS) as (image, _):
-        try:
-            return _to_rgb(_upright(image))
-        except _DAMAGE as error:
-            raise _damaged() from error
+    with _loaded(path, limits or DEFAULT_LIMITS) as (image, _), _damage_refused():
+        return _to_rgb(_upright(image))
 
 
 @contextmanager
@@ -97,20 +107,27 @@ def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]
     if reader is None:
         raise unsupported_type("The file is no image.")
     with path.open("rb") as file:
-        try:
+        with _damage_refused():
             image = reader(file)
-        except _DAMAGE as error:
-            raise _damaged() from error
         _check_size(image.size, limits)
-        try:
+        with _damage_refused():
             image.load()
-        except _DAMAGE as error:
-            raise _damaged() from error
         yield image, sniffed.format
 
 
-def _damaged() -> Exception:
-    return corrupt_file("The image is damaged or incomplete: it cannot be decoded.")
+@contextmanager
+def _damage_refused() -> Iterator[None]:
+    """Turn what Pillow raises on damaged files into one refusal.
+
+    Pillow's warnings about odd metadata are silenced, so that a program that makes errors of
+    warnings accepts the same files as one that does not.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except _DAMAGE as error:
+        raise corrupt_file("The image is damaged or incomplete: it cannot be decoded.") from error
 
 
 def _check_size(size_wh: tuple[int, int], limits: MediaLimits) -> None:
@@ -124,15 +141,20 @@ def _check_size(size_wh: tuple[int, int], limits: MediaLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation (1 to 8); one that cannot be read leaves the image as it is."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; one that cannot be read or is out of range counts as 1."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        if orientation not in range(2, 9):
-            return image
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DAMAGE:
-        return image
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
+    return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,7 @@ own guess (which would accept playlists), and the file reaches it as a nameless 
 
 import errno
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,9 @@ _DEMUXERS = {
     "gif": "gif",
 }
 _READ_BUFFER_BYTES = 64 * 1024
-_DEFAULT_THREADS = 2
+# One number for everybody, not a parameter: how many frames of a damaged video decode depends on
+# it (measured with damaged H.264 and AV1), and the upload must bill what the pipeline will see.
+_DECODER_THREADS = 2
 _DEFAULT_RATE_FPS = 25.0
 _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
@@ -194,7 +196,6 @@ def iter_frames(
     first_frame_index: int = 0,
     max_frames: int | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
-    thread_count: int = _DEFAULT_THREADS,
 ) -> Iterator[VideoFrame]:
     """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
 
@@ -205,7 +206,7 @@ def iter_frames(
     opened, 415 for something that is no video, 422 for a video without pictures, with pictures
     above `limits.max_pixels` or without a decoder.
     """
-    with _opened(path, format, limits, thread_count) as video, closing(_decode(video)) as decoded:
+    with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
         painter = _Painter()
         given = 0
         if max_frames is not None and max_frames <= 0:
@@ -226,7 +227,6 @@ def count_frames(
     format: str | None = None,  # noqa: A002 - the word of `Sniffed.format`
     limits: MediaLimits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
-    thread_count: int = _DEFAULT_THREADS,
 ) -> VideoFacts:
     """Decode every frame, without turning it into RGB, and tell what was found.
 
@@ -234,27 +234,21 @@ def count_frames(
     container promises is not believed. Raises MediaError as `iter_frames` does, and 422 for a
     video without a single frame or with more than `limits.max_frames` (`limits.max_gif_frames`).
     """
-    with _opened(path, format, limits, thread_count) as video, closing(_decode(video)) as decoded:
+    with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
         max_frames = limits.max_gif_frames if video.format == "gif" else limits.max_frames
-        first: _Decoded | None = None
-        count, last_seconds, last_frame_seconds = 0, 0.0, video.frame_seconds
-        painter = _Painter()
-        for item in decoded:
-            count += 1
-            if count > max_frames:
+        # There is a first frame, or the decoding raises. One that cannot be painted is not billed.
+        first = last = next(decoded)
+        _Painter().paint(first)
+        for last in decoded:
+            if last.frame_index >= max_frames:
                 raise refused(
                     "too_many_frames", f"The video has more than {max_frames} frames, the limit."
                 )
-            if first is None:
-                first = item
-                painter.paint(item)  # A picture that cannot be shown must not be billed.
-            last_seconds = item.time_seconds
-            last_frame_seconds = _frame_seconds(item.frame) or video.frame_seconds
-            if on_progress is not None and count % _PROGRESS_EVERY_FRAMES == 0:
-                on_progress(count)
-        if first is None:
-            raise refused("no_frames", "Not a single frame of the video could be decoded.")
-        duration_seconds = last_seconds + last_frame_seconds
+            if on_progress is not None and last.frame_index % _PROGRESS_EVERY_FRAMES == 0:
+                on_progress(last.frame_index)
+        count = last.frame_index + 1
+        last_frame_seconds = _frame_seconds(last.frame) or video.frame_seconds
+        duration_seconds = last.time_seconds + last_frame_seconds
         return VideoFacts(
             size_wh=first.turn.size_wh(first.frame.width, first.frame.height),
             frame_count=count,
@@ -309,9 +303,7 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened(
-    path: Path, container_format: str | None, limits: MediaLimits, thread_count: int
-) -> Iterator[_OpenVideo]:
+def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> Iterator[_OpenVideo]:
     container_format = container_format or _sniffed_video_format(path)
     # av would otherwise wait for ever when it is told to read a file of another kind.
     demuxer = _DEMUXERS.get(container_format)
@@ -334,7 +326,7 @@ def _opened(
                 "The video is damaged or incomplete: it cannot be opened."
             ) from error
         with closing(container):
-            yield _prepare(container, container_format, limits, thread_count)
+            yield _prepare(container, container_format, limits)
 
 
 def _sniffed_video_format(path: Path) -> str:
@@ -349,9 +341,7 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> Any:
     raise PermissionError("A video may not refer to another file.")
 
 
-def _prepare(
-    container: InputContainer, container_format: str, limits: MediaLimits, thread_count: int
-) -> _OpenVideo:
+def _prepare(container: InputContainer, container_format: str, limits: MediaLimits) -> _OpenVideo:
     """Choose the stream, check its size before anything is decoded, and set up its decoder."""
     stream = _video_stream(container)
     context = stream.codec_context
@@ -360,7 +350,7 @@ def _prepare(
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     context.thread_type = "AUTO"
-    context.thread_count = thread_count
+    context.thread_count = _DECODER_THREADS
     context.options = {"max_pixels": str(limits.max_pixels)}
     rate_fps = _nominal_rate_fps(stream) or _DEFAULT_RATE_FPS
     return _OpenVideo(
@@ -394,17 +384,21 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode(video: _OpenVideo) -> Iterator[_Decoded]:
+def _decode(video: _OpenVideo) -> Generator[_Decoded, None, None]:
     """Every frame that decodes, in the order of showing; the one place where frames are made."""
     clock = _FrameClock(video.frame_seconds)
-    for frame_index, frame in enumerate(_raw_frames(video)):
-        _check_size(frame.width, frame.height, video.max_pixels)
-        yield _Decoded(frame_index, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
+    count = 0
+    with closing(_raw_frames(video)) as frames:
+        for frame in frames:
+            _check_size(frame.width, frame.height, video.max_pixels)
+            yield _Decoded(count, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
+            count += 1
+    if count == 0:
+        raise refused("no_frames", "Not a single frame of the video could be decoded.")
 
 
-def _raw_frames(video: _OpenVideo) -> Iterator[Any]:
-    packets = _packets(video)
-    with closing(packets):
+def _raw_frames(video: _OpenVideo) -> Generator[Any, None, None]:
+    with closing(_packets(video)) as packets:
         for packet in packets:
             try:
                 frames = video.stream.codec_context.decode(packet)
@@ -415,7 +409,7 @@ def _raw_frames(video: _OpenVideo) -> Iterator[Any]:
             yield from frames
 
 
-def _packets(video: _OpenVideo) -> Iterator[Any]:
+def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
     """The packets of the stream, and None at the end, which makes the decoder give up the rest."""
     packets = video.container.demux(video.stream)
     try:
