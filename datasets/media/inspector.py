@@ -90,7 +90,8 @@ class Inspector:
         try:
             self._send(child, path)
             answer = self._final_answer(child, on_progress)
-            answered = True
+            # A child that ran out of memory is ending; it must not meet the next file.
+            answered = "out_of_memory" not in answer
             return self._outcome(answer, path)
         except _ChildGoneError:
             raise self._crashed(child) from None
