@@ -15,8 +15,8 @@ class ChannelClosedError(Exception):
 class Channel(Generic[Item]):
     """Carries items in order from one thread to another, at most `capacity` at a time.
 
-    `finish` ends it after the items that wait, with the producer's error if there was one;
-    `abandon` drops what waits and makes the producer's `put` raise at once.
+    The producer ends it with `finish`, after the items that wait, or with `stop`, at once. The
+    consumer ends it with `abandon`, which makes the producer's `put` raise.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -42,6 +42,13 @@ class Channel(Generic[Item]):
             self._finished, self._error = True, error
             self._changed.notify_all()
 
+    def stop(self, error: BaseException) -> None:
+        """The producer gives up: what waits is dropped and `error` raised in the consumer."""
+        with self._changed:
+            self._items.clear()
+            self._finished, self._error = True, error
+            self._changed.notify_all()
+
     def abandon(self) -> None:
         """The consumer takes nothing any more."""
         with self._changed:
@@ -54,7 +61,7 @@ class Channel(Generic[Item]):
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._items or self._finished or self._abandoned  # type: ignore[func-returns-value]
+                    lambda: bool(self._items) or self._finished or self._abandoned
                 )
                 if not self._items:
                     if self._error is not None and not self._abandoned:

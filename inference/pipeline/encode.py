@@ -13,7 +13,7 @@ from typing import Any, Self
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import Colorspace, ColorRange
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image as PilImage
 
 from inference.pipeline.errors import DrawingError
@@ -22,7 +22,7 @@ from inference.pipeline.types import Image
 # The usual clock of video containers: fine enough for every frame rate, variable ones included.
 _TICKS_PER_SECOND = 90_000
 _KEYFRAME_EVERY_FRAMES = 60
-_LAST_FRAME_SECONDS = 0.04
+_NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
 _BT709 = 1  # the number of BT.709 in H.264's tables E-3, E-4 and E-5
 _LIMITED_RANGE = 1
 
@@ -66,8 +66,9 @@ class VideoWriter:
         self._preset = preset
         self._quality = quality
         self._last_tick = -1
-        # One frame is held back, because how long it is shown is known when the next one comes.
-        self._waiting: av.VideoFrame | None = None
+        self._last_duration_ticks = _TICKS_PER_SECOND // _NOMINAL_RATE_FPS
+        # One packet is held back, because the last one must be told how long it is shown.
+        self._held: av.Packet | None = None
 
     def __enter__(self) -> Self:
         self._container = av.open(
@@ -96,9 +97,10 @@ class VideoWriter:
         )
         frame.pts = max(round(time_seconds * _TICKS_PER_SECOND), self._last_tick + 1)
         frame.time_base = Fraction(1, _TICKS_PER_SECOND)
-        self._release(duration_ticks=frame.pts - self._last_tick)
+        if self._last_tick >= 0:
+            self._last_duration_ticks = frame.pts - self._last_tick
         self._last_tick = frame.pts
-        self._waiting = frame
+        self._mux(self._stream.encode(frame))
 
     def __exit__(
         self,
@@ -110,8 +112,11 @@ class VideoWriter:
             self._discard()
             return
         try:
-            self._release(duration_ticks=round(_LAST_FRAME_SECONDS * _TICKS_PER_SECOND))
-            self._container.mux(self._stream.encode(None))
+            self._mux(self._stream.encode(None))
+            if self._held is not None:
+                # The last frame is shown for as long as the one before it.
+                self._held.duration = self._last_duration_ticks
+                self._container.mux(self._held)
             self._container.close()
             self._partial.replace(self._path)
         except BaseException:
@@ -119,7 +124,7 @@ class VideoWriter:
             raise
 
     def _open_stream(self) -> Any:
-        stream: Any = self._container.add_stream("libx264", rate=_TICKS_PER_SECOND)
+        stream: Any = self._container.add_stream("libx264", rate=_NOMINAL_RATE_FPS)
         stream.width, stream.height = (side - side % 2 for side in self._size_wh)
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, _TICKS_PER_SECOND)
@@ -128,17 +133,19 @@ class VideoWriter:
         context.gop_size = _KEYFRAME_EVERY_FRAMES
         context.colorspace, context.color_range = _BT709, _LIMITED_RANGE
         context.color_primaries, context.color_trc = _BT709, _BT709
-        context.options = {"preset": self._preset, "crf": str(self._quality)}
+        # Without frames that refer to later ones, the order of coding is that of showing; with
+        # them and varying frame times, the container's duration comes out wrong.
+        context.options = {"preset": self._preset, "crf": str(self._quality), "bf": "0"}
         return stream
 
-    def _release(self, *, duration_ticks: int) -> None:
-        if self._waiting is not None:
-            self._waiting.duration = duration_ticks
-            self._container.mux(self._stream.encode(self._waiting))
-            self._waiting = None
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            if self._held is not None:
+                self._container.mux(self._held)
+            self._held = packet
 
     def _discard(self) -> None:
-        self._waiting = None
+        self._held = None
         with contextlib.suppress(Exception):  # the error under way is the one that matters
             self._container.close()
         self._partial.unlink(missing_ok=True)
@@ -151,7 +158,7 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     DrawingError (`image_format_unknown`, or `image_too_large` for what the format cannot hold).
     """
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
-    if chosen not in _IMAGE_FORMATS.values():
+    if chosen is None or chosen not in _IMAGE_FORMATS.values():
         raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
     with _whole_file(path) as partial:
         try:

@@ -187,11 +187,12 @@ class YoloDetector:
         inputs = np.empty((len(images), height, width, 3), np.uint8)
         for image, box, target in zip(images, boxes, inputs, strict=True):
             box.lay_into(image, target)
-        candidates = self._candidates(*self.run_network(inputs), (width, height))
-        return [
-            self._merged(*[part[candidates[0] == position] for part in candidates[1:]], box)
-            for position, box in enumerate(boxes)
-        ]
+        owners, *found = self._candidates(*self.run_network(inputs), (width, height))
+        results = []
+        for position, box in enumerate(boxes):
+            class_ids, confidences, boxes_xyxy = (part[owners == position] for part in found)
+            results.append(self._merged(class_ids, confidences, boxes_xyxy, box))
+        return results
 
     def _candidates(
         self, logits: torch.Tensor, distances: torch.Tensor, input_wh: tuple[int, int]

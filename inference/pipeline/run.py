@@ -176,7 +176,10 @@ class _Painter:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         # With an error under way the writer is told, so that it leaves no file behind.
-        self._channel.finish(_StoppedError() if kind is not None else None)
+        if kind is None:
+            self._channel.finish()
+        else:
+            self._channel.stop(_StoppedError())
         self._thread.join()
         if kind is None and self._error is not None:
             raise self._error
