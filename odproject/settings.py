@@ -179,6 +179,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 
 # -- users and tokens of authentication ----------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"
+# The e-mail address is unique whatever its case, by a constraint that this check does not see.
+SILENCED_SYSTEM_CHECKS = ["auth.E003"]
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
