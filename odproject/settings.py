@@ -244,7 +244,7 @@ WEIGHTS = {
     "YOLO8s_FSR": env("OD_WEIGHTS_YOLO8S_FSR", str(BASE_DIR / "inference/weights/YOLO8s_FSR.pt")),
     "YOLO8m_FSR": env("OD_WEIGHTS_YOLO8M_FSR", str(BASE_DIR / "inference/weights/YOLO8m_FSR.pt")),
 }
-NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 640)
+NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
 MAX_DETECTIONS_PER_FRAME = 500
@@ -268,5 +268,5 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
 }
