@@ -18,6 +18,8 @@ from odproject.celery import app as celery_app
 from odproject.engines import Engines, running_engines
 from odproject.settings import celery_url
 
+pytest_plugins = ["tests.service_fixtures"]
+
 TEST_DATABASE = "odproject_test"
 TEMPLATE_DATABASE = "odproject"
 
