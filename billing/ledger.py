@@ -28,6 +28,15 @@ class InsufficientTokensError(DomainError):
     code = "insufficient_tokens"
     title = "Insufficient tokens"
 
+    @classmethod
+    def of(cls, *, needed_hundredths: int, balance_hundredths: int) -> "InsufficientTokensError":
+        """The refusal with both amounts, as a sentence and as members of the document."""
+        needed, balance = tokens(needed_hundredths), tokens(balance_hundredths)
+        return cls(
+            f"{needed:g} tokens are needed, the balance is {balance:g}.",
+            members={"needed_tokens": needed, "balance_tokens": balance},
+        )
+
 
 class InvalidAmountError(DomainError):
     """The amount is not one that may be moved."""
@@ -82,12 +91,16 @@ def open_accounts(*, user: User) -> UserAccounts:
             destination=found[Account.Purpose.AVAILABLE],
             amount_hundredths=WELCOME_HUNDREDTHS,
         )
+        found = {a.purpose: a for a in Account.objects.filter(user=user)}
     return UserAccounts(found[Account.Purpose.AVAILABLE], found[Account.Purpose.HELD])
 
 
-def top_up(*, user: User, amount_hundredths: int, actor: User, reason: str, key: str) -> Transfer:
+def top_up(
+    *, user: User, amount_hundredths: int, actor: User, reason: str, key: str
+) -> tuple[Transfer, bool]:
     """Grant tokens to a user, recorded with the administrator's name.
 
+    Returns the transfer and whether it is new: the same key again moves nothing.
     Raises InvalidAmountError (400) unless 0 < amount <= 20000 tokens.
     """
     if not 0 < amount_hundredths <= TOP_UP_MAX_HUNDREDTHS:
@@ -105,13 +118,13 @@ def top_up(*, user: User, amount_hundredths: int, actor: User, reason: str, key:
         )
 
 
-def charge_upload(*, user: User, amount_hundredths: int, upload_id: int) -> Transfer | None:
+def charge_upload(*, user: User, amount_hundredths: int, upload_id: int) -> None:
     """Charge an upload; nothing to pay is no transfer. Raises InsufficientTokensError (402)."""
     with transaction.atomic():
         accounts = open_accounts(user=user)
         if not amount_hundredths:
-            return None
-        return _transfer(
+            return
+        _transfer(
             key=f"upload:{upload_id}",
             kind=Transfer.Kind.UPLOAD,
             source=accounts.available,
@@ -199,11 +212,12 @@ def _transfer(
     upload_id: int | None = None,
     actor: User | None = None,
     reason: str = "",
-) -> Transfer:
-    """Append a transfer and move its amount; the same key again returns the first transfer.
+) -> tuple[Transfer, bool]:
+    """Append a transfer and move its amount; returns it and whether it is new.
 
-    Raises InsufficientTokensError, and IdempotencyConflictError when the key was used for
-    another transfer.
+    The same key again returns the first transfer and moves nothing. Raises
+    InsufficientTokensError, and IdempotencyConflictError when the key was used for another
+    transfer.
     """
     try:
         # The insert comes first: a concurrent use of the same key waits here for this one's end.
@@ -228,12 +242,12 @@ def _transfer(
             raise IdempotencyConflictError(
                 f"The key {key} was used for another transfer."
             ) from None
-        return first
+        return first, False
     changes = [(source, -amount_hundredths), (destination, amount_hundredths)]
     for account, change_hundredths in sorted(changes, key=lambda change: change[0].pk):
         if account.user_id is not None:
             _change_balance(account, change_hundredths)
-    return transfer
+    return transfer, True
 
 
 def _change_balance(account: Account, change_hundredths: int) -> None:
@@ -244,7 +258,6 @@ def _change_balance(account: Account, change_hundredths: int) -> None:
     balance_hundredths = Account.objects.values_list("balance_hundredths", flat=True).get(
         pk=account.pk
     )
-    raise InsufficientTokensError(
-        f"{tokens(-change_hundredths):g} tokens are needed, "
-        f"the balance is {tokens(balance_hundredths or 0):g}."
+    raise InsufficientTokensError.of(
+        needed_hundredths=-change_hundredths, balance_hundredths=balance_hundredths or 0
     )

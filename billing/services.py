@@ -29,7 +29,7 @@ def require_administrator(*, actor: User) -> None:
 def top_up_tokens(
     *, actor: User, user: User, amount_tokens: Decimal, reason: str, key: str
 ) -> Transfer:
-    """Add tokens to a user's balance, on behalf of an administrator.
+    """Add tokens to a user's balance, on behalf of an administrator, once for each key.
 
     Raises AdministratorsOnlyError (403) and InvalidAmountError (400).
     """
@@ -39,12 +39,13 @@ def top_up_tokens(
     except ValueError as error:
         raise ledger.InvalidAmountError(str(error)) from error
     with transaction.atomic():
-        transfer = ledger.top_up(
+        transfer, is_new = ledger.top_up(
             user=user, amount_hundredths=amount_hundredths, actor=actor, reason=reason, key=key
         )
-        append_event(
-            user_id=user.pk,
-            kind="balance.topped_up",
-            payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
-        )
+        if is_new:
+            append_event(
+                user_id=user.pk,
+                kind="balance.topped_up",
+                payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
+            )
     return transfer

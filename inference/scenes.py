@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from inference.pipeline.detector import DEFAULT_IMAGE_SIZE
+
 Picture = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
@@ -27,7 +29,11 @@ _PARKING_METRES = 2.5
 _PAVEMENT_METRES = 2.6
 _SHADOW_METRES = 0.75
 _MARKING_METRES = 0.16
+_STOP_LINE_METRES = 0.4
+_MARKING_COLOUR = (204, 204, 198)
+_SKY_COLOUR = (206, 218, 234)
 _VISIBLE_SHARE = 0.5  # of a vehicle's box; what lies further outside the picture has no true box
+_GREATEST_OVERLAP = 0.1  # of two vehicles' boxes in a still scene
 _CAR_CLASS_ID = 0
 
 _BODY_COLOURS: tuple[Rgb, ...] = (
@@ -35,13 +41,13 @@ _BODY_COLOURS: tuple[Rgb, ...] = (
     (222, 224, 226),
     (186, 190, 194),
     (128, 132, 138),
-    (44, 46, 50),
-    (26, 27, 30),
+    (66, 68, 74),
+    (48, 50, 56),
     (158, 26, 30),
     (188, 42, 34),
-    (28, 58, 128),
+    (34, 68, 146),
     (52, 96, 168),
-    (30, 84, 62),
+    (42, 112, 84),
     (214, 196, 160),
 )
 _ROOF_COLOURS: tuple[Rgb, ...] = (
@@ -133,10 +139,11 @@ def draw_scene(
     size_wh: tuple[int, int] = (1280, 720),
     vehicle_count: int = 10,
     *,
-    input_size: int = 640,
+    input_size: int = DEFAULT_IMAGE_SIZE,
 ) -> Scene:
     """One street scene with exactly `vehicle_count` vehicles, all wholly inside the picture.
 
+    No two true boxes overlap by more than a tenth, so that each is a vehicle of its own.
     `input_size`: the longer side of the input of the network in pixels, into which the picture
     will be fitted. Raises ValueError when the picture has no room for so many vehicles.
     """
@@ -152,7 +159,7 @@ def draw_video_scene(
     vehicle_count: int = 10,
     *,
     frames_per_second: float = 25.0,
-    input_size: int = 640,
+    input_size: int = DEFAULT_IMAGE_SIZE,
 ) -> Iterator[Scene]:
     """Frames of one street on which the vehicles of the main road drive and the others stand.
 
@@ -235,21 +242,27 @@ def _place_vehicles(
     side: _Road,
     vehicle_count: int,
 ) -> tuple[_Vehicle, ...]:
-    slots = [*_slots(rng, main, side), *_slots(rng, side, main)]
+    slots = [*_slots(rng, main, side, drives=True), *_slots(rng, side, main, drives=False)]
     chosen: list[_Vehicle] = []
+    boxes = np.zeros((0, 4))
     for index in rng.permutation(len(slots)):
-        left, top, right, bottom = slots[index].box_xyxy
-        inside = min(left, top) >= 2 and right <= size_wh[0] - 2 and bottom <= size_wh[1] - 2
-        if inside and len(chosen) < vehicle_count:
+        if len(chosen) == vehicle_count:
+            break
+        box = np.array([slots[index].box_xyxy])
+        inside = box.min() >= 2 and (box[0, 2:] <= np.array(size_wh) - 2).all()
+        # Side by side on a slanted road, two vehicles can have nearly the same upright box.
+        if inside and not (_overlaps(box, boxes) > _GREATEST_OVERLAP).any():
             chosen.append(slots[index])
+            boxes = np.concatenate((boxes, box))
     if len(chosen) < vehicle_count:
         raise ValueError(f"a picture of this size has room for {len(chosen)} vehicles only")
     return tuple(chosen)
 
 
-def _slots(rng: np.random.Generator, road: _Road, other: _Road) -> Iterator[_Vehicle]:
+def _slots(
+    rng: np.random.Generator, road: _Road, other: _Road, *, drives: bool
+) -> Iterator[_Vehicle]:
     """Every place of a road where a vehicle may be; no two of them touch."""
-    is_main = road.lanes > 2 or road.centre != other.centre and road.angle < other.angle
     for lane in range(-1, road.lanes + 1):
         parked = lane in (-1, road.lanes)
         across = (lane + 0.5 - road.lanes / 2) * _LANE_METRES
@@ -268,10 +281,10 @@ def _slots(rng: np.random.Generator, road: _Road, other: _Road) -> Iterator[_Veh
                 length_metres=float(rng.uniform(4.0, 4.9)),
                 width_metres=float(rng.uniform(1.75, 1.95)),
                 colour=_BODY_COLOURS[rng.integers(len(_BODY_COLOURS))],
-                speed_metres_per_second=0.0 if parked or not is_main else speed,
+                speed_metres_per_second=0.0 if parked or not drives else speed,
             )
             along += float(rng.uniform(6.5, 9.5))
-            if not _near_crossing(vehicle, other, keep_clear=parked or not is_main):
+            if not _near_crossing(vehicle, other, keep_clear=parked or not drives):
                 yield vehicle
 
 
@@ -352,18 +365,26 @@ def _shade(colour: Rgb, factor: float) -> Rgb:
     return red, green, blue
 
 
+def _reflecting(colour: Rgb, share: float) -> Rgb:
+    """A painted surface that faces the sky shows some of it; black cars are never quite black."""
+    red, green, blue = (
+        round(part + (sky - part) * share) for part, sky in zip(colour, _SKY_COLOUR, strict=True)
+    )
+    return red, green, blue
+
+
 def _draw_vehicle(canvas: Picture, vehicle: _Vehicle, sun: tuple[float, float]) -> None:
     shift = np.array(sun) * _SHADOW_METRES * vehicle.road.pixels_per_metre
     _darken(canvas, [vehicle.to_pixels(_BODY) + shift], vehicle.road.pixels_per_metre * 0.12)
     glass: Rgb = (30, 36, 44)
     for shape, colour in (
         (_BODY, _shade(vehicle.colour, 0.9)),
-        (_BONNET, vehicle.colour),
+        (_BONNET, _reflecting(vehicle.colour, 0.06)),
         (_WINDSCREEN, glass),
         (_REAR_WINDOW, glass),
         (_SIDE_WINDOW, glass),
         (_SIDE_WINDOW * _MIRRORED, glass),
-        (_ROOF, _shade(vehicle.colour, 1.06)),
+        (_ROOF, _reflecting(vehicle.colour, 0.16)),
         (_LAMP, (240, 240, 224)),
         (_LAMP * _MIRRORED, (240, 240, 224)),
     ):
@@ -400,12 +421,17 @@ def _draw_ground(
     relief = 9 * _grain(rng, shape, metre * 6) + 5 * _grain(rng, shape, metre * 0.7)
     lawn = np.array([104, 122, 74]) + rng.uniform(-10, 10, 3)
     canvas = _textured(lawn, relief)
-    _draw_buildings(rng, canvas, main, side, sun)
+    roofs = _draw_buildings(rng, canvas, main, side, sun)
     for road in (side, main):
         reach, edge = road.reach_metres, road.half_width_metres
-        for half_width, colour in ((edge + _PAVEMENT_METRES, (158, 154, 148)), (edge + 0.15, (188, 186, 180))):
-            _fill(canvas, road.to_pixels(_rectangle(-reach, -half_width, reach, half_width)), colour)
-    asphalt = float(rng.uniform(84, 112))
+        for half_width, colour in (
+            (edge + _PAVEMENT_METRES, (158, 154, 148)),
+            (edge + 0.15, (188, 186, 180)),
+        ):
+            _fill(
+                canvas, road.to_pixels(_rectangle(-reach, -half_width, reach, half_width)), colour
+            )
+    asphalt = float(rng.uniform(112, 142))
     for road in (side, main):
         reach, edge = road.reach_metres, road.half_width_metres
         _fill(canvas, road.to_pixels(_rectangle(-reach, -edge, reach, edge)), (0, 0, 0))
@@ -417,7 +443,7 @@ def _draw_ground(
     canvas[black] = surface[black]
     _draw_markings(canvas, side, main)
     _draw_markings(canvas, main, side)
-    _draw_trees(rng, canvas, main, side, sun)
+    _draw_trees(rng, canvas, (main, side), roofs, sun)
     grit = 3 * _grain(rng, shape, 2.0)
     return np.clip(canvas + grit[..., None], 0, 255).astype(np.uint8)
 
@@ -436,7 +462,6 @@ def _textured(colour: npt.NDArray[np.float64], relief: npt.NDArray[np.float32]) 
 
 
 def _draw_markings(canvas: Picture, road: _Road, other: _Road) -> None:
-    white: Rgb = (214, 214, 208)
     half = _MARKING_METRES / 2
     clear_metres = other.half_width_metres + 1.2
     crossing = road.to_metres(other.centre)[0]
@@ -447,20 +472,25 @@ def _draw_markings(canvas: Picture, road: _Road, other: _Road) -> None:
         start = -road.reach_metres
         while start < road.reach_metres:
             end = min(start + dash, road.reach_metres)
-            for x1, x2 in ((start, min(end, crossing - clear_metres)),
-                           (max(start, crossing + clear_metres), end)):
+            for x1, x2 in (
+                (start, min(end, crossing - clear_metres)),
+                (max(start, crossing + clear_metres), end),
+            ):
                 if x2 > x1:
-                    _fill(canvas, road.to_pixels(_rectangle(x1, across - half, x2, across + half)), white)
+                    _fill(
+                        canvas,
+                        road.to_pixels(_rectangle(x1, across - half, x2, across + half)),
+                        _MARKING_COLOUR,
+                    )
             start += step
-    _draw_zebra(canvas, road, crossing + clear_metres + 0.8, white)
-    _draw_zebra(canvas, road, crossing - clear_metres - 3.6, white)
-
-
-def _draw_zebra(canvas: Picture, road: _Road, start: float, colour: Rgb) -> None:
-    across = -road.half_width_metres + 0.5
-    while across < road.half_width_metres - 0.5:
-        _fill(canvas, road.to_pixels(_rectangle(start, across, start + 2.8, across + 0.5)), colour)
-        across += 1.0
+    for across, along in (
+        (-road.half_width_metres, crossing + clear_metres),
+        (0.0, crossing - clear_metres - _STOP_LINE_METRES),
+    ):
+        stop_line = _rectangle(
+            along, across + 0.15, along + _STOP_LINE_METRES, across + road.half_width_metres - 0.15
+        )
+        _fill(canvas, road.to_pixels(stop_line), _MARKING_COLOUR)
 
 
 def _clearance_metres(point: Points, roads: tuple[_Road, ...]) -> float:
@@ -475,7 +505,9 @@ def _clearance_metres(point: Points, roads: tuple[_Road, ...]) -> float:
 
 def _draw_buildings(
     rng: np.random.Generator, canvas: Picture, main: _Road, side: _Road, sun: tuple[float, float]
-) -> None:
+) -> list[Points]:
+    """Rows of houses along the main road; returns the outlines of their roofs in pixels."""
+    roofs: list[Points] = []
     row_metres = 19.0
     for row in (-3, -2, -1, 1, 2, 3):
         across = math.copysign(
@@ -487,9 +519,11 @@ def _draw_buildings(
             corners = _rectangle(along, across - depth / 2, along + length, across + depth / 2)
             along += length + float(rng.uniform(4, 12))
             outline = main.to_pixels(corners)
-            if min(_clearance_metres(corner, (main, side)) for corner in outline) > 1.5:
-                if rng.random() < 0.85:
-                    _draw_building(rng, canvas, main, corners, sun)
+            clearance_metres = min(_clearance_metres(corner, (main, side)) for corner in outline)
+            if clearance_metres > 1.5 and rng.random() < 0.85:
+                _draw_building(rng, canvas, main, corners, sun)
+                roofs.append(outline)
+    return roofs
 
 
 def _draw_building(
@@ -517,20 +551,36 @@ def _draw_building(
     for course in np.arange(y1 + 0.8, y2, 0.8):  # rows of tiles
         tone = _shade(colour, 1.0 if course < middle else 0.76)
         _fill(canvas, road.to_pixels(_rectangle(x1, course, x2, course + 0.12)), tone)
-    _fill(canvas, road.to_pixels(_rectangle(x1, middle - 0.12, x2, middle + 0.12)), _shade(colour, 1.2))
+    _fill(
+        canvas,
+        road.to_pixels(_rectangle(x1, middle - 0.12, x2, middle + 0.12)),
+        _shade(colour, 1.2),
+    )
 
 
 def _draw_trees(
-    rng: np.random.Generator, canvas: Picture, main: _Road, side: _Road, sun: tuple[float, float]
+    rng: np.random.Generator,
+    canvas: Picture,
+    roads: tuple[_Road, ...],
+    roofs: list[Points],
+    sun: tuple[float, float],
 ) -> None:
     height, width = (side_pixels / _SUPERSAMPLING for side_pixels in canvas.shape[:2])
-    metre = main.pixels_per_metre
+    metre = roads[0].pixels_per_metre
     for _ in range(int(width * height / (metre * 11) ** 2)):
         point = rng.uniform((0, 0), (width, height))
         radius = float(rng.uniform(1.4, 3.2))
-        if _clearance_metres(point, (main, side)) < radius * 0.9:
+        if _clearance_metres(point, roads) < radius * 0.9 or _on_roof(point, roofs, radius * metre):
             continue
         _draw_tree(rng, canvas, point, radius * metre, sun)
+
+
+def _on_roof(point: Points, roofs: list[Points], radius_pixels: float) -> bool:
+    place = float(point[0]), float(point[1])
+    return any(
+        cv2.pointPolygonTest(roof.astype(np.float32), place, True) > -0.6 * radius_pixels
+        for roof in roofs
+    )
 
 
 def _draw_tree(
@@ -546,12 +596,17 @@ def _draw_tree(
         return centre + np.column_stack((np.cos(angles), np.sin(angles))) * wobble[:, None]
 
     towards_shadow = np.array(sun)
-    _darken(canvas, [disc(point + towards_shadow * radius_pixels * 0.7, radius_pixels)],
-            radius_pixels * 0.12)
+    _darken(
+        canvas,
+        [disc(point + towards_shadow * radius_pixels * 0.7, radius_pixels)],
+        radius_pixels * 0.12,
+    )
     green = np.array([58, 84, 44]) + rng.uniform(-12, 12, 3)
     for _ in range(16):
         offset = rng.normal(0, 0.38, 2) * radius_pixels
         # Leaves on the side of the sun are the brighter ones.
         light = 1.0 - 0.35 * float(offset @ towards_shadow) / radius_pixels
-        tone = _shade((int(green[0]), int(green[1]), int(green[2])), light * rng.uniform(0.85, 1.15))
+        tone = _shade(
+            (int(green[0]), int(green[1]), int(green[2])), light * rng.uniform(0.85, 1.15)
+        )
         _fill(canvas, disc(point + offset, radius_pixels * float(rng.uniform(0.3, 0.55))), tone)

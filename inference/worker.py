@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets.media.errors import MediaError
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import DatabaseError, close_old_connections, connection
 
+from datasets.media.errors import MediaError
 from datasets.models import MediaFile
 from inference import services
 from inference.models import FrameResult, WorkUnit
 from inference.pipeline.detector import Detector
+from inference.pipeline.errors import DrawingError
 from inference.pipeline.network import YoloDetector, load_detector
 from inference.pipeline.run import process_image, process_video
 from inference.pipeline.types import FrameDetections
@@ -125,7 +126,7 @@ def run_unit(
     except WorkerStoppingError:
         logger.info("Handing unit %s back", unit_id)
         services.hand_back_unit(claim=claim, counts_as_try=False)
-    except MediaError as error:
+    except (MediaError, DrawingError) as error:
         with contextlib.suppress(LeaseLostError):
             services.fail_unit(claim=claim, error_code=error.code, error=error.detail)
     except Exception:

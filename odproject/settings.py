@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import dj_database_url
+import django_stubs_ext
+
+django_stubs_ext.monkeypatch()  # ModelAdmin[User] and its like, at run time too
 
 
 def env(name: str, default: str = "") -> str:
@@ -124,6 +127,9 @@ DATABASES["default"]["OPTIONS"] = {
     **DATABASES["default"].get("OPTIONS", {}),
     "connect_timeout": 5,
     "application_name": "odproject",
+    # Nothing waits for ever: a lock that is not had in time is a 503, and whoever forgets an
+    # open transaction loses it.
+    "options": "-c lock_timeout=15s -c idle_in_transaction_session_timeout=120s",
 }
 
 
@@ -173,6 +179,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 
 # -- users and tokens of authentication ----------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"
+# The e-mail address is unique whatever its case, by a constraint that this check does not see.
+SILENCED_SYSTEM_CHECKS = ["auth.E003"]
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -236,7 +244,7 @@ WEIGHTS = {
     "YOLO8s_FSR": env("OD_WEIGHTS_YOLO8S_FSR", str(BASE_DIR / "inference/weights/YOLO8s_FSR.pt")),
     "YOLO8m_FSR": env("OD_WEIGHTS_YOLO8M_FSR", str(BASE_DIR / "inference/weights/YOLO8m_FSR.pt")),
 }
-NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 640)
+NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
 MAX_DETECTIONS_PER_FRAME = 500
@@ -260,5 +268,5 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
 }

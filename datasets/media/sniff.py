@@ -137,14 +137,24 @@ def _is_transport_stream(head: bytes) -> bool:
     return False
 
 
-def _archive(head: bytes) -> Sniffed | None:
+def archive_name(head: bytes) -> str | None:
+    """The kind of archive, supported or not, that begins with these bytes (300 are enough)."""
     # The second is a zip archive without any member, the third one that was made in parts.
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"):
-        return Sniffed("archive", "zip")
+        return "zip"
     for offset, magic, name in _OTHER_ARCHIVES:
         if head.startswith(magic, offset):
-            raise unsupported_type(f"{name} archives are not supported; please send a zip archive.")
+            return name
     return None
+
+
+def _archive(head: bytes) -> Sniffed | None:
+    name = archive_name(head)
+    if name is None:
+        return None
+    if name != "zip":
+        raise unsupported_type(f"{name} archives are not supported; please send a zip archive.")
+    return Sniffed("archive", "zip")
 
 
 def _refusal(head: bytes) -> MediaError:

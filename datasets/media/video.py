@@ -50,6 +50,10 @@ _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 _MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
+# av counts the padding of a picture as well, so its own limit must be wider than ours. It only
+# keeps a decoder from reserving absurd amounts of memory before a frame can be measured.
+_PADDING_FACTOR = 2
+_PADDING_PIXELS = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -247,14 +251,14 @@ def count_frames(
             if on_progress is not None and last.frame_index % _PROGRESS_EVERY_FRAMES == 0:
                 on_progress(last.frame_index)
         count = last.frame_index + 1
-        last_frame_seconds = _frame_seconds(last.frame) or video.frame_seconds
+        last_frame_seconds = _frame_seconds(last.frame, video.stream) or video.frame_seconds
         duration_seconds = last.time_seconds + last_frame_seconds
         return VideoFacts(
             size_wh=first.turn.size_wh(first.frame.width, first.frame.height),
             frame_count=count,
             duration_seconds=duration_seconds,
             average_rate_fps=_average_rate_fps(video.stream, count, duration_seconds),
-            codec=video.stream.codec_context.name,
+            codec=video.stream.codec_context.codec.canonical_name,
             container=video.format,
             rotation_degrees=first.turn.clockwise_degrees,
             has_audio=video.has_audio,
@@ -318,7 +322,7 @@ def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> It
                 buffer_size=_READ_BUFFER_BYTES,
                 metadata_errors="replace",
                 io_open=_refuse_to_open,
-                options={"max_pixels": str(limits.max_pixels)},
+                options=_decoder_options(limits),
             )
         except (av.FFmpegError, UnicodeError) as error:
             _raise_if_out_of_memory(error)
@@ -351,7 +355,7 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
             other.discard = av.stream.Discard.all
     context.thread_type = "AUTO"
     context.thread_count = _DECODER_THREADS
-    context.options = {"max_pixels": str(limits.max_pixels)}
+    context.options = _decoder_options(limits)
     rate_fps = _nominal_rate_fps(stream) or _DEFAULT_RATE_FPS
     return _OpenVideo(
         container=container,
@@ -361,6 +365,10 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
         frame_seconds=1.0 / rate_fps,
         has_audio=len(container.streams.audio) > 0,
     )
+
+
+def _decoder_options(limits: MediaLimits) -> dict[str, str]:
+    return {"max_pixels": str(_PADDING_FACTOR * limits.max_pixels + _PADDING_PIXELS)}
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -391,7 +399,8 @@ def _decode(video: _OpenVideo) -> Generator[_Decoded, None, None]:
     with closing(_raw_frames(video)) as frames:
         for frame in frames:
             _check_size(frame.width, frame.height, video.max_pixels)
-            yield _Decoded(count, clock.tell(_stamp_seconds(frame)), frame, _turn(frame))
+            time_seconds = clock.tell(_stamp_seconds(frame, video.stream))
+            yield _Decoded(count, time_seconds, frame, _turn(frame))
             count += 1
     if count == 0:
         raise refused("no_frames", "Not a single frame of the video could be decoded.")
@@ -428,15 +437,18 @@ def _raise_if_out_of_memory(error: Exception) -> None:
         raise MemoryError("There is not enough memory to decode the video.") from error
 
 
-def _stamp_seconds(frame: Any) -> float | None:
+def _stamp_seconds(frame: Any, stream: VideoStream) -> float | None:
+    """The frame's time stamp; the last frames, given up at the end, do not know their time base."""
     stamp = frame.pts if frame.pts is not None else frame.dts
-    return None if stamp is None or frame.time_base is None else float(stamp * frame.time_base)
+    time_base = frame.time_base or stream.time_base
+    return None if stamp is None or time_base is None else float(stamp * time_base)
 
 
-def _frame_seconds(frame: Any) -> float | None:
-    if not frame.duration or frame.time_base is None:
+def _frame_seconds(frame: Any, stream: VideoStream) -> float | None:
+    time_base = frame.time_base or stream.time_base
+    if not frame.duration or time_base is None:
         return None
-    seconds = float(frame.duration * frame.time_base)
+    seconds = float(frame.duration * time_base)
     return seconds if 0 < seconds <= _MAX_SANE_GAP_SECONDS else None
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from inference.pipeline.detector import DEFAULT_IOU, DEFAULT_MAX_DETECTIONS
+
 Indices = npt.NDArray[np.intp]
 
 # Candidates are compared in blocks: large enough that numpy's overhead vanishes, small enough
@@ -30,8 +32,8 @@ def merge(
     confidences: npt.NDArray[np.float32],
     boxes_xyxy: npt.NDArray[np.float32],
     *,
-    iou: float = 0.7,
-    max_detections: int = 500,
+    iou: float = DEFAULT_IOU,
+    max_detections: int = DEFAULT_MAX_DETECTIONS,
 ) -> Indices:
     """Indices of the boxes to keep, the most confident first, at most `max_detections`.
 

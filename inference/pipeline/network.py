@@ -23,6 +23,12 @@ import numpy.typing as npt
 import PIL.Image
 import torch
 
+from inference.pipeline.detector import (
+    DEFAULT_CONFIDENCE_FLOOR,
+    DEFAULT_IMAGE_SIZE,
+    DEFAULT_IOU,
+    DEFAULT_MAX_DETECTIONS,
+)
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.letterbox import STRIDE_PIXELS, Letterbox
 from inference.pipeline.merge import merge
@@ -30,7 +36,6 @@ from inference.pipeline.types import Detections, Image
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
-DEFAULT_IMAGE_SIZE = 640
 _MAX_CANDIDATES = 30_000  # per image, as in Ultralytics
 _BATCH_SIZE_CPU = 4
 _BATCH_SIZE_CUDA = 32
@@ -39,9 +44,9 @@ _BATCH_SIZE_CUDA = 32
 def load_detector(
     weights: Path,
     *,
-    confidence_floor: float = 0.05,
-    iou: float = 0.7,
-    max_detections: int = 500,
+    confidence_floor: float = DEFAULT_CONFIDENCE_FLOOR,
+    iou: float = DEFAULT_IOU,
+    max_detections: int = DEFAULT_MAX_DETECTIONS,
     image_size: int = DEFAULT_IMAGE_SIZE,
     device: str | None = None,
     precision: Precision = "auto",
@@ -121,7 +126,9 @@ class YoloDetector:
         memory does not suffice, the batch is halved, and stays so for the calls to come; raises
         PipelineError (`out_of_memory`) when it does not suffice for one image.
         """
-        boxes = [Letterbox.fit((image.shape[1], image.shape[0]), self.image_size) for image in images]
+        boxes = [
+            Letterbox.fit((image.shape[1], image.shape[0]), self.image_size) for image in images
+        ]
         groups: dict[tuple[int, int], list[int]] = {}
         for position, box in enumerate(boxes):
             groups.setdefault(box.input_wh, []).append(position)
@@ -131,7 +138,9 @@ class YoloDetector:
             while start < len(positions):
                 part = positions[start : start + self.preferred_batch_size]
                 try:
-                    results = self._detect_alike([images[i] for i in part], [boxes[i] for i in part])
+                    results = self._detect_alike(
+                        [images[i] for i in part], [boxes[i] for i in part]
+                    )
                 except torch.OutOfMemoryError as error:
                     self._shrink_batch(len(part), error)
                     continue
@@ -178,11 +187,12 @@ class YoloDetector:
         inputs = np.empty((len(images), height, width, 3), np.uint8)
         for image, box, target in zip(images, boxes, inputs, strict=True):
             box.lay_into(image, target)
-        candidates = self._candidates(*self.run_network(inputs), (width, height))
-        return [
-            self._merged(*[part[candidates[0] == position] for part in candidates[1:]], box)
-            for position, box in enumerate(boxes)
-        ]
+        owners, *found = self._candidates(*self.run_network(inputs), (width, height))
+        results = []
+        for position, box in enumerate(boxes):
+            class_ids, confidences, boxes_xyxy = (part[owners == position] for part in found)
+            results.append(self._merged(class_ids, confidences, boxes_xyxy, box))
+        return results
 
     def _candidates(
         self, logits: torch.Tensor, distances: torch.Tensor, input_wh: tuple[int, int]
@@ -215,7 +225,11 @@ class YoloDetector:
     ) -> Detections:
         if len(confidences) > _MAX_CANDIDATES:
             best = np.argpartition(-confidences, _MAX_CANDIDATES)[:_MAX_CANDIDATES]
-            class_ids, confidences, boxes_xyxy = class_ids[best], confidences[best], boxes_xyxy[best]
+            class_ids, confidences, boxes_xyxy = (
+                class_ids[best],
+                confidences[best],
+                boxes_xyxy[best],
+            )
         keep = merge(
             class_ids, confidences, boxes_xyxy, iou=self._iou, max_detections=self._max_detections
         )

@@ -37,7 +37,11 @@ class Detections:
     boxes_xyxy: npt.NDArray[np.float32] = field(default_factory=_no_boxes)
 
     def __post_init__(self) -> None:
-        expected = (("class_ids", np.int16), ("confidences", np.float32), ("boxes_xyxy", np.float32))
+        expected = (
+            ("class_ids", np.int16),
+            ("confidences", np.float32),
+            ("boxes_xyxy", np.float32),
+        )
         for name, dtype in expected:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype:

@@ -85,7 +85,7 @@ def problem(
 
 def domain_problem(error: DomainError) -> dict[str, Any]:
     """The problem document of a refusal by one of our services."""
-    return problem(
+    document = problem(
         status=error.status,
         code=error.code,
         title=error.title,
@@ -93,6 +93,7 @@ def domain_problem(error: DomainError) -> dict[str, Any]:
         detail=error.detail,
         errors=error.errors,
     )
+    return {**error.members, **document}
 
 
 def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str, Any]:

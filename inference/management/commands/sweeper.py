@@ -9,9 +9,9 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
-from odproject.core.process import die_with_parent
 
 from inference.services import sweep
+from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
 

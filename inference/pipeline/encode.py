@@ -1,0 +1,184 @@
+"""Writes annotated files: H.264 in MP4, which every browser plays, and images."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image as PilImage
+
+from inference.pipeline.errors import DrawingError
+from inference.pipeline.types import Image
+
+# The usual clock of video containers: fine enough for every frame rate, variable ones included.
+_TICKS_PER_SECOND = 90_000
+_KEYFRAME_EVERY_FRAMES = 60
+_NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
+_BT709 = 1  # the number of BT.709 in H.264's tables E-3, E-4 and E-5
+_LIMITED_RANGE = 1
+
+_IMAGE_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+_IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 92, "optimize": False},
+    "WEBP": {"quality": 90, "method": 2},
+    "PNG": {"compress_level": 3},
+    "TIFF": {"compression": "tiff_deflate"},
+}
+
+
+class VideoWriter:
+    """Encodes frames one by one in constant memory; use it as a context manager.
+
+    The file appears under its name only when the block ends well; on an exception nothing is
+    left. Frames keep their own times. A size that is odd loses its last row or column, because
+    the colours of H.264 come in blocks of two by two. Sound is left out.
+    """
+
+    def __init__(
+        self, path: Path, size_wh: tuple[int, int], *, preset: str = "veryfast", quality: int = 23
+    ) -> None:
+        """`size_wh` of the frames in pixels; `quality` is x264's rate factor, lower is better.
+
+        Raises DrawingError (`video_too_small`) for a side below 2 pixels.
+        """
+        if min(size_wh) < 2:
+            raise DrawingError("video_too_small", "A video needs at least 2 x 2 pixels.")
+        self._path = path
+        self._partial = _partial_path(path)
+        self._size_wh = size_wh
+        self._preset = preset
+        self._quality = quality
+        self._last_tick = -1
+        self._last_duration_ticks = _TICKS_PER_SECOND // _NOMINAL_RATE_FPS
+        # One packet is held back, because the last one must be told how long it is shown.
+        self._held: av.Packet | None = None
+
+    def __enter__(self) -> Self:
+        self._container = av.open(
+            str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+        )
+        try:
+            self._stream = self._open_stream()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def write(self, image_rgb: Image, time_seconds: float) -> None:
+        """Appends a frame shown from `time_seconds` on; times that do not grow are nudged on.
+
+        `image_rgb` uint8 (h, w, 3); one of another size is fitted into the video's.
+        """
+        if (image_rgb.shape[1], image_rgb.shape[0]) != self._size_wh:
+            image_rgb = cv2.resize(image_rgb, self._size_wh, interpolation=cv2.INTER_AREA)
+        even_rgb = image_rgb[: self._stream.height, : self._stream.width]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even_rgb), format="rgb24")
+        frame = frame.reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts = max(round(time_seconds * _TICKS_PER_SECOND), self._last_tick + 1)
+        frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+        if self._last_tick >= 0:
+            self._last_duration_ticks = frame.pts - self._last_tick
+        self._last_tick = frame.pts
+        self._mux(self._stream.encode(frame))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._mux(self._stream.encode(None))
+            if self._held is not None:
+                # The last frame is shown for as long as the one before it.
+                self._held.duration = self._last_duration_ticks
+                self._container.mux(self._held)
+            self._container.close()
+            self._partial.replace(self._path)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _open_stream(self) -> Any:
+        stream: Any = self._container.add_stream("libx264", rate=_NOMINAL_RATE_FPS)
+        stream.width, stream.height = (side - side % 2 for side in self._size_wh)
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, _TICKS_PER_SECOND)
+        context = stream.codec_context
+        context.time_base = Fraction(1, _TICKS_PER_SECOND)
+        context.gop_size = _KEYFRAME_EVERY_FRAMES
+        context.colorspace, context.color_range = _BT709, _LIMITED_RANGE
+        context.color_primaries, context.color_trc = _BT709, _BT709
+        # Without frames that refer to later ones, the order of coding is that of showing; with
+        # them and varying frame times, the container's duration comes out wrong.
+        context.options = {"preset": self._preset, "crf": str(self._quality), "bf": "0"}
+        return stream
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            if self._held is not None:
+                self._container.mux(self._held)
+            self._held = packet
+
+    def _discard(self) -> None:
+        self._held = None
+        with contextlib.suppress(Exception):  # the error under way is the one that matters
+            self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None:  # noqa: A002
+    """Writes an image; the file appears under its name only when it is whole.
+
+    `format`: JPEG, PNG, WEBP, BMP or TIFF; by default what the name ends with. Raises
+    DrawingError (`image_format_unknown`, or `image_too_large` for what the format cannot hold).
+    """
+    chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
+    if chosen is None or chosen not in _IMAGE_FORMATS.values():
+        raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
+    with _whole_file(path) as partial:
+        try:
+            PilImage.fromarray(image_rgb).save(
+                partial, format=chosen, **_IMAGE_OPTIONS.get(chosen, {})
+            )
+        except ValueError as error:
+            raise DrawingError("image_too_large", f"{chosen} cannot hold this image.") from error
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    partial = _partial_path(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial_path(path: Path) -> Path:
+    # The process id keeps two workers that redo the same piece of work apart.
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

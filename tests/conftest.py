@@ -1,0 +1,82 @@
+"""Real engines for every test: PostgreSQL and Redis from wheels, in a folder thrown away after.
+
+Tests of the service's own code use `db` (rolled back) or `committed_db` (committed, then the
+database is made anew from a template, so no trigger is ever disabled to clean up).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dj_database_url
+import psycopg
+import pytest
+from django.conf import settings as django_settings
+from django.core.management import call_command
+from django.db import connections
+
+from odproject.celery import app as celery_app
+from odproject.engines import Engines, running_engines
+from odproject.settings import celery_url
+
+pytest_plugins = ["tests.service_fixtures"]
+
+TEST_DATABASE = "odproject_test"
+TEMPLATE_DATABASE = "odproject"
+
+
+def _point_django_at(url: str, *, database: str = "") -> None:
+    """Have the default connection use another database from now on."""
+    connections.close_all()
+    parsed = dj_database_url.parse(url)
+    where = {key: parsed[key] for key in ("HOST", "PORT", "USER", "PASSWORD", "NAME")}
+    where["NAME"] = database or where["NAME"]
+    connections.settings["default"].update(where)
+    connections["default"].settings_dict.update(where)
+
+
+def _renew_test_database(superuser_url: str) -> None:
+    connections.close_all()
+    with psycopg.connect(superuser_url, autocommit=True, dbname="postgres") as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {TEST_DATABASE} WITH (FORCE)")
+        connection.execute(
+            f"CREATE DATABASE {TEST_DATABASE} TEMPLATE {TEMPLATE_DATABASE} "
+            "OWNER od_owner STRATEGY FILE_COPY"
+        )
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """PostgreSQL and Redis, started once for the whole run."""
+    with running_engines(tmp_path_factory.mktemp("engines"), fsync=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(engines: Engines, django_db_blocker) -> Iterator[None]:
+    """Migrate a template as the owner, then work on a copy as the application's role."""
+    with django_db_blocker.unblock():
+        _point_django_at(engines.owner_url)
+        call_command("migrate", verbosity=0)
+        _renew_test_database(engines.superuser_url)
+        _point_django_at(engines.database_url, database=TEST_DATABASE)
+        django_settings.REDIS_URL = engines.redis_url
+        layer = django_settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"][0]
+        layer["address"] = engines.redis_url
+        celery_app.conf.broker_url = celery_url(engines.redis_url)
+        yield
+        connections.close_all()
+
+
+@pytest.fixture
+def committed_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterator[None]:
+    """A database in which the test really commits, from as many threads as it likes."""
+    with django_db_blocker.unblock():
+        yield
+        _renew_test_database(engines.superuser_url)
+
+
+@pytest.fixture(autouse=True)
+def media_root(settings, tmp_path: Path) -> Path:
+    """Every test stores media in a folder of its own."""
+    settings.MEDIA_ROOT = tmp_path / "media"
+    return settings.MEDIA_ROOT

@@ -1,0 +1,57 @@
+"""Users, datasets and jobs for tests, made by the services that make them for people."""
+
+import itertools
+from pathlib import Path
+
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+
+from accounts.models import User
+from accounts.services import register_user
+from datasets.models import Dataset, MediaFile, Upload
+from datasets.services import create_dataset
+
+PASSWORD = "correct horse battery"
+_numbers = itertools.count(1)
+
+
+def make_user(email: str = "", *, staff: bool = False) -> User:
+    """A registered user; `staff` makes an administrator."""
+    email = email or f"user{next(_numbers)}@example.org"
+    user = register_user(email=email, password=PASSWORD, confirm_password=PASSWORD)
+    if staff:
+        User.objects.filter(pk=user.pk).update(is_staff=True)
+        user.refresh_from_db()
+    return user
+
+
+def make_dataset(user: User, name: str = "street") -> Dataset:
+    """An empty dataset."""
+    return create_dataset(user=user, name=name, tags=[])
+
+
+def add_media_file(
+    dataset: Dataset,
+    *,
+    name: str = "a.jpg",
+    content: bytes | Path = b"",
+    media_type: str = "image",
+    frame_count: int = 1,
+    image_format: str = "jpeg",
+) -> MediaFile:
+    """A media file whose upload was paid for elsewhere."""
+    data = content.read_bytes() if isinstance(content, Path) else content
+    stored = default_storage.save(f"uploads/test.{image_format}", ContentFile(data))
+    return MediaFile.objects.create(
+        dataset=dataset,
+        upload=Upload.objects.create(dataset=dataset, file_name=name),
+        name=name,
+        content=stored,
+        media_type=media_type,
+        format=image_format,
+        size_bytes=len(data),
+        width=640,
+        height=480,
+        frame_count=frame_count,
+        cost_hundredths=0,
+    )

@@ -1,0 +1,58 @@
+"""What the tests of the pipeline share: the real detector, loaded once, and a fake one."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from datasets.media.video import VideoFrame
+from inference.pipeline.network import YoloDetector, load_detector
+from inference.pipeline.types import Detections
+
+REPOSITORY = Path(__file__).parent.parent
+WEIGHTS = REPOSITORY / "inference" / "weights" / "YOLO8s_FSR.pt"
+
+
+@cache
+def real_detector() -> YoloDetector:
+    """The committed weights at the default settings, in full precision on the CPU."""
+    return load_detector(WEIGHTS, device="cpu", precision="fp32")
+
+
+def shared_data() -> Path | None:
+    """The development data beside the repository, if this machine has them."""
+    folder = Path(os.environ.get("OD_SHARED_DIR", REPOSITORY.parent / "shared")) / "data"
+    return folder if folder.is_dir() else None
+
+
+class FakeDetector:
+    """Finds one car in every image, at the image's top left pixel value."""
+
+    class_names = ("car", "truck")
+    preferred_batch_size = 4
+
+    def __init__(self, on_detect: Callable[[], None] = lambda: None) -> None:
+        self.batch_lengths: list[int] = []
+        self._on_detect = on_detect
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        self.batch_lengths.append(len(images))
+        self._on_detect()
+        return [one_car(float(image[0, 0, 0]) / 255) for image in images]
+
+
+def one_car(confidence: float = 0.9) -> Detections:
+    return Detections(
+        np.array([0], np.int16),
+        np.array([confidence], np.float32),
+        np.array([[4, 6, 20, 16]], np.float32),
+    )
+
+
+def grey_frames(count: int, size_wh: tuple[int, int] = (64, 48)) -> Iterator[VideoFrame]:
+    """Frames at 25 a second whose grey tells their number."""
+    for index in range(count):
+        image = np.full((size_wh[1], size_wh[0], 3), 40 + index % 200, np.uint8)
+        yield VideoFrame(index, index / 25, image)

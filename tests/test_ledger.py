@@ -1,0 +1,162 @@
+"""Tokens: what moves, what is refused, and what nobody can change afterwards."""
+
+from decimal import Decimal
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import DatabaseError, IntegrityError, connection, transaction
+
+from accounts.models import Event
+from billing import ledger
+from billing.models import Account, Hold, Transfer
+from billing.selectors import balance_hundredths, ledger_breaches
+from billing.services import AdministratorsOnlyError, top_up_tokens
+from tests.factories import make_user
+
+pytestmark = pytest.mark.django_db
+
+
+def _held(user):
+    return Account.objects.get(user=user, purpose="held").balance_hundredths
+
+
+def _kinds():
+    return list(Transfer.objects.order_by("pk").values_list("kind", "amount_hundredths"))
+
+
+def test_first_use_opens_the_accounts_with_a_thousand_tokens_once():
+    user = make_user()
+    assert not Account.objects.filter(user=user).exists()
+    assert balance_hundredths(user=user) == 100_000
+    assert balance_hundredths(user=user) == 100_000
+    assert _kinds() == [("welcome", 100_000)]
+
+
+def test_hold_sets_tokens_aside_and_settlement_captures_a_part():
+    user = make_user()
+    hold = ledger.place_hold(user=user, amount_hundredths=1_000, job_id=7)
+    assert (balance_hundredths(user=user), _held(user)) == (99_000, 1_000)
+
+    settled = ledger.settle_hold(hold_id=hold.pk, captured_hundredths=400, job_id=7)
+
+    assert (balance_hundredths(user=user), _held(user)) == (99_600, 0)
+    assert (settled.state, settled.captured_hundredths) == (Hold.State.SETTLED, 400)
+    assert _kinds()[1:] == [("hold", 1_000), ("release", 600), ("capture", 400)]
+    assert ledger_breaches() == []
+
+
+def test_hold_above_the_balance_is_refused_and_changes_nothing():
+    user = make_user()
+    with pytest.raises(ledger.InsufficientTokensError) as refusal:
+        ledger.place_hold(user=user, amount_hundredths=100_001, job_id=7)
+    assert refusal.value.status == 402
+    assert refusal.value.detail == "1000.01 tokens are needed, the balance is 1000."
+    assert not Hold.objects.exists()
+    assert balance_hundredths(user=user) == 100_000
+
+
+def test_second_settlement_is_refused_and_moves_nothing():
+    user = make_user()
+    hold = ledger.place_hold(user=user, amount_hundredths=500, job_id=7)
+    ledger.settle_hold(hold_id=hold.pk, captured_hundredths=500, job_id=7)
+    with pytest.raises(ledger.HoldSettledError):
+        ledger.settle_hold(hold_id=hold.pk, captured_hundredths=0, job_id=7)
+    assert balance_hundredths(user=user) == 99_500
+    assert len(_kinds()) == 3
+
+
+@pytest.mark.parametrize("captured_hundredths", [-1, 501])
+def test_capture_outside_the_hold_is_refused(captured_hundredths):
+    user = make_user()
+    hold = ledger.place_hold(user=user, amount_hundredths=500, job_id=7)
+    with pytest.raises(ledger.InvalidAmountError):
+        ledger.settle_hold(hold_id=hold.pk, captured_hundredths=captured_hundredths, job_id=7)
+    hold.refresh_from_db()
+    assert hold.state == Hold.State.OPEN
+    assert _held(user) == 500
+
+
+def test_free_job_is_held_and_settled_without_a_transfer():
+    user = make_user()
+    hold = ledger.place_hold(user=user, amount_hundredths=0, job_id=7)
+    ledger.settle_hold(hold_id=hold.pk, captured_hundredths=0, job_id=7)
+    assert _kinds() == [("welcome", 100_000)]
+
+
+def test_same_idempotency_key_has_one_effect():
+    user, admin = make_user(), make_user(staff=True)
+    for _ in range(3):
+        ledger.top_up(user=user, amount_hundredths=500, actor=admin, reason="", key="once")
+    assert balance_hundredths(user=user) == 100_500
+    with pytest.raises(ledger.IdempotencyConflictError):
+        ledger.top_up(user=user, amount_hundredths=501, actor=admin, reason="", key="once")
+    assert balance_hundredths(user=user) == 100_500
+
+
+def test_top_up_names_the_administrator_and_the_reason_and_tells_the_user():
+    user, admin = make_user(), make_user(staff=True)
+    top_up_tokens(actor=admin, user=user, amount_tokens=Decimal("2.25"), reason="gift", key="k")
+    transfer = Transfer.objects.get(kind="top_up")
+    assert (transfer.actor, transfer.reason, transfer.amount_hundredths) == (admin, "gift", 225)
+    event = Event.objects.get(user=user)
+    assert (event.seq, event.kind) == (1, "balance.topped_up")
+    assert event.payload == {"amount_tokens": 2.25, "reason": "gift"}
+
+
+def test_top_up_repeated_under_its_key_is_told_once():
+    user, admin = make_user(), make_user(staff=True)
+    for _ in range(2):
+        top_up_tokens(actor=admin, user=user, amount_tokens=Decimal(5), reason="", key="k")
+    assert Event.objects.filter(user=user).count() == 1
+
+
+def test_top_up_by_a_user_is_refused():
+    user = make_user()
+    with pytest.raises(AdministratorsOnlyError):
+        top_up_tokens(actor=user, user=user, amount_tokens=Decimal(5), reason="", key="k")
+    assert not Transfer.objects.filter(kind="top_up").exists()
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "0.001", "20000.01", "NaN", "Infinity"])
+def test_top_up_of_an_impossible_amount_is_refused(amount):
+    user, admin = make_user(), make_user(staff=True)
+    with pytest.raises(ledger.InvalidAmountError):
+        top_up_tokens(actor=admin, user=user, amount_tokens=Decimal(amount), reason="", key="k")
+    assert not Transfer.objects.filter(kind="top_up").exists()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE billing_transfer SET amount_hundredths = 1",
+        "DELETE FROM billing_transfer",
+        "TRUNCATE billing_transfer",
+        "ALTER TABLE billing_transfer DISABLE TRIGGER ALL",
+        "DROP TRIGGER transfers_are_never_changed ON billing_transfer",
+        "SET session_replication_role = replica",
+    ],
+)
+def test_application_cannot_change_what_was_transferred(statement):
+    balance_hundredths(user=make_user())
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(statement)
+    assert _kinds() == [("welcome", 100_000)]
+
+
+def test_database_itself_refuses_a_negative_balance():
+    user = make_user()
+    balance_hundredths(user=user)
+    with pytest.raises(IntegrityError, match="account_balance_not_negative"), transaction.atomic():
+        Account.objects.filter(user=user).update(balance_hundredths=-1)
+
+
+def test_check_ledger_finds_a_balance_that_no_transfer_explains(capsys):
+    user = make_user()
+    balance_hundredths(user=user)
+    call_command("check_ledger")
+    assert "BROKEN" not in capsys.readouterr().out
+    Account.objects.filter(user=user, purpose="available").update(balance_hundredths=1)
+    with pytest.raises(CommandError, match="2 invariants are broken"):
+        call_command("check_ledger")
+    assert "BROKEN  every balance equals its transfers" in capsys.readouterr().out

@@ -1,0 +1,172 @@
+"""What a file is, is told by its content and never by its name."""
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.media.errors import MediaError
+from datasets.media.sniff import Sniffed, sniff
+from tests.mediafiles import image_bytes, write_gif, write_image, write_video, write_zip
+
+
+def written(folder: Path, content: bytes, name: str = "holiday.jpg") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_image_is_recognised_under_a_wrong_name(tmp_path, image_format):
+    path = write_image(tmp_path / "film.mp4", image_format=image_format)
+    assert sniff(path) == Sniffed("image", image_format.lower())
+
+
+def test_multi_picture_jpeg_is_a_jpeg(tmp_path):
+    from PIL import Image
+
+    first, second = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
+    path = tmp_path / "stereo.mpo"
+    first.save(path, format="MPO", save_all=True, append_images=[second])
+    assert sniff(path) == Sniffed("image", "jpeg")
+
+
+def test_still_gif_is_an_image_and_an_animated_one_a_video(tmp_path):
+    assert sniff(write_gif(tmp_path / "a.gif", frames=1)) == Sniffed("image", "gif")
+    assert sniff(write_gif(tmp_path / "b.gif", frames=2)) == Sniffed("video", "gif")
+
+
+def test_gif_cut_off_within_its_first_frame_is_an_image(tmp_path):
+    whole = write_gif(tmp_path / "a.gif", frames=2).read_bytes()
+    for length in range(6, whole.index(b",") + 10):
+        assert sniff(written(tmp_path, whole[:length])) == Sniffed("image", "gif")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_animated_png_and_webp_are_images(tmp_path, image_format):
+    from PIL import Image
+
+    path = tmp_path / "moving"
+    still, other = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red")
+    still.save(path, format=image_format, save_all=True, append_images=[other])
+    assert sniff(path) == Sniffed("image", image_format.lower())
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "expected"),
+    [
+        ("mp4", "mpeg4", "mp4"),
+        ("mov", "mpeg4", "mov"),
+        ("3gp", "mpeg4", "3gp"),
+        ("webm", "libvpx", "webm"),
+        ("matroska", "mpeg4", "matroska"),
+        ("avi", "mpeg4", "avi"),
+        ("flv", "flv", "flv"),
+        ("asf", "wmv2", "asf"),
+        ("mpegts", "mpeg2video", "mpegts"),
+        ("mpeg", "mpeg2video", "mpeg"),
+        ("ogg", "libvpx", "ogg"),
+        ("mpeg2video", "mpeg2video", "mpegvideo"),
+        ("m4v", "mpeg4", "m4v"),
+    ],
+)
+def test_video_container_is_recognised_under_a_wrong_name(tmp_path, container, codec, expected):
+    path = write_video(tmp_path / "photo.jpg", container=container, codec=codec)
+    assert sniff(path) == Sniffed("video", expected)
+
+
+def test_transport_stream_with_time_stamps_before_its_packets_is_recognised(tmp_path):
+    plain = write_video(tmp_path / "a.ts", codec="mpeg2video").read_bytes()
+    stamped = b"".join(bytes(4) + plain[i : i + 188] for i in range(0, len(plain), 188))
+    assert sniff(written(tmp_path, stamped)) == Sniffed("video", "mpegts")
+
+
+def test_zip_is_an_archive(tmp_path):
+    path = write_zip(tmp_path / "photo.jpg", [("a.jpg", image_bytes())])
+    assert sniff(path) == Sniffed("archive", "zip")
+
+
+def test_empty_file_is_refused(tmp_path):
+    with pytest.raises(MediaError) as caught:
+        sniff(written(tmp_path, b""))
+    assert (caught.value.status, caught.value.code) == (400, "empty_file")
+    assert caught.value.detail == "The file is empty."
+
+
+def box(kind: bytes, brand: bytes) -> bytes:
+    return struct.pack(">I", 24) + kind + brand + bytes(12)
+
+
+UNSUPPORTED = {
+    "html": b"<!DOCTYPE html><html><body>no picture</body></html>",
+    "svg": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
+    "svg_with_mark": b"\xef\xbb\xbf<svg/>",
+    "text": b"just words, and quite a few of them",
+    "m3u8": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/secret.ts\n",
+    "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\n",
+    "xspf": b'<?xml version="1.0"?><playlist version="1"/>',
+    "pls": b"[playlist]\nFile1=http://127.0.0.1/\n",
+    "dash": b'<?xml version="1.0"?><MPD/>',
+    "heic": box(b"ftyp", b"heic"),
+    "mif1": box(b"ftyp", b"mif1"),
+    "avif": box(b"ftyp", b"avif"),
+    "raw_photograph": box(b"ftyp", b"crx "),
+    "canon_raw": b"II*\0\x10\0\0\0CR\x02\0" + bytes(32),
+    "jpeg2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(32),
+    "wave": b"RIFF\x24\0\0\0WAVEfmt " + bytes(32),
+    "mp3": b"ID3\x04\0\0" + bytes(32),
+    "mp3_bare": b"\xff\xfb\x90\x64" + bytes(32),
+    "flac": b"fLaC" + bytes(32),
+    "rar": b"Rar!\x1a\x07\x01\0" + bytes(32),
+    "7z": b"7z\xbc\xaf\x27\x1c" + bytes(32),
+    "gzip": b"\x1f\x8b\x08" + bytes(32),
+    "tar": bytes(257) + b"ustar\x0000" + bytes(248),
+    "pdf": b"%PDF-1.7\n" + bytes(32),
+    "zeros": bytes(4096),
+    "exe": b"MZ" + bytes(200),
+    "bm_text": b"BMW drivers are not bitmaps, honestly",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_kinds_are_refused_as_unsupported(tmp_path, kind):
+    with pytest.raises(MediaError) as caught:
+        sniff(written(tmp_path, UNSUPPORTED[kind]))
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_media_type")
+    assert caught.value.detail.endswith((".", "!"))
+
+
+def test_refusal_says_what_the_file_is(tmp_path):
+    for kind, word in [("svg", "SVG"), ("heic", "HEIC"), ("m3u8", "Playlist"), ("rar", "zip")]:
+        with pytest.raises(MediaError) as caught:
+            sniff(written(tmp_path, UNSUPPORTED[kind]))
+        assert word in caught.value.detail
+
+
+@given(content=st.binary(min_size=1, max_size=600))
+def test_any_bytes_are_recognised_or_refused_and_nothing_else(tmp_path_factory, content):
+    path = written(tmp_path_factory.mktemp("any"), content)
+    try:
+        found = sniff(path)
+    except MediaError as error:
+        assert error.status == 415
+    else:
+        assert found.kind in ("image", "video", "archive")
+
+
+def test_web_process_loads_no_decoder_and_no_framework_with_this_package():
+    code = (
+        "import sys, datasets.media.inspector, datasets.media.archive, datasets.media.sniff\n"
+        "print(sorted({'av', 'PIL', 'numpy', 'django', 'torch'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,379 @@
+"""Videos are billed by the frames that decode, and the frames read are exactly those counted."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.media.errors import MediaError
+from datasets.media.limits import MediaLimits
+from datasets.media.video import _FrameClock, count_frames, iter_frames
+from tests.mediafiles import (
+    corner_picture,
+    noise,
+    packet_spans,
+    white_box_xyxy,
+    write_audio,
+    write_gif,
+    write_image,
+    write_joined_video,
+    write_video,
+)
+
+KINDS = {
+    "mp4": ("libx264", "h264"),
+    "mov": ("mpeg4", "mpeg4"),
+    "webm": ("libvpx", "vp8"),
+    "mkv": ("libvpx-vp9", "vp9"),
+    "avi": ("mjpeg", "mjpeg"),
+    "flv": ("flv", "flv1"),
+    "wmv": ("wmv2", "wmv2"),
+    "ts": ("mpeg2video", "mpeg2video"),
+    "mpg": ("mpeg2video", "mpeg2video"),
+    "3gp": ("mpeg4", "mpeg4"),
+    "av1.mp4": ("libsvtav1", "av1"),
+}
+
+
+def refusal(path: Path, **limits) -> tuple[int, str]:
+    with pytest.raises(MediaError) as caught:
+        count_frames(path, limits=MediaLimits(**limits))
+    return caught.value.status, caught.value.code
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_every_container_is_counted_and_read(tmp_path, suffix):
+    encoder, codec = KINDS[suffix]
+    path = write_video(tmp_path / f"x.{suffix}", frames=7, codec=encoder)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.size_wh, facts.rotation_degrees) == (7, (64, 48), 0)
+    assert facts.codec == codec
+    assert facts.has_audio is False
+    assert facts.duration_seconds == pytest.approx(7 / 25, abs=0.002)
+    assert facts.average_rate_fps == pytest.approx(25, abs=0.2)
+    frames = list(iter_frames(path))
+    assert [frame.frame_index for frame in frames] == list(range(7))
+    assert [frame.time_seconds for frame in frames] == pytest.approx(
+        [i / 25 for i in range(7)], abs=0.002
+    )
+    assert {(f.image.shape, f.image.dtype.name) for f in frames} == {((48, 64, 3), "uint8")}
+
+
+def test_frames_come_in_the_order_of_showing(tmp_path):
+    def paint(index):
+        return np.full((48, 64, 3), 20 * index, np.uint8)
+
+    path = write_video(tmp_path / "x.mp4", frames=12, codec="libx264", paint=paint)
+    levels = [int(frame.image.mean()) for frame in iter_frames(path)]
+    assert levels == pytest.approx([20 * i for i in range(12)], abs=3)
+
+
+def test_animated_gif_is_counted_and_what_is_clear_in_it_becomes_white(tmp_path):
+    clear, dot = Image.new("RGBA", (8, 8)), Image.new("RGBA", (8, 8))
+    dot.putpixel((3, 3), (255, 0, 0, 255))
+    path = tmp_path / "x.gif"
+    dot.save(path, save_all=True, append_images=[clear, dot], duration=200, disposal=2)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.container, facts.codec) == (3, "gif", "gif")
+    assert facts.duration_seconds == pytest.approx(0.6)
+    frames = list(iter_frames(path))
+    assert [frame.time_seconds for frame in frames] == pytest.approx([0.0, 0.2, 0.4])
+    assert frames[0].image[0, 0].tolist() == [255, 255, 255]
+    assert frames[0].image[3, 3].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rotation", "size_wh", "box_xyxy"),
+    [
+        (0, (64, 48), (0, 0, 32, 24)),
+        (90, (48, 64), (24, 0, 48, 32)),
+        (180, (64, 48), (32, 24, 64, 48)),
+        (270, (48, 64), (0, 32, 24, 64)),
+    ],
+)
+def test_rotated_video_stands_upright(tmp_path, rotation, size_wh, box_xyxy):
+    path = write_video(
+        tmp_path / "x.mp4", frames=2, rotation=rotation, paint=lambda _: corner_picture()
+    )
+    facts = count_frames(path)
+    assert (facts.size_wh, facts.rotation_degrees) == (size_wh, rotation)
+    for frame in iter_frames(path):
+        assert frame.image.shape == (size_wh[1], size_wh[0], 3)
+        assert frame.image.flags.c_contiguous
+        assert white_box_xyxy(frame.image) == box_xyxy
+
+
+def test_mirrored_video_is_mirrored_back(tmp_path):
+    path = write_video(tmp_path / "x.mp4", hflip=True, paint=lambda _: corner_picture())
+    assert count_frames(path).rotation_degrees == 0
+    assert white_box_xyxy(next(iter_frames(path)).image) == (32, 0, 64, 24)
+
+
+def test_varying_frame_rate_keeps_its_times(tmp_path):
+    times_ms = [0, 40, 45, 500, 2000]
+    path = write_video(tmp_path / "x.mkv", frames=5, times_ms=times_ms)
+    found = [frame.time_seconds for frame in iter_frames(path)]
+    assert found == pytest.approx([ms / 1000 for ms in times_ms], abs=0.002)
+    assert count_frames(path).frame_count == 5
+
+
+def test_times_are_counted_from_the_first_frame(tmp_path):
+    path = write_video(tmp_path / "x.mkv", frames=3, times_ms=[5000, 5040, 5080])
+    found = [frame.time_seconds for frame in iter_frames(path)]
+    assert found == pytest.approx([0, 0.04, 0.08], abs=0.002)
+
+
+def test_clock_fills_in_missing_stamps_and_goes_on_where_the_stored_clock_jumps():
+    clock = _FrameClock(0.1)
+    stamps = [10.0, None, 10.2, 3.0, 3.1, 1e9, 1e9 + 0.1]
+    expected = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert [clock.tell(stamp) for stamp in stamps] == pytest.approx(expected)
+
+
+@given(st.lists(st.none() | st.floats(-1e12, 1e12), min_size=1, max_size=50))
+def test_clock_starts_at_nought_and_never_runs_backwards(stamps):
+    clock = _FrameClock(0.04)
+    times = [clock.tell(stamp) for stamp in stamps]
+    assert times[0] == 0.0
+    assert times == sorted(times)
+
+
+def test_size_that_changes_on_the_way_is_scaled_to_the_first(tmp_path):
+    small = write_video(tmp_path / "a.mkv", frames=3, codec="mjpeg")
+    large = write_video(
+        tmp_path / "b.mkv",
+        frames=2,
+        codec="mjpeg",
+        size_wh=(128, 96),
+        paint=lambda _: corner_picture((128, 96)),
+    )
+    path = write_joined_video(tmp_path / "x.mkv", [small, large])
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.size_wh) == (5, (64, 48))
+    frames = list(iter_frames(path))
+    assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 5
+    assert white_box_xyxy(frames[-1].image) == (0, 0, 32, 24)
+
+
+def test_sound_beside_the_pictures_is_noticed_and_passed_over(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=4, with_audio=True)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.has_audio) == (4, True)
+
+
+# -- billing: what decodes counts
+
+
+def test_header_that_promises_more_frames_than_exist_is_counted_by_what_decodes(tmp_path):
+    path = write_video(
+        tmp_path / "x.mp4", frames=20, codec="mjpeg", options={"movflags": "faststart"}
+    )
+    end_of_eighth = sorted(packet_spans(path))[7][1]
+    path.write_bytes(path.read_bytes()[:end_of_eighth])
+    assert count_frames(path).frame_count == 8
+    assert len(list(iter_frames(path))) == 8
+
+
+def test_truncated_webm_is_counted_by_what_decodes(tmp_path):
+    path = write_video(tmp_path / "x.webm", frames=20, codec="libvpx")
+    end_of_fifth = packet_spans(path)[5][0]
+    path.write_bytes(path.read_bytes()[:end_of_fifth])
+    assert count_frames(path).frame_count == len(list(iter_frames(path))) == 5
+
+
+def test_damaged_frame_in_the_middle_is_skipped_and_the_times_keep_its_gap(tmp_path):
+    path = write_video(tmp_path / "x.avi", frames=6, codec="mjpeg", rate_fps=10)
+    start, end = packet_spans(path)[2]
+    content = bytearray(path.read_bytes())
+    content[start + 8 : end] = bytes(end - start - 8)
+    path.write_bytes(content)
+    assert count_frames(path).frame_count == 5
+    frames = list(iter_frames(path))
+    assert [frame.frame_index for frame in frames] == [0, 1, 2, 3, 4]
+    assert [f.time_seconds for f in frames] == pytest.approx([0, 0.1, 0.3, 0.4, 0.5])
+
+
+DAMAGED = [("x.ts", "libx264"), ("x.avi", "mpeg4"), ("x.mkv", "libvpx-vp9"), ("x.mp4", "libx264")]
+_whole: dict[str, bytes] = {}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(DAMAGED),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=10),
+    kept=st.floats(0.3, 1.0),
+)
+def test_frames_read_are_exactly_the_frames_counted(tmp_path_factory, kind, changes, kept):
+    name, codec = kind
+    folder = tmp_path_factory.mktemp("damaged")
+    if name not in _whole:
+        _whole[name] = write_video(folder / name, frames=20, codec=codec).read_bytes()
+    content = bytearray(_whole[name])
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    path = folder / f"damaged_{name}"
+    path.write_bytes(content[: int(kept * len(content))])
+    try:
+        facts = count_frames(path)
+    except MediaError as error:
+        assert error.status in (400, 415, 422)
+        with pytest.raises(MediaError) as caught:
+            list(iter_frames(path))
+        assert caught.value.code == error.code
+    else:
+        frames = list(iter_frames(path))
+        assert [frame.frame_index for frame in frames] == list(range(facts.frame_count))
+        width, height = facts.size_wh
+        assert {frame.image.shape for frame in frames} == {(height, width, 3)}
+
+
+# -- slices and life time
+
+
+def test_slice_of_a_video_holds_the_same_frames_as_the_whole(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=12, codec="libx264")
+    whole = list(iter_frames(path))
+    part = list(iter_frames(path, first_frame_index=5, max_frames=4))
+    assert [frame.frame_index for frame in part] == [5, 6, 7, 8]
+    for frame in part:
+        assert frame.time_seconds == whole[frame.frame_index].time_seconds
+        np.testing.assert_array_equal(frame.image, whole[frame.frame_index].image)
+
+
+def test_slice_beyond_the_end_is_empty(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=3)
+    assert list(iter_frames(path, first_frame_index=3)) == []
+    assert list(iter_frames(path, max_frames=0)) == []
+
+
+def test_closing_the_iterator_closes_the_file(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=30)
+    before = open_files()
+    frames = iter_frames(path)
+    assert open_files() == before
+    next(frames)
+    assert open_files() == before + 1
+    frames.close()
+    assert open_files() == before
+
+
+def test_refused_file_is_closed(tmp_path):
+    path = write_audio(tmp_path / "x.mp4")
+    before = open_files()
+    refusal(path)
+    assert open_files() == before
+
+
+def test_progress_is_told_while_counting(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=120, paint=lambda _: corner_picture())
+    told: list[int] = []
+    assert count_frames(path, on_progress=told.append).frame_count == 120
+    assert told == [50, 100]
+
+
+# -- refusals
+
+
+def test_too_many_frames_are_refused_at_the_first_one_too_many(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=5)
+    assert count_frames(path, limits=MediaLimits(max_frames=5)).frame_count == 5
+    assert refusal(path, max_frames=4) == (422, "too_many_frames")
+
+
+def test_gif_of_a_hundred_thousand_frames_is_refused(tmp_path):
+    path = write_gif(tmp_path / "x.gif", frames=100_000)
+    told: list[int] = []
+    with pytest.raises(MediaError) as caught:
+        count_frames(path, on_progress=told.append)
+    assert (caught.value.status, caught.value.code) == (422, "too_many_frames")
+    assert told[-1] == MediaLimits().max_gif_frames - 50
+
+
+def test_frames_larger_than_the_limit_are_refused(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=2)
+    assert count_frames(path, limits=MediaLimits(max_pixels=64 * 48)).frame_count == 2
+    assert refusal(path, max_pixels=64 * 48 - 1) == (422, "frame_too_large")
+    with pytest.raises(MediaError):
+        next(iter_frames(path, limits=MediaLimits(max_pixels=100)))
+
+
+def test_huge_gif_is_refused_before_it_fills_the_memory(tmp_path):
+    content = bytearray(write_gif(tmp_path / "x.gif", frames=2).read_bytes())
+    content[6:10] = b"\xff\xff\xff\xff"
+    (tmp_path / "x.gif").write_bytes(content)
+    assert refusal(tmp_path / "x.gif") == (422, "no_frames")
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.mov", "x.ts"])
+def test_sound_without_pictures_is_refused(tmp_path, name):
+    assert refusal(write_audio(tmp_path / name)) == (422, "no_video_stream")
+
+
+def test_cover_of_a_recording_is_no_video(tmp_path):
+    path = write_audio(tmp_path / "x.mp4", cover=True)
+    assert refusal(path) == (422, "no_video_stream")
+
+
+def test_video_without_a_frame_is_refused(tmp_path):
+    path = write_video(tmp_path / "x.avi", frames=3, codec="mjpeg")
+    content = bytearray(path.read_bytes())
+    for start, end in packet_spans(path):
+        content[start + 8 : end] = bytes(end - start - 8)
+    path.write_bytes(content)
+    assert refusal(path) == (422, "no_frames")
+
+
+def test_mp4_without_its_index_is_refused_as_damaged(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=10)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert refusal(path) == (400, "corrupt_file")
+
+
+def test_image_and_empty_file_are_no_videos(tmp_path):
+    assert refusal(write_image(tmp_path / "x.mp4")) == (415, "unsupported_media_type")
+    (tmp_path / "y.mp4").write_bytes(b"")
+    assert refusal(tmp_path / "y.mp4") == (400, "empty_file")
+
+
+def test_unknown_container_name_reaches_no_demuxer(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"ffconcat version 1.0\nfile 'y'\n")
+    for name in ("concat", "hls", "lavfi", "image2"):
+        with pytest.raises(MediaError) as caught:
+            count_frames(path, format=name)
+        assert caught.value.status == 415
+
+
+@pytest.mark.parametrize("kind", ["hls", "concat", "dash", "sdp"])
+def test_playlist_is_refused_and_nobody_is_called(tmp_path, kind):
+    with socket.socket() as host:
+        host.bind(("127.0.0.1", 0))
+        host.listen()
+        host.setblocking(False)
+        url = f"http://127.0.0.1:{host.getsockname()[1]}/x.ts"
+        content = {
+            "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
+            "concat": f"ffconcat version 1.0\nfile {url}\n",
+            "dash": f"<?xml version='1.0'?><MPD><BaseURL>{url}</BaseURL></MPD>",
+            "sdp": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+        }[kind]
+        path = tmp_path / "x.mp4"
+        path.write_text(content)
+        assert refusal(path) == (415, "unsupported_media_type")
+        with pytest.raises(BlockingIOError):
+            host.accept()
+
+
+def test_noise_is_painted_close_to_what_was_encoded(tmp_path):
+    path = write_video(tmp_path / "x.mkv", frames=1, codec="ffv1", paint=lambda _: corner_picture())
+    picture = next(iter_frames(path)).image.astype(int)
+    assert np.abs(picture - corner_picture().astype(int)).mean() < 2
+    assert np.abs(picture - noise().astype(int)).mean() > 50

@@ -1,0 +1,226 @@
+"""The network finds what Ultralytics' own steps find, on images of any size."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from inference.pipeline.errors import PipelineError, WeightsError
+from inference.pipeline.letterbox import Letterbox
+from inference.pipeline.network import load_detector
+from inference.scenes import draw_scene, match_boxes
+from tests.pipeline_fakes import REPOSITORY, WEIGHTS, real_detector, shared_data
+
+SIZES_WH = [(320, 180), (181, 320), (640, 640), (33, 97), (1, 1), (1000, 3)]
+
+
+def as_ultralytics_finds(image, *, confidence, iou):
+    """Ultralytics' own letterbox, decoding, suppression and scaling around the same weights."""
+    detector = real_detector()
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.nn.tasks import torch_safe_load
+    from ultralytics.utils.nms import non_max_suppression
+    from ultralytics.utils.ops import scale_boxes
+
+    model = torch_safe_load(str(WEIGHTS), safe_only=True)[0]["model"].float().eval()
+    fitted = LetterBox(detector.image_size, auto=True, stride=32)(image=image)
+    inputs = torch.from_numpy(fitted.transpose(2, 0, 1)[None].copy()).float() / 255
+    with torch.inference_mode():
+        raw = model(inputs)[0]
+    found = non_max_suppression(raw, conf_thres=confidence, iou_thres=iou, max_det=500)[0]
+    return scale_boxes(fitted.shape[:2], found[:, :4], image.shape[:2]).numpy(), found[:, 4:]
+
+
+def test_detections_are_those_of_ultralytics_own_steps():
+    image = draw_scene(1).image
+    boxes, rest = as_ultralytics_finds(image, confidence=0.05, iou=0.5)
+    found = real_detector().detect([image])[0]
+    assert len(found) == len(boxes) >= 10
+    np.testing.assert_allclose(found.confidences, rest[:, 0], atol=1e-4)
+    np.testing.assert_array_equal(found.class_ids, rest[:, 1])
+    np.testing.assert_allclose(found.boxes_xyxy, boxes, atol=0.05)
+
+
+@pytest.mark.parametrize("size_wh", SIZES_WH)
+def test_letterbox_is_that_of_ultralytics(size_wh):
+    real_detector()  # sets Ultralytics' environment before its first import
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.utils.ops import scale_boxes
+
+    image = np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8)
+    box = Letterbox.fit(size_wh, 320)
+    target = np.empty((box.input_wh[1], box.input_wh[0], 3), np.uint8)
+    box.lay_into(image, target)
+    np.testing.assert_array_equal(target, LetterBox(320, auto=True, stride=32)(image=image))
+    boxes = np.random.default_rng(1).uniform(-9, 330, (20, 4)).astype(np.float32)
+    expected = scale_boxes(target.shape[:2], boxes.copy(), image.shape[:2])
+    np.testing.assert_allclose(box.to_image(boxes), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_images_of_mixed_sizes_are_found_as_if_alone():
+    scene = draw_scene(2).image
+    images = [scene, scene[:400, :500], np.zeros((1, 1, 3), np.uint8), scene, scene[::-1, :300]]
+    together = real_detector().detect(images)
+    alone = [real_detector().detect([image])[0] for image in images]
+    assert [len(found) for found in together] == [len(found) for found in alone]
+    assert len(together[0]) > 0
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=0.05)
+
+
+def test_no_images_give_no_detections():
+    assert real_detector().detect([]) == []
+
+
+def test_boxes_lie_within_the_image_and_above_the_floor():
+    image = draw_scene(3).image[:, :777]
+    found = real_detector().detect([image])[0]
+    assert len(found) > 0
+    assert found.boxes_xyxy.min() >= 0
+    assert found.boxes_xyxy[:, 2].max() <= 777
+    assert found.boxes_xyxy[:, 3].max() <= 720
+    assert found.confidences.min() >= 0.05
+    assert (np.diff(found.confidences) <= 0).all()
+
+
+def test_detector_describes_itself():
+    detector = real_detector()
+    assert detector.class_names == ("car", "truck", "bus", "minibus")
+    assert (detector.device, detector.precision) == ("cpu", "fp32")
+    assert detector.sha256 == "42ed6700193f5791eb025c68435fff794c91226b90de1a6295b2b3df394b9e2c"
+
+
+def test_reduced_precision_on_the_cpu_finds_the_same_vehicles():
+    scene = draw_scene(4)
+    detector = load_detector(WEIGHTS, device="cpu", precision="bf16")
+    found = detector.detect([scene.image])[0].above(0.25)
+    in_full = real_detector().detect([scene.image])[0].above(0.25)
+    assert detector.precision == "bf16"
+    matched, extra = match_boxes(in_full.boxes_xyxy, found.boxes_xyxy, iou=0.8)
+    assert matched >= 9
+    assert extra <= 1
+
+
+def test_batch_is_halved_when_the_memory_does_not_suffice():
+    detector = load_detector(WEIGHTS, device="cpu", precision="fp32")
+    run, batch_lengths = detector.run_network, []
+
+    def scarce(inputs):
+        batch_lengths.append(len(inputs))
+        if len(inputs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(inputs)
+
+    detector.run_network = scarce
+    image = draw_scene(1).image
+    found = detector.detect([image] * 3)
+    assert batch_lengths == [3, 1, 1, 1]
+    assert detector.preferred_batch_size == 1
+    expected = real_detector().detect([image])[0]
+    assert [len(one) for one in found] == [len(expected)] * 3
+
+
+def test_image_for_which_the_memory_never_suffices_is_an_error():
+    detector = load_detector(WEIGHTS, device="cpu", precision="fp32")
+
+    def never(inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    detector.run_network = never
+    with pytest.raises(PipelineError) as caught:
+        detector.detect([np.zeros((64, 64, 3), np.uint8)])
+    assert caught.value.code == "out_of_memory"
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        load_detector(tmp_path / "none.pt")
+    assert caught.value.code == "weights_missing"
+
+
+def test_weights_other_than_the_registered_ones_are_refused_before_they_are_read(tmp_path):
+    changed = tmp_path / "changed.pt"
+    changed.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(WeightsError) as caught:
+        load_detector(changed, sha256="0" * 64)
+    assert caught.value.code == "weights_changed"
+    with pytest.raises(WeightsError) as caught:
+        load_detector(changed)
+    assert caught.value.code == "weights_unreadable"
+
+
+class _Planted:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_planted_in_weights_is_not_run(tmp_path):
+    weights, trace = tmp_path / "planted.pt", tmp_path / "trace"
+    torch.save({"model": _Planted(trace)}, weights)
+    assert zipfile.is_zipfile(weights)
+    with pytest.raises(WeightsError) as caught:
+        load_detector(weights)
+    assert caught.value.code == "weights_unreadable"
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"image_size": 650}, {"image_size": 0}, {"iou": 1.1}])
+def test_senseless_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be|out of its range"):
+        load_detector(WEIGHTS, **wrong)
+
+
+def test_loading_leaves_the_process_as_it_was(tmp_path):
+    """In a process of its own, because importing happens once."""
+    script = f"""
+import os, sys
+import PIL.Image
+opened_by = PIL.Image.open
+os.environ.pop("OMP_NUM_THREADS", None)
+from pathlib import Path
+from inference.pipeline.network import load_detector
+load_detector(Path({str(WEIGHTS)!r}), config_dir=Path({str(tmp_path / "settings")!r}))
+assert PIL.Image.open is opened_by
+assert "OMP_NUM_THREADS" not in os.environ
+assert "torchvision" not in sys.modules
+assert not any(name.split(".")[0] == "django" for name in sys.modules)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path / "home")},
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert not (tmp_path / "home").exists()
+    assert (tmp_path / "settings").is_dir()
+
+
+def test_seventy_percent_of_the_labelled_street_are_found():
+    data = shared_data()
+    if data is None:
+        pytest.skip("the development data are not on this machine")
+    from datasets.media.video import iter_frames
+
+    folder = data / "aerial_vehicles"
+    found_count = true_count = 0
+    for frame in iter_frames(folder / "street_25_frames.mp4"):
+        labels = np.loadtxt(folder / "labels" / f"MOS{155 + frame.frame_index}.txt", ndmin=2)
+        labels = labels[labels[:, 0] != 4]
+        height, width = frame.image.shape[:2]
+        centres, sizes = labels[:, 1:3] * (width, height), labels[:, 3:] * (width, height)
+        true_xyxy = np.concatenate((centres - sizes / 2, centres + sizes / 2), axis=1)
+        found = real_detector().detect([frame.image])[0].above(0.25)
+        found_count += match_boxes(true_xyxy, found.boxes_xyxy)[0]
+        true_count += len(true_xyxy)
+    assert true_count > 1300
+    assert found_count >= 0.85 * true_count

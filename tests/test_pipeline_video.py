@@ -1,0 +1,336 @@
+"""Videos run through the pipeline in bounded memory and end cleanly, whatever happens."""
+
+import gc
+import threading
+import weakref
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from datasets.media.errors import MediaError
+from datasets.media.video import VideoFrame, count_frames, iter_frames
+from inference.pipeline.encode import VideoWriter
+from inference.pipeline.errors import DrawingError
+from inference.pipeline.run import process_frames, process_image, process_video
+from inference.pipeline.types import MediaSummary
+from inference.scenes import draw_scene, draw_video_scene, match_boxes
+from tests.pipeline_fakes import FakeDetector, grey_frames, real_detector
+
+
+class StopError(Exception):
+    """What a test's callback raises."""
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def write_video(path: Path, frames) -> Path:
+    frames = list(frames)
+    size_wh = frames[0].image.shape[1], frames[0].image.shape[0]
+    with VideoWriter(path, size_wh, preset="ultrafast") as writer:
+        for frame in frames:
+            writer.write(frame.image, frame.time_seconds)
+    return path
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_frame_is_detected_once_in_order(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(10))
+    detector, calls = FakeDetector(), []
+    summary = process_video(
+        source, detector, annotated=tmp_path / "out.mp4", on_frames=calls.append
+    )
+    assert summary == MediaSummary(frame_count=10, size_wh=(64, 48), annotated=True)
+    assert detector.batch_lengths == [4, 4, 2]
+    frames = [frame for call in calls for frame in call]
+    assert [frame.frame_index for frame in frames] == list(range(10))
+    assert [frame.time_seconds for frame in frames] == pytest.approx([i / 25 for i in range(10)])
+    greys = [float(frame.detections.confidences[0]) * 255 for frame in frames]
+    assert greys == pytest.approx([40 + i for i in range(10)], abs=3)
+
+
+def test_range_of_frames_keeps_its_numbers_and_times(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(10))
+    calls = []
+    summary = process_video(
+        source,
+        FakeDetector(),
+        annotated=None,
+        on_frames=calls.append,
+        first_frame_index=3,
+        max_frames=5,
+        batch_size=2,
+    )
+    assert summary == MediaSummary(frame_count=5, size_wh=(64, 48), annotated=False)
+    assert [[frame.frame_index for frame in call] for call in calls] == [[3, 4], [5, 6], [7]]
+    assert calls[0][0].time_seconds == pytest.approx(3 / 25)
+
+
+def test_annotated_video_keeps_varying_frame_times_and_plays_in_browsers(tmp_path):
+    times = [0.0, 0.04, 0.2, 0.21, 1.0, 1.5]
+    images = [frame.image for frame in grey_frames(6)]
+    frames = [
+        VideoFrame(i, t, image) for i, (t, image) in enumerate(zip(times, images, strict=True))
+    ]
+    out = tmp_path / "out.mp4"
+    process_frames(iter(frames), FakeDetector(), annotated=out, on_frames=lambda _: None)
+    written = list(iter_frames(out))
+    assert [frame.time_seconds for frame in written] == pytest.approx(times, abs=1e-4)
+    assert count_frames(out).duration_seconds == pytest.approx(2.0, abs=1e-3)
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.codec_context.codec_tag == "avc1"
+    data = out.read_bytes()
+    # The index stands before the pictures, so that a player can begin before it has them all.
+    assert data.index(b"moov") < data.index(b"mdat")
+    assert files_in(tmp_path) == ["out.mp4"]
+
+
+def test_times_that_stand_still_are_nudged_on(tmp_path):
+    frames = [VideoFrame(i, 0.5, frame.image) for i, frame in enumerate(grey_frames(4))]
+    out = write_video(tmp_path / "out.mp4", frames)
+    assert count_frames(out).frame_count == 4
+
+
+@pytest.mark.parametrize("size_wh", [(65, 48), (64, 49), (33, 17), (2, 3)])
+def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size_wh):
+    out = tmp_path / "out.mp4"
+    summary = process_frames(
+        grey_frames(3, size_wh), FakeDetector(), annotated=out, on_frames=lambda _: None
+    )
+    assert summary.size_wh == size_wh
+    facts = count_frames(out)
+    assert facts.size_wh == (size_wh[0] // 2 * 2, size_wh[1] // 2 * 2)
+    assert facts.frame_count == 3
+
+
+def test_video_of_one_pixel_has_results_and_a_clear_refusal_to_draw(tmp_path):
+    frames = grey_frames(2, (1, 1))
+    with pytest.raises(DrawingError) as caught:
+        process_frames(
+            frames, FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=lambda _: None
+        )
+    assert caught.value.code == "video_too_small"
+    assert files_in(tmp_path) == []
+    calls = []
+    process_frames(grey_frames(2, (1, 1)), FakeDetector(), annotated=None, on_frames=calls.append)
+    assert len(calls[0]) == 2
+
+
+def test_written_colours_are_the_drawn_ones(tmp_path):
+    colours = [(200, 40, 40), (40, 160, 60), (50, 70, 200), (230, 230, 230)]
+    frames = [
+        VideoFrame(i, i / 25, np.full((64, 64, 3), colour, np.uint8))
+        for i, colour in enumerate(colours)
+    ]
+    out = write_video(tmp_path / "out.mp4", frames)
+    for colour, frame in zip(colours, iter_frames(out), strict=True):
+        np.testing.assert_allclose(frame.image.mean((0, 1)), colour, atol=6)
+
+
+@pytest.mark.parametrize("failing_call", [1, 3])
+def test_callback_that_raises_ends_everything_and_leaves_no_file(tmp_path, failing_call):
+    source = write_video(tmp_path / "in.mp4", grey_frames(60))
+    calls = []
+
+    def stop(frames):
+        calls.append(len(frames))
+        if len(calls) == failing_call:
+            raise StopError
+
+    with pytest.raises(StopError):
+        process_video(source, FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=stop)
+    assert calls == [4] * failing_call
+    assert files_in(tmp_path) == ["in.mp4"]
+
+
+def test_detector_that_raises_ends_everything_and_leaves_no_file(tmp_path):
+    def fail():
+        raise StopError
+
+    with pytest.raises(StopError):
+        process_frames(
+            grey_frames(1000),
+            FakeDetector(on_detect=fail),
+            annotated=tmp_path / "out.mp4",
+            on_frames=lambda _: None,
+        )
+    assert files_in(tmp_path) == []
+
+
+def test_decoder_that_fails_midway_leaves_earlier_results_and_no_file(tmp_path):
+    closed = []
+
+    def failing():
+        try:
+            yield from grey_frames(9)
+            raise MediaError("corrupt_file", "damaged", 400)
+        finally:
+            closed.append(True)
+
+    calls = []
+    with pytest.raises(MediaError) as caught:
+        process_frames(
+            failing(), FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=calls.append
+        )
+    assert caught.value.code == "corrupt_file"
+    assert [len(call) for call in calls] == [4, 4]
+    assert closed == [True]
+    assert files_in(tmp_path) == []
+
+
+def test_drawing_that_fails_is_reported_and_does_not_hang(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise StopError
+
+    monkeypatch.setattr("inference.pipeline.run.draw", fail)
+    with pytest.raises(StopError):
+        process_frames(
+            grey_frames(1000),
+            FakeDetector(),
+            annotated=tmp_path / "out.mp4",
+            on_frames=lambda _: None,
+        )
+    assert files_in(tmp_path) == []
+
+
+def test_folder_that_does_not_exist_is_reported(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        process_frames(
+            grey_frames(9),
+            FakeDetector(),
+            annotated=tmp_path / "none" / "out.mp4",
+            on_frames=lambda _: None,
+        )
+
+
+def test_frames_alive_stay_bounded_however_long_the_video(tmp_path):
+    alive, most_alive = set(), 0
+
+    def counted(count):
+        nonlocal most_alive
+        for frame in grey_frames(count):
+            key = frame.frame_index
+            alive.add(key)
+            weakref.finalize(frame.image, alive.discard, key)
+            most_alive = max(most_alive, len(alive))
+            yield frame
+
+    batch_size = 3
+    summary = process_frames(
+        counted(400),
+        FakeDetector(),
+        annotated=tmp_path / "out.mp4",
+        on_frames=lambda _: None,
+        batch_size=batch_size,
+    )
+    assert summary.frame_count == 400
+    # Ahead two batches, in work one, waiting to be drawn one, and one in each thread's hands.
+    assert batch_size < most_alive <= 4 * batch_size + 4
+    gc.collect()
+    assert alive == set()
+
+
+def test_corrupt_video_is_refused_and_leaves_nothing(tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"\0\0\0\x18ftypisom" + b"junk" * 100)
+    calls = []
+    with pytest.raises(MediaError):
+        process_video(
+            source, FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=calls.append
+        )
+    assert calls == []
+    assert files_in(tmp_path) == ["in.mp4"]
+
+
+def test_range_beyond_the_end_has_no_frames(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(3))
+    with pytest.raises(MediaError) as caught:
+        process_video(
+            source,
+            FakeDetector(),
+            annotated=None,
+            on_frames=lambda _: None,
+            first_frame_index=3,
+        )
+    assert caught.value.code == "no_frames"
+
+
+def test_image_is_detected_upright_and_drawn(tmp_path):
+    scene = draw_scene(5, (640, 360), 5)
+    lying = PilImage.fromarray(np.rot90(scene.image, 1))
+    exif = PilImage.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    lying.save(tmp_path / "in.png", exif=exif)
+    calls = []
+    summary = process_image(
+        tmp_path / "in.png",
+        real_detector(),
+        annotated=tmp_path / "out.png",
+        on_frames=calls.append,
+    )
+    assert summary == MediaSummary(frame_count=1, size_wh=(640, 360), annotated=True)
+    ((only,),) = calls
+    assert (only.frame_index, only.time_seconds) == (0, 0.0)
+    found, false = match_boxes(scene.boxes_xyxy, only.detections.above(0.25).boxes_xyxy)
+    assert found >= 4
+    assert false <= 1
+    with PilImage.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (640, 360)
+        assert (np.asarray(drawn) != scene.image).any(axis=2).mean() < 0.1
+
+
+def test_corrupt_image_is_refused_and_leaves_nothing(tmp_path):
+    PilImage.new("RGB", (640, 480), "red").save(tmp_path / "in.jpg")
+    data = (tmp_path / "in.jpg").read_bytes()
+    (tmp_path / "in.jpg").write_bytes(data[: len(data) // 2])
+    calls = []
+    with pytest.raises(MediaError):
+        process_image(
+            tmp_path / "in.jpg",
+            FakeDetector(),
+            annotated=tmp_path / "out.jpg",
+            on_frames=calls.append,
+        )
+    assert calls == []
+    assert files_in(tmp_path) == ["in.jpg"]
+
+
+def test_callback_that_raises_leaves_no_drawn_image(tmp_path):
+    PilImage.new("RGB", (64, 48), "red").save(tmp_path / "in.png")
+
+    def stop(_frames):
+        raise StopError
+
+    with pytest.raises(StopError):
+        process_image(
+            tmp_path / "in.png", FakeDetector(), annotated=tmp_path / "out.png", on_frames=stop
+        )
+    assert files_in(tmp_path) == ["in.png"]
+
+
+def test_driving_vehicles_are_found_through_a_whole_video(tmp_path):
+    scenes = list(draw_video_scene(6, 6, (640, 360), 6, frames_per_second=5))
+    frames = [VideoFrame(i, i / 5, scene.image) for i, scene in enumerate(scenes)]
+    source = write_video(tmp_path / "in.mp4", frames)
+    results = []
+    process_video(source, real_detector(), annotated=tmp_path / "out.mp4", on_frames=results.extend)
+    matches = [
+        match_boxes(scene.boxes_xyxy, result.detections.above(0.25).boxes_xyxy)
+        for scene, result in zip(scenes, results, strict=True)
+    ]
+    true_count = sum(len(scene.boxes_xyxy) for scene in scenes)
+    assert sum(found for found, _ in matches) >= 0.85 * true_count
+    assert sum(false for _, false in matches) <= 0.1 * true_count
+    assert count_frames(tmp_path / "out.mp4").frame_count == 6
