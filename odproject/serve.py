@@ -205,6 +205,10 @@ class Channel(HTTPChannel):
         self.writable.set()
         super().connectionLost(reason)
 
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse an address or a header that is too long."""
+        self.refuse(431, "head_too_large", "HeadTooLargeError", "The request's head is too long.")
+
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(400, "bad_request", "BadRequestError", "The request is not valid HTTP.")
 
