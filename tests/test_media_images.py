@@ -118,6 +118,12 @@ def test_picture_above_the_bomb_warning_of_pillow_is_read_without_a_warning(tmp_
     assert read_image(path).shape == (48, 64, 3)
 
 
+def test_limit_of_the_reader_itself_is_told_as_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    path = write_image(tmp_path / "x", image_format="WEBP")
+    assert refusal(path) == (422, "image_too_large")
+
+
 def test_replaced_open_of_pillow_is_not_used(tmp_path, monkeypatch):
     def replaced(*args, **kwargs):
         raise AssertionError("PIL.Image.open was called.")

@@ -50,7 +50,6 @@ _DAMAGE = (
     AssertionError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _ORIENTATION_TAG = 0x0112
 # What makes a picture upright that is stored in each of the orientations of EXIF 2.32, 4.6.4.
@@ -126,6 +125,9 @@ def _damage_refused() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except Image.DecompressionBombError as error:
+        # Some readers compare with Pillow's own limit, which is a little lower than ours.
+        raise refused("image_too_large", "The image has too many pixels.") from error
     except _DAMAGE as error:
         raise corrupt_file("The image is damaged or incomplete: it cannot be decoded.") from error
 
@@ -147,7 +149,7 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DAMAGE:
+    except (*_DAMAGE, Image.DecompressionBombError):
         return 1
     return orientation if orientation in _TRANSPOSITIONS else 1
 

@@ -1,4 +1,4 @@
-"""Takes from the calling process what a decoder does not need; Linux only, never undone.
+"""Takes from the calling process what a decoder does not need; never undone.
 
 Written for the inspector's child, which applies it to itself at start: nothing here runs between
 fork and exec, so it is safe to start such a child from any thread.
@@ -21,10 +21,12 @@ _SECCOMP_MODE_FILTER = 2
 _SECCOMP_ALLOW = 0x7FFF0000
 _SECCOMP_REFUSE_WITH_EPERM = 0x00050001
 _SECCOMP_KILL = 0x80000000
-# The numbers of socket, connect, execve, execveat and ptrace, from the kernel's system call tables.
+# The numbers of socket, connect, execve, execveat, ptrace, kill, process_vm_readv,
+# process_vm_writev and io_uring_setup (which could do the work of the first two), from the
+# kernel's tables of system calls.
 _AUDIT_ARCH_AND_CALLS = {
-    "x86_64": (0xC000003E, (41, 42, 59, 322, 101)),
-    "aarch64": (0xC00000B7, (198, 203, 221, 281, 117)),
+    "x86_64": (0xC000003E, (41, 42, 59, 322, 101, 62, 310, 311, 425)),
+    "aarch64": (0xC00000B7, (198, 203, 221, 281, 117, 129, 270, 271, 425)),
 }
 # x86-64 has a second set of numbers (x32), which would pass by the filter.
 _X32_CALLS_FROM = 0x40000000
@@ -37,18 +39,22 @@ class _FilterProgram(ctypes.Structure):
 def confine(*, parent_pid: int, memory_bytes: int, max_open_files: int) -> None:
     """Confine this process: memory, files, priority, network; it dies with its parent.
 
-    After this it cannot write a file, open a connection or start a program. Network and programs
-    stay possible where the kernel has no filter for this architecture; the rest always holds.
+    After this it cannot write a file, open a connection, start a program or signal another one.
+    All of that holds on Linux on x86-64 and ARM64. On other processors the filter of system calls
+    is missing; on other systems (a developer's Mac) only the limits that exist there hold, and the
+    process ends with its parent only once it reads its next request.
     """
-    _die_with_parent(parent_pid)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    if sys.platform == "linux":
+        _die_with_parent(parent_pid)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
     os.nice(10)
     _limit(resource.RLIMIT_AS, memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, max_open_files)
-    _refuse_network_and_programs()
+    if sys.platform == "linux":
+        _refuse_network_and_programs()
 
 
 def allow_more_cpu(seconds: int) -> None:
@@ -65,7 +71,11 @@ def allow_more_cpu(seconds: int) -> None:
 def _limit(kind: int, value: int) -> None:
     _, hard = resource.getrlimit(kind)
     allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (allowed, allowed))
+    try:
+        resource.setrlimit(kind, (allowed, allowed))
+    except (ValueError, OSError):
+        if sys.platform == "linux":
+            raise
 
 
 def _die_with_parent(parent_pid: int) -> None:

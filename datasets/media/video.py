@@ -258,7 +258,7 @@ def count_frames(
             frame_count=count,
             duration_seconds=duration_seconds,
             average_rate_fps=_average_rate_fps(video.stream, count, duration_seconds),
-            codec=video.stream.codec_context.name,
+            codec=video.stream.codec_context.codec.canonical_name,
             container=video.format,
             rotation_degrees=first.turn.clockwise_degrees,
             has_audio=video.has_audio,
