@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make up      run the service on http://127.0.0.1:8080"
-	@echo "make demo    a tour without a server; MEDIA=folder takes your own images and videos"
+	@echo "make demo    the main job, start to finish; MEDIA=folder takes your own images and videos"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types, imports and migrations"
-	@echo "make bench   measure the pipeline on this machine"
+	@echo "make bench   measure the pipeline on this machine; FILES=\"a.mp4 b.mp4\" on your own videos"
 
 # An interpreter counts when it runs: a shim may stand in the path and lead nowhere.
 .venv/bin/python:
@@ -51,7 +51,7 @@ demo: install
 	@exec $(BIN)/python manage.py demo $(if $(MEDIA),"$(MEDIA)")
 
 bench: install
-	@exec $(BIN)/python manage.py bench
+	@exec $(BIN)/python -m inference.pipeline.bench $(FILES)
 
 test: install-dev
 	@exec $(BIN)/python -m pytest $(ARGS)
