@@ -187,6 +187,14 @@ def test_chunked_body_is_announced_to_the_application_with_its_length(web):
     assert facts["sha256"] == hashlib.sha256(b"abcabcabc").hexdigest()
 
 
+def test_body_of_a_client_that_would_like_http2_is_taken(web):
+    _, _, body = web.exchange(
+        head("POST", "/", MULTIPART, "Connection: close", "Upgrade: h2c", "Content-Length: 3"),
+        b"abc",
+    )
+    assert json.loads(body)["length"] == 3
+
+
 def test_body_announced_too_long_is_refused_before_it_is_sent(web):
     calls = web.counts()["calls"]
     length = MAX_REQUEST_BYTES + MEBIBYTE + 1
