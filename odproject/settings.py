@@ -213,6 +213,7 @@ REST_FRAMEWORK = {
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",
     ],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "odproject.core.api.LenientNegotiation",
     "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "NUM_PROXIES": env_int("OD_NUM_PROXIES", 0),
