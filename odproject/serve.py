@@ -184,12 +184,6 @@ class Channel(HTTPChannel):
         self.transport.loseWriteConnection()
         self.callLater(LINGER_SECONDS, self.transport.abortConnection)
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Answer 431 to a line of the head that is too long; Twisted would only hang up."""
-        self.refuse(
-            431, "head_too_long", "HeadTooLongError", "A line of the request's head is too long."
-        )
-
     def readConnectionLost(self) -> None:
         """Close when the client has closed its side (with a refusal we have closed ours)."""
         self.transport.loseConnection()
