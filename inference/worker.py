@@ -18,7 +18,7 @@ import numpy as np
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
 from datasets.media.errors import MediaError
 from datasets.models import MediaFile
@@ -92,7 +92,7 @@ class Heartbeat(threading.Thread):
                     loaded_versions=self._detectors.loaded_versions,
                     device=self._detectors.device,
                 )
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 logger.warning("No heartbeat, the database does not answer: %s", error)
                 close_old_connections()
             if self._stopped.wait(settings.WORKER_HEARTBEAT_SECONDS):
@@ -129,11 +129,12 @@ def run_unit(
     except (MediaError, DrawingError) as error:
         with contextlib.suppress(LeaseLostError):
             services.fail_unit(claim=claim, error_code=error.code, error=error.detail)
-    except Exception:
+    except Exception as error:
         logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
-        close_old_connections()
+        if isinstance(error, DatabaseError | InterfaceError):
+            close_old_connections()
         # If the database is away too, the lease runs out and the sweeper puts the unit back.
-        with contextlib.suppress(DatabaseError):
+        with contextlib.suppress(DatabaseError, InterfaceError):
             services.hand_back_unit(claim=claim, counts_as_try=True)
     return True
 
