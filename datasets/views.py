@@ -90,9 +90,9 @@ class DatasetsView(APIView):
         """Change a dataset's name, tags or both."""
         keys = validated(ChangeDatasetSerializer, request)
         new_tags = keys.get("newTags")
-        services.rename_dataset(
-            user=cast(User, request.user),
-            name=keys["datasetName"],
+        dataset = selectors.live_dataset(user=cast(User, request.user), name=keys["datasetName"])
+        services.change_dataset(
+            dataset=dataset,
             new_name=keys.get("newDatasetName"),
             new_tags=None if new_tags is None else services.parse_tags(new_tags),
         )

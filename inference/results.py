@@ -70,6 +70,13 @@ def annotated_name(unit: WorkUnit) -> str:
     return name + extension
 
 
+def annotated_content_type(unit: WorkUnit) -> str:
+    """The media type of an annotated file, which is of a kind that we wrote."""
+    kinds = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+    suffix = PurePosixPath(str(unit.annotated.name)).suffix
+    return kinds.get(suffix, "application/octet-stream")
+
+
 def safe_archive_name(name: str) -> str:
     """A relative path that unpacks inside the folder where it is unpacked, and nowhere else."""
     printable = "".join(c if c.isprintable() else "_" for c in name.replace("\\", "/"))

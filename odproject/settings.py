@@ -68,6 +68,9 @@ INSTALLED_APPS = [
     "inference",
     "channels",
     "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -201,6 +204,8 @@ SIMPLE_JWT = {
     "ALGORITHM": "HS256",
     "AUTH_HEADER_TYPES": ("Bearer",),
 }
+V1_ACCESS_TOKEN_LIFETIME = timedelta(minutes=env_float("OD_ACCESS_TOKEN_MINUTES", 15))
+REFRESH_GRACE_SECONDS = 10  # a refresh token that comes twice within this time is a race, no theft
 WEBSOCKET_TICKET_SECONDS = 30
 
 # -- API -----------------------------------------------------------------------------------------
@@ -217,6 +222,24 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "NUM_PROXIES": env_int("OD_NUM_PROXIES", 0),
+    "DEFAULT_SCHEMA_CLASS": "odproject.core.schema.Schema",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "odproject",
+    "DESCRIPTION": "Small-object detection in images and videos, paid by the token.",
+    "VERSION": "1",
+    "PREPROCESSING_HOOKS": ["odproject.core.schema.only_v1"],
+    "SERVE_PERMISSIONS": [],
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",  # the page's scripts come from this server
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_NAME_OVERRIDES": {
+        "JobState": "inference.models.Job.State",
+        "WorkUnitState": "inference.models.WorkUnit.State",
+    },
 }
 
 # -- limits --------------------------------------------------------------------------------------
