@@ -172,12 +172,15 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A request that submits a job waits for the broker as long as this allows, and no longer: the
+# sweeper sends the hint again. A worker that lost the broker tries again for ever all the same.
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "socket_timeout": 30.0,
+    "socket_timeout": REDIS_TIMEOUT_SECONDS,
     "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    "retry_on_timeout": True,
+    "max_retries": 0,
+    "interval_start": 0,
 }
 
 # -- users and tokens of authentication ----------------------------------------------------------
