@@ -86,7 +86,8 @@ def upload(page: Page, *paths: Path) -> Locator:
     """Upload files one after the other; returns the report once all have an entry."""
     page.get_by_label("Choose files").set_input_files([str(path) for path in paths])
     report = page.locator("#report")
-    report.locator("h4").nth(len(paths) - 1).wait_for(timeout=60_000)
+    report.locator("h4").wait_for(timeout=60_000)
+    page.locator("#uploading").wait_for(state="hidden", timeout=60_000)
     return report
 
 

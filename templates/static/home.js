@@ -6,6 +6,8 @@ const TOKEN_KEY = "odproject.token";
 const EMAIL_KEY = "odproject.email";
 const REASON_KEY = "odproject.reason"; // why the session ended, told on the page after it
 const SHOWN_AT_ONCE = 24;
+const LONGEST_REPORT = 500;
+const BROKEN_OFF = "The connection broke off. If the price below has grown, the file did arrive.";
 const LARGEST_COUNTED_FRAMES = 20000; // a result beyond that is for programs, not for this table
 const LARGEST_AUTOPLAY_FRAMES = 3000; // longer videos load when asked for
 const POLL_LIVE_MS = 60000; // also while the socket is up: one that died silently tells nothing
@@ -27,6 +29,7 @@ const state = {
   jobs: new Map(), // job id -> what is known of it
   cards: new Map(), // job id -> its card on the page
   shownJobs: SHOWN_AT_ONCE,
+  report: { accepted: 0, refused: 0, tokens: 0 }, // the uploads reported on the page, in sum
   upload: null, // the XMLHttpRequest under way
   socket: null,
   lastSeq: null,
@@ -231,7 +234,7 @@ function costText(dataset) {
 }
 
 function chooseDataset(name) {
-  if (name !== state.chosen) byId("report").replaceChildren();
+  if (name !== state.chosen) clearReport();
   state.chosen = name;
   showAlert("start-alert", "");
   drawDatasets();
@@ -245,7 +248,7 @@ async function createDataset(event) {
   try {
     const { dataset } = await ask("/datasets/", { method: "POST", keys });
     byId("create").reset();
-    byId("report").replaceChildren();
+    clearReport();
     state.chosen = dataset.dataset_name;
     await refreshDatasets();
     chooseDataset(dataset.dataset_name);
@@ -262,7 +265,7 @@ async function uploadFiles(files) {
   const dataset = state.chosen;
   const isBusy = !byId("uploading").hidden;
   if (!files.length || !dataset || isBusy) return;
-  byId("report").replaceChildren();
+  clearReport();
   announce(`Uploading ${plural(files.length, "file")}.`);
   byId("uploading").hidden = false;
   for (const [position, file] of [...files].entries()) {
@@ -298,7 +301,7 @@ function uploadOne(file, dataset, which) {
       if (upload.status === 201) resolve(JSON.parse(upload.responseText));
       else reject(refusalOf(upload.status, upload.responseText));
     };
-    upload.onerror = () => reject(new Refusal("The upload broke off. Please try again.", 0));
+    upload.onerror = () => reject(new Refusal(BROKEN_OFF, 0));
     upload.onabort = () => reject(Object.assign(new Refusal("Cancelled.", 0), { cancelled: true }));
     upload.open("POST", "/upload/");
     upload.setRequestHeader("Authorization", `Bearer ${state.token}`);
@@ -312,26 +315,43 @@ function drawUpload(text, share) {
   const bar = byId("upload-progress");
   const percent = share === null ? "" : ` – ${Math.floor(share * 100)}%`;
   byId("upload-label").textContent = text + percent;
+  // What has arrived is charged when it is accepted; then there is nothing left to cancel.
+  byId("upload-cancel").hidden = share === null;
   if (share === null) bar.removeAttribute("value");
   else bar.value = share * 100;
 }
 
-function addReport(uploadName, { files, token_cost: cost = 0 }) {
-  const refused = files.filter((file) => !file.accepted);
-  const accepted = files.filter((file) => file.accepted);
-  const told = [];
-  if (accepted.length) told.push(`${plural(accepted.length, "file")} accepted for ${amount(cost)} tokens`);
-  if (refused.length) told.push(`${plural(refused.length, "file")} refused, free of charge`);
-  const list = element("ul");
-  // What went wrong comes first: it is what the reader can do something about.
-  for (const file of [...refused, ...accepted].slice(0, 500)) list.append(reportLine(file));
-  if (files.length > 500) list.append(element("li", { textContent: `and ${files.length - 500} more` }));
-  const title = element("h4", { textContent: `${uploadName}: ${told.join(", ")}` });
-  byId("report").append(element("div", {}, title, list));
+function clearReport() {
+  byId("report").replaceChildren();
+  state.report = { accepted: 0, refused: 0, tokens: 0 };
 }
 
-function reportLine(file) {
-  const line = element("li", { className: file.accepted ? "" : "refused" }, file.filename);
+function addReport(uploadName, { files, token_cost: cost = 0 }) {
+  const report = byId("report");
+  if (!report.firstChild) report.append(element("h4"), element("ul"));
+  const refused = files.filter((file) => !file.accepted);
+  const accepted = files.filter((file) => file.accepted);
+  state.report.accepted += accepted.length;
+  state.report.refused += refused.length;
+  state.report.tokens += cost;
+  report.firstChild.textContent = reportTitle(state.report);
+  // What went wrong comes first: it is what the reader can do something about.
+  const shown = [...refused, ...accepted].slice(0, LONGEST_REPORT);
+  report.lastChild.append(...shown.map((file) => reportLine(uploadName, file)));
+  const rest = files.length - shown.length;
+  if (rest) report.lastChild.append(element("li", { textContent: `and ${rest} more of ${uploadName}` }));
+}
+
+function reportTitle({ accepted, refused, tokens }) {
+  const told = [];
+  if (accepted) told.push(`${plural(accepted, "file")} accepted for ${amount(tokens)} tokens`);
+  if (refused) told.push(`${plural(refused, "file")} refused, free of charge`);
+  return told.join(", ");
+}
+
+function reportLine(uploadName, file) {
+  const name = file.filename === uploadName ? uploadName : `${uploadName}: ${file.filename}`;
+  const line = element("li", { className: file.accepted ? "" : "refused" }, name);
   let text = `Refused: ${file.error}`;
   if (file.accepted) {
     const what = file.type === "video" ? `Video, ${plural(file.frame_count, "frame")}` : "Image";
@@ -567,7 +587,7 @@ function updateCard(card, job) {
   card.badge.textContent = job.state;
   card.badge.className = `state ${job.state}`;
   card.bar.hidden = FINISHED.has(job.state);
-  if (job.state === "Pending") card.bar.removeAttribute("value");
+  if (!job.progress_percent) card.bar.removeAttribute("value");
   else card.bar.value = job.progress_percent;
   card.line.textContent = jobText(job);
   card.button.hidden = job.state !== "Completed";
@@ -640,7 +660,7 @@ function resultParts(job, files) {
   };
   more.addEventListener("click", showMore);
   showMore();
-  const titles = ["File", "Found", "Tokens"].map((textContent) => element("th", { scope: "col", textContent }));
+  const titles = ["File", "Found", "Tokens"].map((text) => element("th", { scope: "col" }, text));
   titles[2].className = "number";
   const head = element("thead", {}, element("tr", {}, ...titles));
   const table = element("table", {}, element("caption", { textContent: "What was found" }), head, rows);
@@ -654,7 +674,8 @@ function fileRow(file) {
 }
 
 function foundParts({ found, error }) {
-  if (error || found?.error) return [element("span", { className: "problem", textContent: error || found.error })];
+  const problem = error || found?.error;
+  if (problem) return [element("span", { className: "problem", textContent: problem })];
   if (!found) return ["Too much to count here; the HTTP API gives the whole result."];
   if (found.type === "image") return chips(countByClass(found.objects));
   const frames = found.frames.map((frame) => countByClass(frame.objects));
@@ -679,7 +700,8 @@ function greatestCounts(frames) {
 function chips(counts) {
   if (!counts.size) return ["nothing "];
   const largestFirst = [...counts].sort((a, b) => b[1] - a[1]);
-  return largestFirst.map(([name, count]) => element("span", { className: "chip", textContent: `${count} ${name}` }));
+  const texts = largestFirst.map(([name, count]) => `${count} × ${name}`);
+  return texts.map((textContent) => element("span", { className: "chip", textContent }));
 }
 
 // -- annotated files: fetched with the token in a header, shown from memory
@@ -733,7 +755,8 @@ function picture(file, src) {
 }
 
 function player(file, src) {
-  const video = element("video", { src, controls: true, muted: true, loop: true, playsInline: true, preload: "auto" });
+  const settings = { controls: true, muted: true, loop: true, playsInline: true };
+  const video = element("video", { src, preload: "auto", ...settings });
   video.setAttribute("aria-label", `${file.filename} with a box around each object found`);
   return video;
 }

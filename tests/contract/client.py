@@ -35,9 +35,7 @@ class Way:
 EVERY_WAY = pytest.mark.parametrize(
     "way",
     [
-        pytest.param(
-            Way(encoding, slash), id=f"{encoding}-{'with' if slash else 'without'}-slash"
-        )
+        pytest.param(Way(encoding, slash), id=f"{encoding}-{'with' if slash else 'without'}-slash")
         for encoding in ENCODINGS
         for slash in (False, True)
     ],

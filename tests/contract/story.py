@@ -17,6 +17,9 @@ DATASET = "a street, seen from above"
 VIDEO_FRAMES = 4
 GIF_FRAMES = 3
 RATE_FPS = 5
+LONG = "x" * 240 + ".bmp"
+EMOJI = "fo/lder/\N{GRINNING FACE} \N{SNOWMAN}.webp"
+UTF8_NAMES = 0x800  # the flag of a zip entry that says how its name is encoded
 ORIENTATION = 6  # the camera was held upright: shown after a quarter turn clockwise
 
 
@@ -76,15 +79,16 @@ def story_files(story: Story, folder: Path) -> list[tuple[str, bytes]]:
         rate_fps=RATE_FPS,
         paint=lambda index: story.moving[index].image,
     )
-    archive = mediafiles.write_zip(
+    archive = mediafiles.write_raw_zip(
         folder / "pictures.zip",
         [
-            ("same.jpg", mediafiles.image_bytes("JPEG")),
-            ("broken.jpg", mediafiles.image_bytes("JPEG")[:700]),
-            ("same.jpg", mediafiles.image_bytes("PNG")),
-            ("notes.txt", b"not a picture"),
-            ("fo/lder/\N{GRINNING FACE} \N{SNOWMAN}.webp", mediafiles.image_bytes("WEBP")),
+            (b"same.jpg", mediafiles.image_bytes("JPEG")),
+            (b"broken.jpg", mediafiles.image_bytes("JPEG")[:700]),
+            (b"same.jpg", mediafiles.image_bytes("PNG")),
+            (b"notes.txt", b"not a picture"),
+            (EMOJI.encode(), mediafiles.image_bytes("WEBP")),
         ],
+        flags=UTF8_NAMES,
     )
     gif = mediafiles.write_gif(folder / "moving.gif", frames=GIF_FRAMES, size_wh=(32, 24))
     return [
@@ -94,7 +98,7 @@ def story_files(story: Story, folder: Path) -> list[tuple[str, bytes]]:
         ("pictures.zip", archive.read_bytes()),
         ("still.gif", mediafiles.image_bytes("GIF")),
         ("moving.gif", gif.read_bytes()),
-        ("x" * 240 + ".bmp", mediafiles.image_bytes("BMP")),
+        (LONG, mediafiles.image_bytes("BMP")),
         ("doomed.tiff", mediafiles.image_bytes("TIFF")),
     ]
 

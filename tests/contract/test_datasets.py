@@ -85,8 +85,20 @@ def test_types_of_the_list_are_those_of_the_contract(customer):
 
 @pytest.mark.parametrize(
     "name",
-    ["abc", "n" * 40, "\N{GRINNING FACE}" * 40, "Straße 7", "a/b", "../..", "'; DROP TABLE", "日本語"]
-    + ['quo"ted\\', "%00%0d%0a", "<b>bold</b>", "\u202egnol"],
+    [
+        "abc",
+        "n" * 40,
+        "😀" * 40,
+        "Straße 7",
+        "a/b",
+        "../..",
+        "'; DROP TABLE",
+        "日本語",
+        'quo"ted\\',
+        "%00%0d%0a",
+        "<b>bold</b>",
+        "\u202egnol",
+    ],
 )
 def test_name_of_3_to_40_characters_is_taken_word_for_word(customer, name):
     assert customer.new_dataset(name) == name

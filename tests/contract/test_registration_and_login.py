@@ -142,7 +142,7 @@ def signing_key(service) -> str:
 def bad_tokens(anonymous, customer, signing_key) -> dict[str, str]:
     login = {"email": customer.email, "password": PASSWORD}
     past = datetime.now(UTC) - timedelta(seconds=1)
-    head, claims, signature = customer.token.split(".")
+    head, claims, _ = customer.token.split(".")
     return {
         "refresh": anonymous.call("POST", "/user/", login).json()["refresh"],
         "expired": resigned(customer.token, signing_key, exp=past),
@@ -161,9 +161,7 @@ def bad_tokens(anonymous, customer, signing_key) -> dict[str, str]:
     }
 
 
-def test_resigning_with_the_services_key_is_what_the_service_does(
-    anonymous, customer, signing_key
-):
+def test_resigning_with_the_services_key_is_what_the_service_does(anonymous, customer, signing_key):
     """Or else the refusals below would say nothing."""
     token = resigned(customer.token, signing_key)
     assert Api(anonymous.http, "", token=token).balance() == customer.balance()
@@ -171,9 +169,22 @@ def test_resigning_with_the_services_key_is_what_the_service_does(
 
 @pytest.mark.parametrize(
     "kind",
-    ["refresh", "expired", "wrong key", "empty key", "another algorithm", "none", "deleted user"]
-    + ["huge user", "user of letters", "user with NUL", "user as a list", "not a token"]
-    + ["three dots", "very long"],
+    [
+        "refresh",
+        "expired",
+        "wrong key",
+        "empty key",
+        "another algorithm",
+        "none",
+        "deleted user",
+        "huge user",
+        "user of letters",
+        "user with NUL",
+        "user as a list",
+        "not a token",
+        "three dots",
+        "very long",
+    ],
 )
 def test_bad_token_is_401(anonymous, bad_tokens, kind):
     answer = Api(anonymous.http, "", token=bad_tokens[kind]).send("GET", "/token")
