@@ -27,10 +27,10 @@ LAUNCH_ARGUMENTS = [
 
 
 def chromium_path() -> str | None:
-    """The Chromium of this machine: the one that OD_CHROMIUM names, or one in the path."""
+    """The Chromium that OD_CHROMIUM names; without that variable, the one of this machine."""
     named = os.environ.get("OD_CHROMIUM")
-    names = (named,) if named else ("chromium", "chromium-browser", "google-chrome")
-    found = (shutil.which(name) for name in (*names, "/usr/bin/chromium"))
+    usual = ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium")
+    found = (shutil.which(name) for name in ((named,) if named else usual))
     return next((path for path in found if path), None)
 
 
