@@ -28,6 +28,15 @@ class InsufficientTokensError(DomainError):
     code = "insufficient_tokens"
     title = "Insufficient tokens"
 
+    @classmethod
+    def of(cls, *, needed_hundredths: int, balance_hundredths: int) -> "InsufficientTokensError":
+        """The refusal with both amounts, as a sentence and as members of the document."""
+        needed, balance = tokens(needed_hundredths), tokens(balance_hundredths)
+        return cls(
+            f"{needed:g} tokens are needed, the balance is {balance:g}.",
+            members={"needed_tokens": needed, "balance_tokens": balance},
+        )
+
 
 class InvalidAmountError(DomainError):
     """The amount is not one that may be moved."""
@@ -249,7 +258,6 @@ def _change_balance(account: Account, change_hundredths: int) -> None:
     balance_hundredths = Account.objects.values_list("balance_hundredths", flat=True).get(
         pk=account.pk
     )
-    raise InsufficientTokensError(
-        f"{tokens(-change_hundredths):g} tokens are needed, "
-        f"the balance is {tokens(balance_hundredths or 0):g}."
+    raise InsufficientTokensError.of(
+        needed_hundredths=-change_hundredths, balance_hundredths=balance_hundredths or 0
     )

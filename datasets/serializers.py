@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-NAME_LENGTHS = {"min_length": 3, "max_length": 40}
+SHORTEST_NAME, LONGEST_NAME = 3, 40
 
 
 class DatasetNameSerializer(serializers.Serializer[Any]):
@@ -16,14 +16,16 @@ class DatasetNameSerializer(serializers.Serializer[Any]):
 class CreateDatasetSerializer(serializers.Serializer[Any]):
     """Keys of POST /datasets/."""
 
-    datasetName = serializers.CharField(**NAME_LENGTHS)  # noqa: N815
+    datasetName = serializers.CharField(min_length=SHORTEST_NAME, max_length=LONGEST_NAME)  # noqa: N815
     tags = serializers.CharField(max_length=1000, allow_blank=True, default="")
 
 
 class ChangeDatasetSerializer(DatasetNameSerializer):
     """Keys of PATCH /datasets/."""
 
-    newDatasetName = serializers.CharField(required=False, **NAME_LENGTHS)  # noqa: N815
+    newDatasetName = serializers.CharField(  # noqa: N815
+        required=False, min_length=SHORTEST_NAME, max_length=LONGEST_NAME
+    )
     newTags = serializers.CharField(required=False, max_length=1000, allow_blank=True)  # noqa: N815
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -207,9 +207,8 @@ def _require_balance(user: User, price_hundredths: int) -> None:
     """Refuse early what the balance cannot cover; the ledger itself decides later."""
     balance = balance_hundredths(user=user)
     if balance < price_hundredths:
-        raise ledger.InsufficientTokensError(
-            f"The upload costs {tokens(price_hundredths):g} tokens, "
-            f"the balance is {tokens(balance):g}."
+        raise ledger.InsufficientTokensError.of(
+            needed_hundredths=price_hundredths, balance_hundredths=balance
         )
 
 

@@ -162,7 +162,7 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
         )
 
     def _moderated(self, request: HttpRequest, dataset_id: int) -> Dataset:
-        if not request.user.has_perm("datasets.change_dataset"):  # type: ignore[union-attr]
+        if not request.user.has_perm("datasets.change_dataset"):
             raise PermissionDenied
         return get_object_or_404(Dataset.objects.select_related("user"), pk=dataset_id)
 
@@ -252,7 +252,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
 
     def has_abort_permission(self, request: HttpRequest) -> bool:
         """Who may change jobs may abort them."""
-        return request.user.has_perm("inference.change_job")  # type: ignore[union-attr]
+        return request.user.has_perm("inference.change_job")
 
     @admin.action(description="Abort the selected jobs", permissions=["abort"])
     def abort(self, request: HttpRequest, jobs: QuerySet[Job]) -> None:

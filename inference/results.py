@@ -120,7 +120,7 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
             info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
             info.external_attr = 0o644 << 16
             with (
-                default_storage.open(unit.annotated.name) as source,
+                default_storage.open(str(unit.annotated.name)) as source,
                 archive.open(info, "w", force_zip64=True) as target,
             ):
                 while chunk := source.read(CHUNK_BYTES):

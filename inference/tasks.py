@@ -7,6 +7,7 @@ runs the tasks, and a signal to the process reaches the running task (docs/adr/0
 import logging
 import os
 import socket
+import sys
 from typing import Any
 
 from celery import shared_task, signals
@@ -15,7 +16,13 @@ from django.db import close_old_connections
 
 from inference import services
 from inference.queue import RUN_UNIT
-from inference.worker import Detectors, Heartbeat, run_unit, uses_too_much_memory
+from inference.worker import (
+    Detectors,
+    Heartbeat,
+    run_unit,
+    uses_too_much_memory,
+    while_database_is_away,
+)
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -36,13 +43,23 @@ def is_stopping() -> bool:
 
 @signals.worker_init.connect
 def start_worker(**_: Any) -> None:
-    """Load a model, take back what an earlier life of this worker left, and start beating."""
+    """Load a model, take back what an earlier life of this worker left, and start beating.
+
+    A worker that cannot do so exits, to be started again: Celery would only log what is raised
+    here, and go on with a worker that nobody ever hears of.
+    """
     die_with_parent()
     heartbeat = Heartbeat(worker_name=worker_name(), detectors=detectors)
     signals.worker_shutting_down.connect(lambda **_: heartbeat.stop(), weak=False)
-    services.reclaim_units(worker_name=worker_name())
-    detectors.get(PRELOADED_VERSION)
-    heartbeat.start()
+    try:
+        # The first beat says that nothing is loaded, whatever an earlier life has said last.
+        heartbeat.start()
+        while_database_is_away(lambda: services.reclaim_units(worker_name=worker_name()))
+        detectors.get(PRELOADED_VERSION)
+        heartbeat.beat_now()
+    except Exception:
+        logger.exception("The worker cannot start")
+        sys.exit(os.EX_SOFTWARE)
 
 
 @shared_task(name=RUN_UNIT)

@@ -90,7 +90,7 @@ class AnnotatedFileView(APIView):
         if unit is None:
             raise AnnotatedFileNotFoundError(f"Job {job_id} has no annotated file {unit_id}.")
         response = FileResponse(
-            default_storage.open(unit.annotated.name),
+            default_storage.open(str(unit.annotated.name)),
             as_attachment=True,
             filename=results.annotated_name(unit).rpartition("/")[2],
         )

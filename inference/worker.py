@@ -13,18 +13,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from datasets.media.errors import MediaError
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    close_old_connections,
+    connection,
+)
 
+from datasets.media.errors import MediaError
 from datasets.models import MediaFile
 from inference import services
 from inference.models import FrameResult, WorkUnit
 from inference.pipeline.detector import Detector
+from inference.pipeline.errors import DrawingError
 from inference.pipeline.network import YoloDetector, load_detector
 from inference.pipeline.run import process_image, process_video
 from inference.pipeline.types import FrameDetections
@@ -34,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 # Formats whose annotated picture keeps the format; the others become PNG.
 DRAWABLE_FORMATS = {"jpeg": "jpg", "mpo": "jpg", "png": "png", "webp": "webp", "bmp": "bmp"}
+DATABASE_RETRY_SECONDS = 0.5
+
+Outcome = TypeVar("Outcome")
 
 
 class WorkerStoppingError(Exception):
@@ -81,26 +92,55 @@ class Heartbeat(threading.Thread):
         self._worker_name = worker_name
         self._detectors = detectors
         self._stopped = threading.Event()
+        self._due = threading.Event()
 
     def run(self) -> None:
-        """Beat until stopped."""
-        while True:
-            try:
-                services.record_heartbeat(
-                    worker_name=self._worker_name,
-                    loaded_versions=self._detectors.loaded_versions,
-                    device=self._detectors.device,
-                )
-            except DatabaseError as error:
-                logger.warning("No heartbeat, the database does not answer: %s", error)
-                close_old_connections()
-            if self._stopped.wait(settings.WORKER_HEARTBEAT_SECONDS):
-                connection.close()
-                return
+        """Beat until stopped; the last beat says that nothing is loaded any more."""
+        while not self._stopped.is_set():
+            self._beat(self._detectors.loaded_versions)
+            self._due.wait(settings.WORKER_HEARTBEAT_SECONDS)
+            self._due.clear()
+        self._beat([])
+        connection.close()
+
+    def _beat(self, loaded_versions: list[str]) -> None:
+        try:
+            services.record_heartbeat(
+                worker_name=self._worker_name,
+                loaded_versions=loaded_versions,
+                device=self._detectors.device,
+            )
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("No heartbeat, the database does not answer: %s", error)
+            close_old_connections()
+
+    def beat_now(self) -> None:
+        """Tell at once what has changed."""
+        self._due.set()
 
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
+        self._due.set()
+
+
+def while_database_is_away(work: Callable[[], Outcome]) -> Outcome:
+    """Do `work`, again and again while the database does not answer, for as long as a lease.
+
+    A database that restarts costs seconds; what a worker has computed meanwhile would cost more
+    to compute again. `work` is one transaction, which either happened or did not, and may happen
+    twice. Raises OperationalError or InterfaceError when the lease would be over.
+    """
+    deadline = time.monotonic() + settings.UNIT_LEASE_SECONDS
+    while True:
+        try:
+            return work()
+        except (OperationalError, InterfaceError) as error:
+            close_old_connections()
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("The worker waits for the database: %s", error)
+            time.sleep(DATABASE_RETRY_SECONDS)
 
 
 def run_unit(
@@ -113,9 +153,11 @@ def run_unit(
     """Run one work unit to its end; returns whether it was there to be taken.
 
     A file that cannot be processed fails its unit alone. Whatever else goes wrong puts the unit
-    back, to be tried again a bounded number of times.
+    back, to be tried again a bounded number of times. A database that is away is waited for.
     """
-    claim = services.claim_unit(unit_id=unit_id, worker_name=worker_name)
+    claim = while_database_is_away(
+        lambda: services.claim_unit(unit_id=unit_id, worker_name=worker_name)
+    )
     if claim is None:
         return False
     try:
@@ -124,17 +166,26 @@ def run_unit(
         logger.info("%s", error)
     except WorkerStoppingError:
         logger.info("Handing unit %s back", unit_id)
-        services.hand_back_unit(claim=claim, counts_as_try=False)
-    except MediaError as error:
+        _hand_back(claim, counts_as_try=False)
+    except (MediaError, DrawingError) as error:
+        code, detail = error.code, error.detail
         with contextlib.suppress(LeaseLostError):
-            services.fail_unit(claim=claim, error_code=error.code, error=error.detail)
-    except Exception:
+            while_database_is_away(
+                lambda: services.fail_unit(claim=claim, error_code=code, error=detail)
+            )
+    except Exception as error:
         logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
-        close_old_connections()
-        # If the database is away too, the lease runs out and the sweeper puts the unit back.
-        with contextlib.suppress(DatabaseError):
-            services.hand_back_unit(claim=claim, counts_as_try=True)
+        # That the database was away is not the file's fault.
+        _hand_back(claim, counts_as_try=not isinstance(error, OperationalError | InterfaceError))
     return True
+
+
+def _hand_back(claim: Claim, *, counts_as_try: bool) -> None:
+    # If the database stays away, the lease runs out and the sweeper puts the unit back.
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        while_database_is_away(
+            lambda: services.hand_back_unit(claim=claim, counts_as_try=counts_as_try)
+        )
 
 
 def _process(
@@ -162,14 +213,33 @@ def _process(
                 on_frames=sink,
                 max_frames=unit.frame_count,
             )
-        name = f"results/{claim.job_id}/{claim.unit_id}-{claim.attempt}{annotated.suffix}"
+        suffix = annotated.suffix
         with annotated.open("rb") as content:
-            stored = default_storage.save(name, File(content))
+            stored = default_storage.save(_result_name(claim, claim.attempt, suffix), File(content))
     try:
-        services.complete_unit(claim=claim, annotated_name=stored)
+        while_database_is_away(lambda: services.complete_unit(claim=claim, annotated_name=stored))
     except BaseException:
-        default_storage.delete(stored)
+        _discard_unless_kept(claim, stored)
         raise
+    for attempt in range(1, claim.attempt):
+        # A worker that was killed at the wrong moment has left its file behind.
+        with contextlib.suppress(OSError):
+            default_storage.delete(_result_name(claim, attempt, suffix))
+
+
+def _result_name(claim: Claim, attempt: int, suffix: str) -> str:
+    return f"results/{claim.job_id}/{claim.unit_id}-{attempt}{suffix}"
+
+
+def _discard_unless_kept(claim: Claim, stored: str) -> None:
+    """Remove an annotated file that belongs to no unit.
+
+    A commit whose answer got lost looks like a failure, so the database is asked; while it
+    cannot be, a file too many is better than one too few.
+    """
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        if not WorkUnit.objects.filter(pk=claim.unit_id, annotated=stored).exists():
+            default_storage.delete(stored)
 
 
 class ResultSink:
@@ -195,15 +265,16 @@ class ResultSink:
         if self._should_stop():
             raise WorkerStoppingError
         self._frames_done += len(frames)
-        services.store_frames(
-            claim=self._claim,
-            frames=[self._frame_result(frame) for frame in frames],
-            frames_done=self._frames_done,
+        results = [self._frame_result(frame) for frame in frames]
+        while_database_is_away(
+            lambda: services.store_frames(
+                claim=self._claim, frames=results, frames_done=self._frames_done
+            )
         )
         now = time.monotonic()
         if now - self._published_at >= settings.PROGRESS_INTERVAL_SECONDS:
             self._published_at = now
-            services.publish_progress(claim=self._claim)
+            while_database_is_away(lambda: services.publish_progress(claim=self._claim))
 
     def _frame_result(self, frame: FrameDetections) -> FrameResult:
         found = frame.detections

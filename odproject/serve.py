@@ -86,7 +86,8 @@ class Limits:
 
     def body_limit_bytes(self, request: Any) -> int:
         """Return how long the body of `request`, whose headers are read, may be."""
-        if request.requestHeaders.hasHeader(b"Upgrade"):
+        # Clients that would like HTTP/2 send Upgrade too; only a websocket begins without a body.
+        if (request.getHeader(b"Upgrade") or b"").strip().lower() == b"websocket":
             return MAX_UPGRADE_BODY_BYTES
         kind = (request.getHeader(b"Content-Type") or b"").strip().lower()
         if not kind or kind.startswith(_PARSED_TYPES) or b"+json" in kind:
@@ -183,12 +184,6 @@ class Channel(HTTPChannel):
         self.transport.loseWriteConnection()
         self.callLater(LINGER_SECONDS, self.transport.abortConnection)
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Answer 431 to a line of the head that is too long; Twisted would only hang up."""
-        self.refuse(
-            431, "head_too_long", "HeadTooLongError", "A line of the request's head is too long."
-        )
-
     def readConnectionLost(self) -> None:
         """Close when the client has closed its side (with a refusal we have closed ours)."""
         self.transport.loseConnection()
@@ -210,6 +205,10 @@ class Channel(HTTPChannel):
         """Wake up whoever waits for the reader."""
         self.writable.set()
         super().connectionLost(reason)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse an address or a header that is too long."""
+        self.refuse(431, "head_too_large", "HeadTooLargeError", "The request's head is too long.")
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(400, "bad_request", "BadRequestError", "The request is not valid HTTP.")

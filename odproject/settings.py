@@ -169,12 +169,15 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A request that submits a job waits for the broker as long as this allows, and no longer: the
+# sweeper sends the hint again. A worker that lost the broker tries again for ever all the same.
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "socket_timeout": 30.0,
+    "socket_timeout": REDIS_TIMEOUT_SECONDS,
     "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    "retry_on_timeout": True,
+    "max_retries": 0,
+    "interval_start": 0,
 }
 
 # -- users and tokens of authentication ----------------------------------------------------------
@@ -245,7 +248,7 @@ WEIGHTS = {
     "YOLO8s_FSR": env("OD_WEIGHTS_YOLO8S_FSR", str(BASE_DIR / "inference/weights/YOLO8s_FSR.pt")),
     "YOLO8m_FSR": env("OD_WEIGHTS_YOLO8M_FSR", str(BASE_DIR / "inference/weights/YOLO8m_FSR.pt")),
 }
-NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 640)
+NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
 MAX_DETECTIONS_PER_FRAME = 500
@@ -269,5 +272,5 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
 }

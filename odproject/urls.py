@@ -5,6 +5,10 @@ from django.urls import include, path, re_path
 
 from odproject import health, pages
 
+admin.site.site_header = admin.site.site_title = "odproject administration"
+# The lists of jobs and transfers need the width that the side bar would take.
+admin.site.enable_nav_sidebar = False
+
 urlpatterns = [
     path("", pages.home, name="home"),
     path("admin/", admin.site.urls),

@@ -107,7 +107,7 @@ def problem(
 
 def domain_problem(error: DomainError) -> dict[str, Any]:
     """The problem document of a refusal by one of our services."""
-    return problem(
+    document = problem(
         status=error.status,
         code=error.code,
         title=error.title,
@@ -115,6 +115,7 @@ def domain_problem(error: DomainError) -> dict[str, Any]:
         detail=error.detail,
         errors=error.errors,
     )
+    return {**error.members, **document}
 
 
 def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str, Any]:
@@ -146,8 +147,8 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
             if isinstance(error, exceptions.NotAuthenticated | exceptions.AuthenticationFailed):
                 document = framework_problem(401, _authentication_detail(error))
                 headers["WWW-Authenticate"] = "Bearer"
-            if isinstance(error, exceptions.Throttled) and error.wait:
-                headers["Retry-After"] = str(int(error.wait) + 1)
+            if wait_seconds := getattr(error, "wait", None):
+                headers["Retry-After"] = str(int(wait_seconds) + 1)
         case Http404():
             document = framework_problem(404)
         case PermissionDenied():
@@ -176,7 +177,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
 
 
 def _authentication_detail(error: exceptions.APIException) -> str:
-    detail = error.detail
+    detail: Any = error.detail
     if isinstance(detail, dict):  # simplejwt wraps its sentence
         detail = detail.get("detail", "")
     return str(detail) or "Authentication credentials were not provided."

@@ -4,7 +4,9 @@ A domain error is defined beside the function that raises it and rendered in one
 (`odproject.core.api.problem_response`) as an RFC 9457 problem document.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,16 @@ class DomainError(Exception):
     code: str = "bad_request"
     title: str = "Bad request"
 
-    def __init__(self, detail: str | None = None, *, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
         self.detail = detail or self.title
         self.errors = errors
+        self.members = dict(members or {})  # facts for programs, beside the sentence
         super().__init__(self.detail)
 
     @property

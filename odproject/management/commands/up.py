@@ -24,6 +24,7 @@ Environment:
 While it runs, <data>/up.json tells tools its address, its process ids and the engines' URLs.
 """
 
+import hashlib
 import http.client
 import os
 import secrets
@@ -213,7 +214,8 @@ def _web_specs(environment: Mapping[str, str], sockets: list[socket.socket]) -> 
             name=f"web-{index}",
             stage=WEB,
             argv=[sys.executable, "-m", "odproject.serve", *inherited],
-            env=environment,
+            env=_with_own_temporary_folder(environment, f"web-{index}"),
+            before_start=_emptied(environment, f"web-{index}"),
             cwd=settings.BASE_DIR,
             pass_fds=numbers,
             grace_seconds=15.0,
@@ -226,12 +228,20 @@ def _web_specs(environment: Mapping[str, str], sockets: list[socket.socket]) -> 
 def _worker_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
     celery = [sys.executable, "-m", "celery", "-A", "odproject", "worker"]
     celery += ["-P", "solo", "-c", "1", "-Q", "units", "--without-gossip", "--without-mingle"]
+    # Two services that share a database differ in the machine or in the folder.
+    folder = hashlib.sha256(environment["OD_DATA_DIR"].encode()).hexdigest()[:8]
+    place = f"{socket.gethostname()[:60]}:{folder}"
     workers = [
         ChildSpec(
             name=f"worker-{index}",
             stage=WORKERS,
             argv=[*celery, "-n", f"worker-{index}@%h"],
-            env=environment,
+            # A successor under the same name takes back at once what a killed worker had.
+            env={
+                **_with_own_temporary_folder(environment, f"worker-{index}"),
+                "OD_WORKER_NAME": f"worker-{index}@{place}",
+            },
+            before_start=_emptied(environment, f"worker-{index}"),
             cwd=settings.BASE_DIR,
             grace_seconds=30.0,
         )
@@ -245,6 +255,21 @@ def _worker_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
         cwd=settings.BASE_DIR,
     )
     return [*workers, sweeper]
+
+
+def _with_own_temporary_folder(environment: Mapping[str, str], name: str) -> dict[str, str]:
+    return {**environment, "TMPDIR": str(Path(environment["TMPDIR"]) / name)}
+
+
+def _emptied(environment: Mapping[str, str], name: str) -> Callable[[], None]:
+    """Return what makes a child's temporary folder anew: a killed child leaves large files."""
+    folder = Path(environment["TMPDIR"]) / name
+
+    def make_anew() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    return make_anew
 
 
 def _manage(*arguments: str) -> list[str]:

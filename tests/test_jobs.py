@@ -1,0 +1,314 @@
+"""The life of a job: quoted, held, run unit by unit, settled once."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from accounts.models import Event
+from billing.ledger import InsufficientTokensError, charge_upload
+from billing.models import Hold, Transfer
+from billing.selectors import balance_hundredths, ledger_breaches
+from datasets.models import Dataset
+from datasets.services import delete_dataset
+from inference import queue, services
+from inference.models import FrameResult, Job, WorkUnit
+from inference.selectors import settlement_breaches
+from inference.services import LeaseLostError
+from tests.factories import add_media_file, make_dataset, make_user
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def sent_hints(monkeypatch):
+    """The units for which a hint was sent, instead of a broker."""
+    sent: list[int] = []
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: sent.append(unit_id) or True)
+    return sent
+
+
+@pytest.fixture
+def user():
+    return make_user()
+
+
+def submit(user, *, images=0, videos=(), name="street"):
+    """A job over so many images and videos of so many frames."""
+    dataset = make_dataset(user, name)
+    for number in range(images):
+        add_media_file(dataset, name=f"{number}.jpg")
+    for number, frame_count in enumerate(videos):
+        add_media_file(dataset, name=f"{number}.mp4", media_type="video", frame_count=frame_count)
+    return services.submit_job(
+        user=user, dataset_name=name, model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+
+
+def claim(job, position=0, worker="w1"):
+    unit = WorkUnit.objects.get(job=job, position=position)
+    return services.claim_unit(unit_id=unit.pk, worker_name=worker)
+
+
+def store(held, *frame_indexes, done=None):
+    """Store an empty frame result for each index."""
+    unit = WorkUnit.objects.get(pk=held.unit_id)
+    frames = [
+        FrameResult(
+            job_id=held.job_id,
+            media_file_id=unit.media_file_id,
+            frame_index=index,
+            time_seconds=index / 10,
+            class_ids=np.zeros(0, "<i2").tobytes(),
+            confidences=b"",
+            boxes_xyxy=b"",
+        )
+        for index in frame_indexes
+    ]
+    services.store_frames(claim=held, frames=frames, frames_done=done or len(frames))
+
+
+def complete(job, position=0, frames=1):
+    held = claim(job, position)
+    store(held, *range(frames))
+    services.complete_unit(claim=held, annotated_name=f"results/{position}.jpg")
+
+
+def kinds(user):
+    return list(Event.objects.filter(user=user).order_by("seq").values_list("kind", flat=True))
+
+
+def unit_states(job):
+    return list(WorkUnit.objects.filter(job=job).values_list("state", flat=True))
+
+
+def assert_sound():
+    assert ledger_breaches() == []
+    assert settlement_breaches() == []
+
+
+def test_submission_quotes_holds_and_makes_a_unit_per_file(user):
+    job = submit(user, images=2, videos=[10])
+    assert (job.state, job.frame_count) == ("Pending", 12)
+    assert job.quoted_hundredths == 2 * 150 + 10 * 100
+    assert balance_hundredths(user=user) == 100_000 - 1_300
+    assert Hold.objects.get().amount_hundredths == 1_300
+    assert unit_states(job) == ["pending"] * 3
+    assert kinds(user) == ["job.submitted"]
+    assert_sound()
+
+
+def test_submission_beyond_the_balance_leaves_nothing_behind(user):
+    charge_upload(user=user, amount_hundredths=99_900, upload_id=1)
+    with pytest.raises(InsufficientTokensError) as refusal:
+        submit(user, images=1)
+    assert refusal.value.members == {"needed_tokens": 1.5, "balance_tokens": 1.0}
+    assert not Job.objects.exists()
+    assert not WorkUnit.objects.exists()
+    assert not Hold.objects.exists()
+    assert kinds(user) == []
+
+
+def test_files_added_after_submission_are_not_in_the_job(user):
+    job = submit(user, images=1)
+    add_media_file(Dataset.objects.get(), name="late.jpg")
+    assert WorkUnit.objects.filter(job=job).count() == 1
+
+
+def test_only_the_first_units_of_a_huge_job_are_in_the_queue(
+    user, sent_hints, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        job = submit(user, images=9)
+    first = list(WorkUnit.objects.filter(job=job).values_list("pk", flat=True)[:4])
+    assert sent_hints == first
+
+    with django_capture_on_commit_callbacks(execute=True):
+        complete(job, position=0)
+    assert sent_hints == [*first, first[-1] + 1]
+
+
+def test_claimed_unit_is_claimed_once_and_starts_the_job(user):
+    job = submit(user, images=2)
+    assert claim(job).attempt == 1
+    assert claim(job, worker="w2") is None
+    job.refresh_from_db()
+    assert job.state == "Running"
+    claim(job, position=1)
+    assert kinds(user) == ["job.submitted", "job.started"]
+
+
+def test_last_unit_settles_the_job(user):
+    job = submit(user, images=1, videos=[3])
+    complete(job, 0)
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths) == ("Running", None)
+    complete(job, 1, frames=3)
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths) == ("Completed", 450)
+    assert balance_hundredths(user=user) == 100_000 - 450
+    assert kinds(user) == ["job.submitted", "job.started", "job.completed"]
+    assert_sound()
+
+
+def test_failed_file_costs_nothing_and_leaves_the_others(user):
+    job = submit(user, images=1, videos=[3])
+    complete(job, 0)
+    held = claim(job, 1)
+    store(held, 0, 1)
+    services.fail_unit(claim=held, error_code="corrupt_file", error="The video is damaged.")
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths) == ("Completed", 150)
+    assert FrameResult.objects.filter(job=job).count() == 1
+    assert balance_hundredths(user=user) == 100_000 - 150
+    assert_sound()
+
+
+def test_failed_job_returns_the_whole_hold(user):
+    job = submit(user, images=1)
+    services.fail_unit(claim=claim(job), error_code="corrupt_file", error="No picture.")
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths, job.error) == ("Failed", 0, "No picture.")
+    assert balance_hundredths(user=user) == 100_000
+    assert not Transfer.objects.filter(kind="capture").exists()
+    assert kinds(user)[-1] == "job.failed"
+    assert_sound()
+
+
+def test_expired_lease_gives_the_unit_to_another_worker_and_fences_the_first(user):
+    job = submit(user, videos=[3])
+    first = claim(job)
+    store(first, 0)
+    assert services.sweep(now=timezone.now() + timedelta(seconds=3600)) >= 1
+    second = claim(job, worker="w2")
+    assert second.attempt == 2
+    with pytest.raises(LeaseLostError):
+        store(first, 1, 2, done=3)
+    with pytest.raises(LeaseLostError):
+        services.complete_unit(claim=first, annotated_name="x")
+    store(second, 0, 1, 2)
+    services.complete_unit(claim=second, annotated_name="results/a.mp4")
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths) == ("Completed", 300)
+    assert list(FrameResult.objects.values_list("frame_index", flat=True)) == [0, 1, 2]
+    assert_sound()
+
+
+def test_living_lease_is_left_alone_by_the_sweeper(user):
+    job = submit(user, images=1)
+    claim(job)
+    services.sweep()
+    assert unit_states(job) == ["running"]
+
+
+def test_unit_that_kills_three_workers_fails(user):
+    job = submit(user, images=1)
+    for _ in range(3):
+        assert claim(job) is not None
+        services.reclaim_units(worker_name="w1")
+    job.refresh_from_db()
+    assert job.state == "Failed"
+    assert job.error == "The file could not be processed in 3 attempts."
+    assert claim(job) is None
+    assert balance_hundredths(user=user) == 100_000
+    assert_sound()
+
+
+def test_unit_handed_back_by_a_stopping_worker_keeps_its_tries(user):
+    job = submit(user, images=1)
+    for _ in range(5):
+        services.hand_back_unit(claim=claim(job), counts_as_try=False)
+    unit = WorkUnit.objects.get(job=job)
+    assert (unit.state, unit.tries, unit.attempt) == ("pending", 0, 5)
+
+
+def test_worker_takes_back_only_its_own_units(user):
+    job = submit(user, images=2)
+    claim(job, 0, worker="w1")
+    claim(job, 1, worker="w2")
+    assert services.reclaim_units(worker_name="w1") == 1
+    assert unit_states(job) == ["pending", "running"]
+
+
+def test_lost_hint_is_repeated_and_a_fresh_one_is_not(user, sent_hints):
+    submit(user, images=1)
+    services.enqueue_units()
+    services.sweep()
+    assert len(sent_hints) == 1
+    services.sweep(now=timezone.now() + timedelta(seconds=30))
+    assert len(sent_hints) == 2
+
+
+def test_hint_that_the_broker_refuses_is_sent_by_the_next_sweep(user, sent_hints, monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: False)
+    job = submit(user, images=1)
+    assert services.enqueue_units() == 0
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: sent_hints.append(unit_id) or True)
+    assert services.sweep() == 1
+    assert sent_hints == [WorkUnit.objects.get(job=job).pk]
+
+
+def test_aborted_job_charges_the_frames_that_are_done_and_keeps_them(user):
+    job = submit(user, videos=[10])
+    held = claim(job)
+    store(held, 0, 1, 2, 3)
+    services.abort_job(job_id=job.pk, reason="enough")
+    job.refresh_from_db()
+    assert (job.state, job.charged_hundredths) == ("Aborted", 400)
+    assert balance_hundredths(user=user) == 100_000 - 400
+    assert FrameResult.objects.filter(job=job).count() == 4
+    with pytest.raises(LeaseLostError):
+        store(held, 4, done=5)
+    assert FrameResult.objects.filter(job=job).count() == 4
+    with pytest.raises(services.JobFinishedError):
+        services.abort_job(job_id=job.pk)
+    assert kinds(user)[-1] == "job.aborted"
+    assert_sound()
+
+
+def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
+    admin = make_user(staff=True)
+    pending = submit(user, images=1)
+    dataset = Dataset.objects.get()
+    running = services.submit_job(
+        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+    claim(running)
+    services.block_dataset_and_abort_pending_jobs(dataset=dataset, actor=admin, reason="faces")
+    pending.refresh_from_db()
+    running.refresh_from_db()
+    assert (pending.state, pending.charged_hundredths) == ("Aborted", 0)
+    assert pending.error == "The dataset was blocked: faces"
+    assert running.state == "Running"
+    with pytest.raises(Exception, match="blocked: faces"):
+        services.submit_job(
+            user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        )
+    assert_sound()
+
+
+def test_job_of_a_deleted_dataset_runs_on(user):
+    job = submit(user, images=1)
+    delete_dataset(user=user, name="street")
+    complete(job)
+    job.refresh_from_db()
+    assert job.state == "Completed"
+
+
+def test_same_frames_written_twice_stay_one_row_each(user):
+    job = submit(user, videos=[2])
+    held = claim(job)
+    store(held, 0, 1)
+    store(held, 0, 1)
+    assert FrameResult.objects.filter(job=job).count() == 2
+
+
+def test_check_ledger_finds_a_job_whose_money_does_not_fit(user, capsys):
+    job = submit(user, images=1)
+    complete(job)
+    call_command("check_ledger")
+    Job.objects.filter(pk=job.pk).update(charged_hundredths=0)
+    with pytest.raises(Exception, match="1 invariants are broken"):
+        call_command("check_ledger")

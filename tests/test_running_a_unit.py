@@ -1,0 +1,186 @@
+"""What a worker does with a unit, with a fake detector: the network has its own tests."""
+
+import numpy as np
+import pytest
+from django.core.files.storage import default_storage
+
+from billing.selectors import balance_hundredths
+from inference import queue, services
+from inference.models import FrameResult, Job, WorkUnit
+from inference.pipeline.types import Detections
+from inference.results import annotated_zip, result_json
+from inference.worker import run_unit
+from tests.factories import add_media_file, make_dataset, make_user
+from tests.mediafiles import write_image, write_video
+
+pytestmark = pytest.mark.django_db
+
+
+class FakeDetector:
+    """Finds one car and one doubtful bus in every image."""
+
+    class_names = ("car", "bus")
+    preferred_batch_size = 2
+    sha256 = "f" * 64
+
+    def __init__(self, error=None):
+        self.error = error
+        self.calls = 0
+
+    def detect(self, images):
+        self.calls += 1
+        if self.error:
+            raise self.error
+        return [
+            Detections(
+                np.array([0, 1], np.int16),
+                np.array([0.9, 0.2], np.float32),
+                np.array([[1, 2, 11, 12], [3, 4, 13, 14]], np.float32),
+            )
+            for _ in images
+        ]
+
+
+@pytest.fixture
+def user(monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    return make_user()
+
+
+@pytest.fixture
+def dataset(user):
+    return make_dataset(user)
+
+
+def submit(user):
+    return services.submit_job(
+        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+
+
+def run(job, detector, *, position=0, **arguments):
+    unit = WorkUnit.objects.get(job=job, position=position)
+    taken = run_unit(
+        unit_id=unit.pk, worker_name="w1", detector_of=lambda version: detector, **arguments
+    )
+    unit.refresh_from_db()
+    job.refresh_from_db()
+    return taken, unit
+
+
+def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    taken, unit = run(job, FakeDetector())
+    assert taken
+    assert (unit.state, unit.frames_done) == ("completed", 1)
+    assert (job.state, job.class_names, job.weights_sha256) == (
+        "Completed",
+        ["car", "bus"],
+        "f" * 64,
+    )
+    frame = FrameResult.objects.get()
+    assert np.frombuffer(frame.class_ids, "<i2").tolist() == [0, 1]
+    assert frame.class_counts == {"car": 1}
+    assert default_storage.exists(unit.annotated.name)
+    assert "".join(result_json(job)) == (
+        f'{{"contentURI": "/inference/content/{job.pk}", "result": ['
+        '{"filename": "a.png", "type": "image", "objects": [{"name": "car", "class": 0, '
+        '"confidence": 0.9, "box": {"x1": 1.0, "y1": 2.0, "x2": 11.0, "y2": 12.0}}]}]}'
+    )
+    assert b"".join(annotated_zip(job))[:2] == b"PK"
+
+
+def test_video_stores_every_frame_in_batches(user, dataset, tmp_path):
+    write_video(tmp_path / "a.mp4", frames=5)
+    add_media_file(
+        dataset,
+        name="a.mp4",
+        content=tmp_path / "a.mp4",
+        media_type="video",
+        frame_count=5,
+        image_format="mp4",
+    )
+    job = submit(user)
+    detector = FakeDetector()
+    run(job, detector)
+    assert detector.calls == 3
+    assert list(FrameResult.objects.values_list("frame_index", flat=True)) == [0, 1, 2, 3, 4]
+    assert job.charged_hundredths == 500
+
+
+def test_corrupt_file_fails_alone(user, dataset, tmp_path):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="bad.png", content=b"no picture", image_format="png")
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    _, bad = run(job, FakeDetector(), position=0)
+    _, good = run(job, FakeDetector(), position=1)
+    assert (bad.state, bad.tries, good.state) == ("failed", 1, "completed")
+    assert bad.error != ""
+    assert (job.state, job.charged_hundredths) == ("Completed", 150)
+    first = '{"filename": "bad.png", "type": "image", "error": '
+    assert first in "".join(result_json(job))
+
+
+def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, tmp_path):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    detector = FakeDetector(error=RuntimeError("the GPU fell off"))
+    for attempt in (1, 2):
+        _, unit = run(job, detector)
+        assert (unit.state, unit.tries) == ("pending", attempt)
+    _, unit = run(job, detector)
+    assert (unit.state, job.state) == ("failed", "Failed")
+    assert "GPU" not in unit.error
+    assert run(job, detector)[0] is False
+    assert detector.calls == 3
+    assert balance_hundredths(user=user) == 100_000
+
+
+def test_stopping_worker_hands_the_unit_back(user, dataset, tmp_path):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    _, unit = run(job, FakeDetector(), should_stop=lambda: True)
+    assert (unit.state, unit.tries, job.state) == ("pending", 0, "Running")
+    assert not FrameResult.objects.exists()
+
+
+def test_job_aborted_in_the_middle_stops_and_leaves_no_file(user, dataset, tmp_path, media_root):
+    write_video(tmp_path / "a.mp4", frames=6)
+    add_media_file(
+        dataset,
+        name="a.mp4",
+        content=tmp_path / "a.mp4",
+        media_type="video",
+        frame_count=6,
+        image_format="mp4",
+    )
+    job = submit(user)
+
+    class AbortingDetector(FakeDetector):
+        def detect(self, images):
+            found = super().detect(images)
+            if self.calls == 2:
+                services.abort_job(job_id=job.pk)
+            return found
+
+    run(job, AbortingDetector())
+    assert (job.state, job.charged_hundredths) == ("Aborted", 200)
+    assert FrameResult.objects.filter(job=job).count() == 2
+    assert not (media_root / "results").exists()
+
+
+def test_unknown_unit_is_not_there_to_be_taken(user):
+    assert run_unit(unit_id=10**12, worker_name="w1", detector_of=lambda v: FakeDetector()) is False
+
+
+def test_job_with_no_completed_file_still_gives_an_empty_zip(user, dataset):
+    add_media_file(dataset, name="bad.png", content=b"no picture", image_format="png")
+    job = submit(user)
+    run(job, FakeDetector())
+    assert Job.objects.get().state == "Failed"
+    assert b"".join(annotated_zip(job))[:4] == b"PK\x05\x06"

@@ -1,0 +1,188 @@
+"""Taking in an upload: all that is accepted is stored and charged, all else leaves no trace."""
+
+import zipfile
+from io import BytesIO
+
+import pytest
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from accounts.models import Event
+from billing.ledger import InsufficientTokensError, charge_upload
+from billing.models import Transfer
+from billing.selectors import balance_hundredths, ledger_breaches
+from datasets.models import MediaFile, Upload
+from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
+from datasets.services import block_dataset, delete_dataset
+from datasets.uploading import StorageFullError, UnacceptableMediaError, upload_content
+from tests.factories import make_dataset, make_user
+from tests.mediafiles import image_bytes, noise, write_video
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def user():
+    return make_user()
+
+
+@pytest.fixture
+def dataset(user):
+    return make_dataset(user)
+
+
+def upload(user, content, name="a.jpg"):
+    return upload_content(
+        user=user, dataset_name="street", content=SimpleUploadedFile(name, content)
+    )
+
+
+def make_zip(**members):
+    target = BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "."), content)
+    return target.getvalue()
+
+
+def assert_nothing_happened(user, media_root):
+    assert balance_hundredths(user=user) == 100_000
+    assert not Transfer.objects.filter(kind="upload").exists()
+    assert not Upload.objects.exists()
+    assert not MediaFile.objects.exists()
+    assert not Event.objects.filter(kind="upload.accepted").exists()
+    assert [path for path in media_root.rglob("*") if path.is_file()] == []
+
+
+def test_image_is_stored_under_a_name_of_our_own_and_charged(user, dataset, media_root):
+    upload(user, image_bytes("JPEG", noise((64, 48))), name="my photo.png")
+    media_file = MediaFile.objects.get()
+    assert (media_file.name, media_file.media_type, media_file.format) == (
+        "my photo.png",
+        "image",
+        "jpeg",
+    )
+    assert (media_file.width, media_file.height, media_file.frame_count) == (64, 48, 1)
+    assert "photo" not in media_file.content.name
+    assert default_storage.size(media_file.content.name) == media_file.size_bytes
+    assert balance_hundredths(user=user) == 100_000 - 75
+    event = Event.objects.get(kind="upload.accepted")
+    assert event.payload["cost_tokens"] == 0.75
+    assert ledger_breaches() == []
+
+
+def test_video_is_charged_by_the_frames_that_decode(user, dataset, tmp_path):
+    write_video(tmp_path / "a.mp4", frames=7)
+    upload(user, (tmp_path / "a.mp4").read_bytes(), name="a.mp4")
+    assert MediaFile.objects.get().frame_count == 7
+    assert balance_hundredths(user=user) == 100_000 - 350
+
+
+def test_bad_file_in_a_zip_is_reported_and_free(user, dataset):
+    good = image_bytes("PNG", noise((32, 32)))
+    content = make_zip(a__png=good, notes__txt=b"hello", b__png=good)
+    report = upload(user, content, name="all.zip")
+    assert [one.name for one in report.media_files.all()] == ["a.png", "b.png"]
+    assert [(one["filename"], one["code"]) for one in report.refused] == [
+        ("notes.txt", "unsupported_media_type")
+    ]
+    assert balance_hundredths(user=user) == 100_000 - 150
+
+
+def test_zip_without_one_good_file_is_refused(user, dataset, media_root):
+    with pytest.raises(UnacceptableMediaError) as refusal:
+        upload(user, make_zip(a__txt=b"hello", b__txt=b"world"), name="all.zip")
+    assert (refusal.value.status, refusal.value.code) == (415, "unsupported_media_type")
+    assert_nothing_happened(user, media_root)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"<html><body>hello</body></html>", 415),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
+        (image_bytes("JPEG", noise((64, 48)))[:200], 400),
+        (make_zip(), 422),
+    ],
+    ids=["empty", "html", "svg", "truncated", "empty zip"],
+)
+def test_refused_file_leaves_no_trace(user, dataset, media_root, content, status):
+    with pytest.raises(UnacceptableMediaError) as refusal:
+        upload(user, content)
+    assert refusal.value.status == status
+    assert_nothing_happened(user, media_root)
+
+
+def test_zip_that_the_balance_cannot_cover_is_refused_as_a_whole(user, dataset, media_root):
+    charge_upload(user=user, amount_hundredths=99_900, upload_id=1)
+    good = image_bytes("PNG", noise((32, 32)))
+    with pytest.raises(InsufficientTokensError) as refusal:
+        upload(user, make_zip(a__png=good, b__png=good), name="all.zip")
+    assert refusal.value.members == {"needed_tokens": 1.5, "balance_tokens": 1.0}
+    assert balance_hundredths(user=user) == 100
+    assert not MediaFile.objects.exists()
+    assert not (media_root / "uploads").exists()
+
+
+def test_balance_spent_during_the_upload_is_found_out_and_leaves_no_file(
+    user, dataset, media_root, monkeypatch
+):
+    save = default_storage.save
+
+    def spend_then_save(name, content):
+        charge_upload(user=user, amount_hundredths=99_950, upload_id=1)
+        return save(name, content)
+
+    monkeypatch.setattr(default_storage, "save", spend_then_save)
+    with pytest.raises(InsufficientTokensError):
+        upload(user, image_bytes("PNG", noise((32, 32))))
+    assert balance_hundredths(user=user) == 50
+    assert not Upload.objects.exists()
+    assert list((media_root / "uploads").iterdir()) == []
+
+
+def test_full_disk_is_told_and_leaves_no_trace(user, dataset, media_root, monkeypatch):
+    save = default_storage.save
+    saved = []
+
+    def save_one(name, content):
+        if saved:
+            raise OSError(28, "No space left on device")
+        saved.append(save(name, content))
+        return saved[0]
+
+    monkeypatch.setattr(default_storage, "save", save_one)
+    good = image_bytes("PNG", noise((32, 32)))
+    with pytest.raises(StorageFullError) as refusal:
+        upload(user, make_zip(a__png=good, b__png=good), name="all.zip")
+    assert refusal.value.status == 507
+    assert len(saved) == 1
+    assert_nothing_happened(user, media_root)
+
+
+def test_dataset_deleted_during_the_upload_takes_nothing_in(user, dataset, media_root, monkeypatch):
+    save = default_storage.save
+
+    def delete_then_save(name, content):
+        delete_dataset(user=user, name="street")
+        return save(name, content)
+
+    monkeypatch.setattr(default_storage, "save", delete_then_save)
+    with pytest.raises(DatasetNotFoundError):
+        upload(user, image_bytes("PNG", noise((32, 32))))
+    assert_nothing_happened(user, media_root)
+
+
+def test_blocked_dataset_takes_nothing_in_and_says_why(user, dataset, media_root):
+    block_dataset(dataset=dataset, actor=make_user(staff=True), reason="licence plates")
+    with pytest.raises(DatasetBlockedError, match="licence plates"):
+        upload(user, image_bytes("PNG", noise((32, 32))))
+    assert_nothing_happened(user, media_root)
+
+
+def test_somebody_elses_dataset_is_not_found(dataset, media_root):
+    stranger = make_user()
+    with pytest.raises(DatasetNotFoundError):
+        upload(stranger, image_bytes("PNG", noise((32, 32))))
+    assert_nothing_happened(stranger, media_root)
