@@ -279,6 +279,7 @@ TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 
 # -- jobs ----------------------------------------------------------------------------------------
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
+UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
