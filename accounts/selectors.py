@@ -1,6 +1,6 @@
 """Reads of users and events."""
 
-from accounts.models import Event, Session, User
+from accounts.models import Event, EventStream, Session, User
 from odproject.core.errors import NotFoundError
 
 EVENTS_PER_READ = 200
@@ -28,7 +28,8 @@ def events_since(*, user_id: int, seq: int, limit: int = EVENTS_PER_READ) -> lis
 
 def last_event_seq(*, user_id: int) -> int:
     """The number of the user's newest event, 0 when there is none."""
-    return User.objects.values_list("last_event_seq", flat=True).get(pk=user_id)
+    stream = EventStream.objects.filter(user_id=user_id)
+    return stream.values_list("last_seq", flat=True).first() or 0
 
 
 def live_session(*, session_id: int) -> Session | None:

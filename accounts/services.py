@@ -18,7 +18,7 @@ from django.utils import timezone
 from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import RefreshToken
 
-from accounts.models import Event, Session, User, WebsocketTicket
+from accounts.models import Event, EventStream, Session, User, WebsocketTicket
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish_on_commit
 
@@ -127,7 +127,7 @@ def refresh_session(*, raw_refresh_token: str, access_lifetime: timedelta) -> Lo
         raise InvalidRefreshTokenError("The refresh token is not valid, or has expired.") from error
     now, new_jti = timezone.now(), _new_jti()
     session_id = token.get("sid")
-    sessions = Session.objects.filter(pk=session_id if isinstance(session_id, int) else None)
+    sessions = Session.objects.filter(pk=session_id if isinstance(session_id, int) else 0)
     living = sessions.filter(revoked_at__isnull=True, user__is_active=True)
     if living.filter(refresh_jti=token["jti"]).update(refresh_jti=new_jti, refreshed_at=now):
         return _tokens(sessions.get(), new_jti, access_lifetime)
@@ -183,13 +183,15 @@ def ensure_administrator(*, email: str, password: str) -> bool:
 def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Event:
     """Append an event to the user's stream, in the caller's transaction, and hint on commit.
 
-    Numbering updates the user's row, whose lock is held until the commit: so numbers become
+    Numbering updates the stream's row, whose lock is held until the commit: so numbers become
     visible in their order, and a reader that has seen number n never finds n-1 later.
     """
     if not transaction.get_connection().in_atomic_block:
         raise RuntimeError("An event belongs to the transaction of what it reports.")
-    User.objects.filter(pk=user_id).update(last_event_seq=F("last_event_seq") + 1)
-    seq = User.objects.values_list("last_event_seq", flat=True).get(pk=user_id)
+    EventStream.objects.bulk_create([EventStream(user_id=user_id)], ignore_conflicts=True)
+    stream = EventStream.objects.filter(user_id=user_id)
+    stream.update(last_seq=F("last_seq") + 1)
+    seq = stream.values_list("last_seq", flat=True).get()
     event = Event.objects.create(user_id=user_id, seq=seq, kind=kind, payload=dict(payload))
     publish_on_commit(user_id, {"type": "event.hint", "seq": seq})
     return event

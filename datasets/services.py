@@ -64,19 +64,18 @@ def delete_dataset(*, user: User, name: str) -> None:
         raise selectors.DatasetNotFoundError(f"You have no dataset named {name}.")
 
 
-@transaction.atomic
-def block_dataset(*, dataset: Dataset, actor: User, reason: str) -> bool:
+def lock_dataset(*, dataset_id: int) -> None:
+    """Keep uploads and submissions waiting until the caller's transaction ends."""
+    Dataset.objects.select_for_update(no_key=True).get(pk=dataset_id)
+
+
+def mark_blocked(*, dataset: Dataset, reason: str) -> bool:
     """Keep a dataset from uploads and new jobs; returns whether it was not blocked before.
 
-    The caller aborts the dataset's pending jobs (`inference.services.block_dataset`).
+    A part of `inference.services.block_dataset_and_abort_pending_jobs`, which knows jobs.
     """
-    now = timezone.now()
-    blocked = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=True).update(
-        blocked_at=now, block_reason=reason
-    )
-    if blocked:
-        _record_moderation(dataset, actor, ModerationAction.Kind.BLOCK, reason)
-    return bool(blocked)
+    unblocked = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=True)
+    return bool(unblocked.update(blocked_at=timezone.now(), block_reason=reason))
 
 
 @transaction.atomic
@@ -86,13 +85,16 @@ def restore_dataset(*, dataset: Dataset, actor: User, reason: str = "") -> bool:
         blocked_at=None, block_reason=""
     )
     if restored:
-        _record_moderation(dataset, actor, ModerationAction.Kind.RESTORE, reason)
+        record_moderation(
+            dataset=dataset, actor=actor, kind=ModerationAction.Kind.RESTORE, reason=reason
+        )
     return bool(restored)
 
 
-def _record_moderation(
-    dataset: Dataset, actor: User, kind: ModerationAction.Kind, reason: str
+def record_moderation(
+    *, dataset: Dataset, actor: User, kind: ModerationAction.Kind, reason: str
 ) -> None:
+    """Note who did what to a dataset and why, and tell its owner; in the caller's transaction."""
     ModerationAction.objects.create(dataset=dataset, actor=actor, kind=kind, reason=reason)
     append_event(
         user_id=dataset.user_id,

@@ -5,13 +5,15 @@ that number; once somebody else has the unit, or the job is aborted, such a writ
 and the worker stops. Locks are taken in one order: job, work unit, ledger, event stream.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import F, QuerySet, Sum
+from django.db import OperationalError, transaction
+from django.db.models import BigIntegerField, F, QuerySet, Sum
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from accounts.models import User
@@ -19,9 +21,9 @@ from accounts.services import append_event
 from billing.ledger import place_hold, settle_hold
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
-from datasets.models import Dataset, MediaFile
+from datasets.models import Dataset, MediaFile, ModerationAction
 from datasets.selectors import open_dataset
-from datasets.services import block_dataset
+from datasets.services import lock_dataset, mark_blocked, record_moderation
 from inference import queue
 from inference.models import (
     FrameResult,
@@ -34,6 +36,9 @@ from inference.models import (
 )
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish
+
+logger = logging.getLogger(__name__)
+UNITS_PER_SWEEP = 500
 
 
 class UnknownModelError(DomainError):
@@ -183,13 +188,16 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
     )
     if not claimed:
         return None
+    unit = WorkUnit.objects.get(pk=unit_id)
+    if unit.attempt > 1:
+        # What an earlier attempt left would be readable, but not charged, if this one is aborted.
+        FrameResult.objects.filter(job=job, media_file_id=unit.media_file_id).delete()
     if job.state == Job.State.PENDING:
         job.state = Job.State.RUNNING
         job.started_at = now
         job.save(update_fields=["state", "started_at"])
         append_event(user_id=job.user_id, kind="job.started", payload=job_payload(job))
-    attempt = WorkUnit.objects.values_list("attempt", flat=True).get(pk=unit_id)
-    return Claim(unit_id=unit_id, attempt=attempt, job_id=job.pk, user_id=job.user_id)
+    return Claim(unit_id=unit_id, attempt=unit.attempt, job_id=job.pk, user_id=job.user_id)
 
 
 def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
@@ -332,7 +340,7 @@ def _end_job_with_its_last_unit(job: Job) -> None:
 def _end_job(job: Job, state: Job.State, *, error: str = "") -> None:
     """Settle a locked job: capture what was really processed, release the rest."""
     processed = WorkUnit.objects.filter(job=job).aggregate(
-        cost=Sum(F("frames_done") * F("frame_price_hundredths"))
+        cost=Sum(Cast("frames_done", BigIntegerField()) * F("frame_price_hundredths"))
     )
     now = timezone.now()
     job.state = state
@@ -356,15 +364,19 @@ def _end_job(job: Job, state: Job.State, *, error: str = "") -> None:
 
 
 @transaction.atomic
-def abort_job(*, job_id: int, reason: str = "", only_pending: bool = False) -> None:
+def abort_job(*, job_id: int, reason: str = "") -> None:
     """End a job now: frames finished so far are charged and stay readable.
 
-    Raises JobFinishedError (409) when it has ended, or has begun and `only_pending` is set.
+    Raises JobFinishedError (409) when it has ended.
     """
     job = _locked_job(job_id)
-    abortable = (Job.State.PENDING,) if only_pending else Job.UNFINISHED
-    if job.state not in abortable:
+    if job.state not in Job.UNFINISHED:
         raise JobFinishedError(f"Job {job_id} is {job.state} already.")
+    _abort(job, reason)
+
+
+def _abort(job: Job, reason: str) -> None:
+    """End a locked, unfinished job."""
     WorkUnit.objects.filter(job=job, state__in=WorkUnit.UNFINISHED).update(
         state=WorkUnit.State.ABORTED, lease_expires_at=None
     )
@@ -373,12 +385,22 @@ def abort_job(*, job_id: int, reason: str = "", only_pending: bool = False) -> N
 
 @transaction.atomic
 def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reason: str) -> bool:
-    """Block a dataset; its pending jobs are aborted, its running ones finish."""
-    if not block_dataset(dataset=dataset, actor=actor, reason=reason):
+    """Block a dataset; its pending jobs are aborted, its running ones finish.
+
+    The pending jobs are locked before anything of the ledger or the event stream is, and once
+    locked none of them can begin.
+    """
+    lock_dataset(dataset_id=dataset.pk)
+    pending = list(
+        Job.objects.select_for_update(no_key=True)
+        .filter(dataset=dataset, state=Job.State.PENDING)
+        .order_by("pk")
+    )
+    if not mark_blocked(dataset=dataset, reason=reason):
         return False
-    pending = Job.objects.filter(dataset=dataset, state=Job.State.PENDING)
-    for job_id in pending.order_by("pk").values_list("pk", flat=True):
-        abort_job(job_id=job_id, reason=f"The dataset was blocked: {reason}", only_pending=True)
+    for job in pending:
+        _abort(job, f"The dataset was blocked: {reason}")
+    record_moderation(dataset=dataset, actor=actor, kind=ModerationAction.Kind.BLOCK, reason=reason)
     return True
 
 
@@ -389,10 +411,7 @@ def sweep(*, now: datetime | None = None) -> int:
     """Put units of dead workers back, and repeat lost hints; returns how many units moved."""
     now = now or timezone.now()
     expired = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, lease_expires_at__lt=now)
-    returned = sum(
-        _return_unit(unit_id, attempt)
-        for unit_id, attempt in expired.values_list("pk", "attempt").order_by("pk")[:500]
-    )
+    returned = _return_units(expired, lease_ended_before=now)
     return returned + enqueue_units(now=now)
 
 
@@ -403,20 +422,38 @@ def reclaim_units(*, worker_name: str) -> int:
     still leased to the name when a worker starts belongs to a dead one.
     """
     orphaned = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, worker_name=worker_name)
-    return sum(_return_unit(*row) for row in orphaned.values_list("pk", "attempt"))
+    return _return_units(orphaned, lease_ended_before=None)
+
+
+def _return_units(units: QuerySet[WorkUnit], *, lease_ended_before: datetime | None) -> int:
+    """Put units back one by one, so that one that cannot be does not hold up the others."""
+    returned = 0
+    rows = units.order_by("pk").values_list("pk", "attempt", "job_id")[:UNITS_PER_SWEEP]
+    for unit_id, attempt, job_id in list(rows):
+        try:
+            returned += _return_unit(unit_id, attempt, job_id, lease_ended_before)
+        except OperationalError:
+            raise  # the database is away: the next sweep tries again
+        except Exception:
+            logger.exception("Work unit %s could not be put back", unit_id)
+    return returned
 
 
 @transaction.atomic
-def _return_unit(unit_id: int, attempt: int) -> int:
-    job_id = WorkUnit.objects.values_list("job_id", flat=True).get(pk=unit_id)
+def _return_unit(
+    unit_id: int, attempt: int, job_id: int, lease_ended_before: datetime | None
+) -> bool:
     job = _locked_job(job_id)
-    unit = WorkUnit.objects.filter(
+    units = WorkUnit.objects.select_for_update(no_key=True).filter(
         pk=unit_id, attempt=attempt, state=WorkUnit.State.RUNNING
-    ).first()
+    )
+    if lease_ended_before is not None:  # it may have been renewed meanwhile
+        units = units.filter(lease_expires_at__lt=lease_ended_before)
+    unit = units.first()
     if unit is None:
-        return 0
+        return False
     _put_back(job, unit, counts_as_try=True)
-    return 1
+    return True
 
 
 def record_heartbeat(*, worker_name: str, loaded_versions: Sequence[str], device: str) -> None:

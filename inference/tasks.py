@@ -71,6 +71,8 @@ def run_unit_task(unit_id: int) -> None:
         worker_name=worker_name(),
         detector_of=detectors.get,
         should_stop=is_stopping,
+        # A successor takes the unit back; this process can no longer be helped.
+        on_hang=lambda: os._exit(os.EX_SOFTWARE),
     )
     if uses_too_much_memory():
         logger.warning("This worker has grown too large and ends; another takes its place")

@@ -128,8 +128,8 @@ class JobDetailSerializer(JobSerializer):
     files = JobFileSerializer(many=True, read_only=True, source="units_with_files")
 
     class Meta(JobSerializer.Meta):
-        fields = (*JobSerializer.Meta.fields, "files")
-        read_only_fields = fields
+        fields: tuple[str, ...] = (*JobSerializer.Meta.fields, "files")  # type: ignore[assignment]
+        read_only_fields = fields  # type: ignore[assignment]
 
 
 class SubmitJobSerializer(serializers.Serializer[Any]):

@@ -151,9 +151,10 @@ class LeaseKeeper(threading.Thread):
     neither does one whose work hangs: after too long without progress the lease runs out.
     """
 
-    def __init__(self, *, claim: Claim) -> None:
+    def __init__(self, *, claim: Claim, on_hang: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="lease", daemon=True)
         self._claim = claim
+        self._on_hang = on_hang
         self._ended = threading.Event()
         self._progress_at = time.monotonic()
 
@@ -166,6 +167,7 @@ class LeaseKeeper(threading.Thread):
         while not self._ended.wait(settings.UNIT_LEASE_SECONDS / 4):
             if time.monotonic() - self._progress_at > settings.UNIT_SILENT_SECONDS:
                 logger.error("Work unit %s makes no progress", self._claim.unit_id)
+                self._on_hang()
                 break
             try:
                 if not services.renew_lease(claim=self._claim):
@@ -190,6 +192,7 @@ def run_unit(
     worker_name: str,
     detector_of: Callable[[str], Detector],
     should_stop: Callable[[], bool] = lambda: False,
+    on_hang: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run one work unit to its end; returns whether it was there to be taken.
 
@@ -202,7 +205,7 @@ def run_unit(
     if claim is None:
         return False
     try:
-        with LeaseKeeper(claim=claim) as lease:
+        with LeaseKeeper(claim=claim, on_hang=on_hang) as lease:
             _process(claim, detector_of, should_stop, lease)
     except LeaseLostError as error:
         logger.info("%s", error)
@@ -356,8 +359,12 @@ def annotated_extension(media_file: MediaFile) -> str:
 def local_copy(media_file: MediaFile) -> Iterator[Path]:
     """The media file as a local file: itself where storage is a folder, else a temporary copy."""
     try:
-        yield Path(media_file.content.path)
+        path = Path(media_file.content.path)
     except NotImplementedError:
+        path = None
+    if path is not None:
+        yield path
+    else:
         with tempfile.NamedTemporaryFile(prefix="od-media-") as target:
             with media_file.content.open("rb") as source:
                 shutil.copyfileobj(source, target)

@@ -13,7 +13,7 @@ from billing.models import Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
 from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
-from datasets.services import block_dataset, delete_dataset
+from datasets.services import delete_dataset, mark_blocked
 from datasets.uploading import StorageFullError, UnacceptableMediaError, upload_content
 from tests.factories import make_dataset, make_user
 from tests.mediafiles import image_bytes, noise, write_video
@@ -175,7 +175,7 @@ def test_dataset_deleted_during_the_upload_takes_nothing_in(user, dataset, media
 
 
 def test_blocked_dataset_takes_nothing_in_and_says_why(user, dataset, media_root):
-    block_dataset(dataset=dataset, actor=make_user(staff=True), reason="licence plates")
+    mark_blocked(dataset=dataset, reason="licence plates")
     with pytest.raises(DatasetBlockedError, match="licence plates"):
         upload(user, image_bytes("PNG", noise((32, 32))))
     assert_nothing_happened(user, media_root)

@@ -28,7 +28,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     code = serializers.CharField(help_text="Stable; programs decide by it.")
     name = serializers.CharField(help_text="The error's name in the original API.")
     message = serializers.CharField(help_text="The detail, for clients of the original API.")
-    errors = FieldErrorSerializer(many=True, required=False)
+    errors = FieldErrorSerializer(many=True, required=False)  # type: ignore[assignment]
 
 
 def only_v1(endpoints: list[Endpoint], **_: Any) -> list[Endpoint]:
@@ -54,7 +54,7 @@ class Schema(AutoSchema):
         """Operations are grouped by their resource."""
         return [self.path.split("/")[3]]
 
-    def _get_response_bodies(self, direction: str = "response") -> dict[str, Any]:
+    def _get_response_bodies(self, direction: Any = "response") -> dict[str, Any]:
         responses = super()._get_response_bodies(direction)
         refusals = {"default": "A refusal, or a fault of the service."}
         for status, description in refusals.items():
@@ -68,7 +68,7 @@ class Schema(AutoSchema):
         return dict(responses)
 
 
-class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+class BearerScheme(OpenApiAuthenticationExtension):
     """The button in Swagger that takes an access token."""
 
     target_class = "accounts.authentication.BearerAuthentication"
