@@ -5,6 +5,7 @@ calls up.
 """
 
 import uuid
+from decimal import Decimal
 from typing import Any, cast
 
 from django import forms
@@ -27,7 +28,10 @@ class TopUpForm(forms.Form):
     """How much, and why; the hidden key makes a form sent twice count once."""
 
     amount = forms.DecimalField(
-        min_value=0.01, max_value=20_000, decimal_places=2, help_text="Tokens to add, up to 20000."
+        min_value=Decimal("0.01"),
+        max_value=Decimal(20_000),
+        decimal_places=2,
+        help_text="Tokens to add, up to 20000.",
     )
     reason = forms.CharField(max_length=200, help_text="Kept in the ledger with your name.")
     key = forms.CharField(widget=forms.HiddenInput, max_length=64)

@@ -8,9 +8,11 @@ import contextlib
 import errno
 import logging
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ from billing.selectors import balance_hundredths, current_prices
 from datasets import selectors
 from datasets.media.archive import ArchiveMember, extract_member, open_archive
 from datasets.media.errors import MediaError
-from datasets.media.inspector import Inspector, MediaFacts
+from datasets.media.inspector import Inspector, InspectorUnavailableError, MediaFacts
 from datasets.media.limits import MediaLimits
 from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError
+from odproject.core.files import remove_orphans
 
 logger = logging.getLogger(__name__)
 MAX_NAME_LENGTH = 1000
@@ -124,6 +127,57 @@ class Inspection:
         return sum(one.price_hundredths(prices) for one in self.accepted)
 
 
+@dataclass
+class Purse:
+    """What the user can spend, watched while files are decoded.
+
+    The ledger decides in the end; this only ends work early that cannot be paid.
+    """
+
+    prices: PriceList
+    balance_hundredths: int
+    spent_hundredths: int = 0
+
+    def pay(self, *, images: int = 0, frames: int = 0) -> None:
+        """Count a file that was accepted; raises InsufficientTokensError (402)."""
+        self.check(images=images, frames=frames)
+        self.spent_hundredths += upload_price_hundredths(self.prices, images=images, frames=frames)
+
+    def check(self, *, images: int = 0, frames: int = 0) -> None:
+        """Raise InsufficientTokensError (402) if so much more cannot be paid."""
+        price_hundredths = upload_price_hundredths(self.prices, images=images, frames=frames)
+        needed_hundredths = self.spent_hundredths + price_hundredths
+        if needed_hundredths > self.balance_hundredths:
+            raise ledger.InsufficientTokensError.of(
+                needed_hundredths=needed_hundredths, balance_hundredths=self.balance_hundredths
+            )
+
+
+class TooManyUploadsError(DomainError):
+    """As many uploads are being inspected as this process can bear."""
+
+    status = 503
+    code = "too_many_uploads"
+    title = "Too many uploads at once"
+
+
+_inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
+
+
+@contextlib.contextmanager
+def _inspection_slot() -> Iterator[None]:
+    """Bound how many threads decode, so that others are left to answer.
+
+    Raises TooManyUploadsError when no slot becomes free in time.
+    """
+    if not _inspection_slots.acquire(timeout=settings.INSPECTION_WAIT_SECONDS):
+        raise TooManyUploadsError("Too many uploads at once; please try again in a moment.")
+    try:
+        yield
+    finally:
+        _inspection_slots.release()
+
+
 def media_limits() -> MediaLimits:
     """The limits that the settings give."""
     return MediaLimits(
@@ -147,11 +201,13 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
     with contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
-            inspection = _inspect(_on_disk(content, folder), str(content.name), folder, limits)
+            prices = current_prices()
+            purse = Purse(prices=prices, balance_hundredths=balance_hundredths(user=user))
+            stack.enter_context(_inspection_slot())
+            path = _on_disk(content, folder)
+            inspection = _inspect(path, str(content.name), folder, limits, purse)
             if not inspection.accepted:
                 raise _nothing_accepted(inspection)
-            prices = current_prices()
-            _require_balance(user, inspection.price_hundredths(prices))
             stored = stack.enter_context(_stored(inspection.accepted))
             return _record(
                 user=user,
@@ -163,6 +219,9 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
             )
         except MediaError as error:
             raise UnacceptableMediaError(error) from error
+        except InspectorUnavailableError as error:
+            logger.exception("Uploads cannot be inspected")
+            raise StorageUnavailableError("Uploads cannot be inspected now; try again.") from error
         except OSError as error:
             logger.exception("An upload could not be stored")
             if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
@@ -182,12 +241,16 @@ def _on_disk(content: UploadedFile[Any], folder: Path) -> Path:
     return path
 
 
-def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspection:
-    """Inspect a file or the members of an archive; raises MediaError for what fails as a whole."""
+def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Purse) -> Inspection:
+    """Inspect a file or the members of an archive.
+
+    Raises MediaError for what fails as a whole, and InsufficientTokensError as soon as what was
+    found costs more than there is.
+    """
     inspection = Inspection()
     with Inspector(limits=limits) as inspector:
         if sniff(path).kind != "archive":
-            facts = inspector.inspect(path)
+            facts = _paid_facts(inspector, path, purse)
             accepted = AcceptedFile.inspected(name or "upload", path, facts, folder)
             inspection.accepted.append(accepted)
             return inspection
@@ -195,7 +258,8 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspec
             target = folder / f"{position:06}"
             member_name = member.name[-MAX_NAME_LENGTH:]
             try:
-                facts = _inspect_member(path, member, target, inspector, limits)
+                _extract(path, member, target, limits)
+                facts = _paid_facts(inspector, target, purse)
             except MediaError as error:
                 target.unlink(missing_ok=True)
                 inspection.refused.append(RefusedFile(member_name, error))
@@ -205,13 +269,18 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspec
     return inspection
 
 
-def _inspect_member(
-    archive: Path, member: ArchiveMember, target: Path, inspector: Inspector, limits: MediaLimits
-) -> MediaFacts:
+def _paid_facts(inspector: Inspector, path: Path, purse: Purse) -> MediaFacts:
+    """What a file is; a video that has become too dear is not decoded to its end."""
+    facts = inspector.inspect(path, on_progress=lambda frames: purse.check(frames=frames))
+    is_image = facts.kind == "image"
+    purse.pay(images=int(is_image), frames=0 if is_image else facts.frame_count)
+    return facts
+
+
+def _extract(archive: Path, member: ArchiveMember, target: Path, limits: MediaLimits) -> None:
     extract_member(archive, member, target, limits=limits)
     if sniff(target).kind == "archive":
         raise MediaError("nested_archive", "An archive inside an archive is not opened.", 422)
-    return inspector.inspect(target)
 
 
 def _nothing_accepted(inspection: Inspection) -> MediaError:
@@ -225,15 +294,6 @@ def _nothing_accepted(inspection: Inspection) -> MediaError:
         f"None of the {count} files can be accepted; {first.name}: {first.error.detail}",
         first.error.status,
     )
-
-
-def _require_balance(user: User, price_hundredths: int) -> None:
-    """Refuse early what the balance cannot cover; the ledger itself decides later."""
-    balance = balance_hundredths(user=user)
-    if balance < price_hundredths:
-        raise ledger.InsufficientTokensError.of(
-            needed_hundredths=price_hundredths, balance_hundredths=balance
-        )
 
 
 @dataclass(frozen=True)
@@ -264,6 +324,22 @@ def _stored(accepted: list[AcceptedFile]) -> Iterator[list[StoredFile]]:
         for file in stored:
             _discard_unless_kept(file)
         raise
+
+
+def remove_orphaned_uploads(*, older_than: datetime) -> int:
+    """Remove stored files of uploads that were cut off before their rows; returns how many."""
+
+    def known_contents(names: list[str]) -> set[str]:
+        rows = MediaFile.objects.filter(content__in=names)
+        return set(rows.values_list("content", flat=True))
+
+    def known_thumbnails(names: list[str]) -> set[str]:
+        rows = MediaFile.objects.filter(thumbnail__in=names)
+        return set(rows.values_list("thumbnail", flat=True))
+
+    return remove_orphans(
+        folder="uploads", older_than=older_than, known=known_contents
+    ) + remove_orphans(folder="thumbnails", older_than=older_than, known=known_thumbnails)
 
 
 def _save(path: Path, name: str) -> None:

@@ -2,12 +2,29 @@
 
 import logging
 
+import redis
 from celery import current_app
 from django.conf import settings
 from kombu.exceptions import OperationalError
 
 logger = logging.getLogger(__name__)
+MOST_WAITING_HINTS = 1000
 RUN_UNIT = "inference.run_unit"
+
+
+def is_crowded() -> bool:
+    """Whether so many hints wait that more would only fill Redis."""
+    client = redis.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+    )
+    try:
+        return client.llen(settings.CELERY_TASK_DEFAULT_QUEUE) > MOST_WAITING_HINTS
+    except (redis.RedisError, OSError):
+        return False  # sending will find out
+    finally:
+        client.close()
 
 
 def send_unit(unit_id: int) -> bool:

@@ -35,10 +35,12 @@ from inference.models import (
     progress_percent,
 )
 from odproject.core.errors import ConflictError, DomainError, FieldError
+from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
 
 logger = logging.getLogger(__name__)
 UNITS_PER_SWEEP = 500
+ORPHAN_WINDOW = timedelta(days=2)  # jobs that ended longer ago have been looked through before
 
 
 class UnknownModelError(DomainError):
@@ -412,7 +414,7 @@ def sweep(*, now: datetime | None = None) -> int:
     now = now or timezone.now()
     expired = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, lease_expires_at__lt=now)
     returned = _return_units(expired, lease_ended_before=now)
-    return returned + enqueue_units(now=now)
+    return returned + (0 if queue.is_crowded() else enqueue_units(now=now))
 
 
 def reclaim_units(*, worker_name: str) -> int:
@@ -454,6 +456,22 @@ def _return_unit(
         return False
     _put_back(job, unit, counts_as_try=True)
     return True
+
+
+def remove_orphaned_results(*, older_than: datetime) -> int:
+    """Remove annotated files of attempts that were cut off; returns how many."""
+
+    def known_results(names: list[str]) -> set[str]:
+        rows = WorkUnit.objects.filter(annotated__in=names)
+        return set(rows.values_list("annotated", flat=True))
+
+    finished = Job.objects.filter(
+        finished_at__lt=older_than, finished_at__gte=older_than - ORPHAN_WINDOW
+    )
+    return sum(
+        remove_orphans(folder=f"results/{job_id}", older_than=older_than, known=known_results)
+        for job_id in finished.values_list("pk", flat=True)
+    )
 
 
 def record_heartbeat(*, worker_name: str, loaded_versions: Sequence[str], device: str) -> None:

@@ -2,7 +2,6 @@
 
 from typing import cast
 
-from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -12,6 +11,7 @@ from accounts.models import User
 from inference import results, selectors, services
 from inference.serializers import JobIdSerializer, SubmitJobSerializer
 from odproject.core.api import validated
+from odproject.core.files import spooled_response
 
 
 class InferenceView(APIView):
@@ -46,7 +46,8 @@ class JobResultView(APIView):
         """What a completed job found, streamed."""
         job_id = validated(JobIdSerializer, request)["jobId"]
         job = selectors.completed_job(user=cast(User, request.user), job_id=job_id)
-        return StreamingHttpResponse(results.result_json(job), content_type="application/json")
+        pieces = (piece.encode() for piece in results.result_json(job))
+        return spooled_response(pieces, content_type="application/json")
 
 
 class AnnotatedZipView(APIView):
@@ -55,6 +56,8 @@ class AnnotatedZipView(APIView):
     def get(self, request: Request, job_id: int) -> HttpResponseBase:
         """The annotated files of a completed job, as a zip."""
         job = selectors.completed_job(user=cast(User, request.user), job_id=job_id)
-        response = StreamingHttpResponse(results.annotated_zip(job), content_type="application/zip")
-        response["Content-Disposition"] = f'attachment; filename="job-{job.pk}.zip"'
-        return response
+        return spooled_response(
+            results.annotated_zip(job),
+            content_type="application/zip",
+            file_name=f"job-{job.pk}.zip",
+        )

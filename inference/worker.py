@@ -29,6 +29,7 @@ from django.db import (
 
 from datasets.media.errors import MediaError
 from datasets.models import MediaFile
+from datasets.uploading import media_limits
 from inference import services
 from inference.models import FrameResult, WorkUnit
 from inference.pipeline.detector import Detector
@@ -254,7 +255,9 @@ def _process(
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
         annotated = Path(folder) / f"annotated.{annotated_extension(media_file)}"
         if media_file.media_type == MediaFile.MediaType.IMAGE:
-            process_image(source, detector, annotated=annotated, on_frames=sink)
+            process_image(
+                source, detector, annotated=annotated, on_frames=sink, limits=media_limits()
+            )
         else:
             process_video(
                 source,
@@ -262,6 +265,7 @@ def _process(
                 annotated=annotated,
                 on_frames=sink,
                 max_frames=unit.frame_count,
+                limits=media_limits(),
             )
         suffix = annotated.suffix
         with annotated.open("rb") as content:

@@ -189,7 +189,15 @@ class Supervisor:
     def _start_due(self) -> None:
         for child in self._children:
             if child.start_due_at is not None and child.start_due_at <= time.monotonic():
-                self._start(child)
+                self._start_again(child)
+
+    def _start_again(self, child: _Child) -> None:
+        """Start a child that died; a disk that is full now may have room a little later."""
+        try:
+            self._start(child)
+        except OSError as error:
+            child.start_due_at = time.monotonic() + MAX_BACKOFF_SECONDS
+            self.report(f"{child.spec.name} cannot be started ({error}); trying again")
 
     def _failure_text(self, child: _Child) -> str:
         path = self._log_path(child.spec)
@@ -286,7 +294,10 @@ class Supervisor:
             if child.process is not None and not child.spec.once
         }
         content = {"pid": os.getpid(), **self.state, "children": children}
-        write_private(self._state_file, json.dumps(content, indent=1) + "\n")
+        try:
+            write_private(self._state_file, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            self.report(f"{self._state_file} cannot be written ({error})")
 
     def _bound_logs(self) -> None:
         if time.monotonic() >= self._next_log_check_at:

@@ -27,6 +27,7 @@ def sent_hints(monkeypatch):
     """The units for which a hint was sent, instead of a broker."""
     sent: list[int] = []
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: sent.append(unit_id) or True)
+    monkeypatch.setattr(queue, "is_crowded", lambda: False)
     return sent
 
 
@@ -239,6 +240,13 @@ def test_lost_hint_is_repeated_and_a_fresh_one_is_not(user, sent_hints):
     assert len(sent_hints) == 1
     services.sweep(now=timezone.now() + timedelta(seconds=30))
     assert len(sent_hints) == 2
+
+
+def test_no_hint_is_repeated_while_the_queue_is_crowded(user, sent_hints, monkeypatch):
+    submit(user, images=1)
+    monkeypatch.setattr(queue, "is_crowded", lambda: True)
+    assert services.sweep() == 0
+    assert sent_hints == []
 
 
 def test_hint_that_the_broker_refuses_is_sent_by_the_next_sweep(user, sent_hints, monkeypatch):

@@ -299,10 +299,10 @@ def test_gif_of_a_hundred_thousand_frames_is_refused(tmp_path):
 
 def test_frames_larger_than_the_limit_are_refused(tmp_path):
     path = write_video(tmp_path / "x.mp4", frames=2)
-    assert count_frames(path, limits=MediaLimits(max_pixels=64 * 48)).frame_count == 2
-    assert refusal(path, max_pixels=64 * 48 - 1) == (422, "frame_too_large")
+    assert count_frames(path, limits=MediaLimits(max_frame_pixels=64 * 48)).frame_count == 2
+    assert refusal(path, max_frame_pixels=64 * 48 - 1) == (422, "frame_too_large")
     with pytest.raises(MediaError):
-        next(iter_frames(path, limits=MediaLimits(max_pixels=100)))
+        next(iter_frames(path, limits=MediaLimits(max_frame_pixels=100)))
 
 
 def test_huge_gif_is_refused_before_it_fills_the_memory(tmp_path):

@@ -1,20 +1,28 @@
 """Taking in an upload: all that is accepted is stored and charged, all else leaves no trace."""
 
 import zipfile
+from datetime import timedelta
 from io import BytesIO
 
 import pytest
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 
 from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
 from billing.models import Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
+from datasets.media.inspector import Inspector
 from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
 from datasets.services import delete_dataset, mark_blocked
-from datasets.uploading import StorageFullError, UnacceptableMediaError, upload_content
+from datasets.uploading import (
+    StorageFullError,
+    UnacceptableMediaError,
+    remove_orphaned_uploads,
+    upload_content,
+)
 from tests.factories import make_dataset, make_user
 from tests.mediafiles import image_bytes, noise, write_video
 
@@ -186,3 +194,34 @@ def test_somebody_elses_dataset_is_not_found(dataset, media_root):
     with pytest.raises(DatasetNotFoundError):
         upload(stranger, image_bytes("PNG", noise((32, 32))))
     assert_nothing_happened(stranger, media_root)
+
+
+def test_files_without_a_row_are_removed_when_they_are_old_enough(user, dataset, media_root):
+    upload(user, image_bytes("PNG", noise((32, 32))))
+    kept = MediaFile.objects.get()
+    for folder in ("uploads", "thumbnails"):
+        (media_root / folder / "orphan").write_bytes(b"left by a crash")
+    now = timezone.now()
+    assert remove_orphaned_uploads(older_than=now - timedelta(hours=1)) == 0
+    assert remove_orphaned_uploads(older_than=now + timedelta(minutes=1)) == 2
+    files = sorted(str(p.relative_to(media_root)) for p in media_root.rglob("*") if p.is_file())
+    assert files == [kept.thumbnail.name, kept.content.name]
+
+
+def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(
+    user, dataset, tmp_path, monkeypatch
+):
+    charge_upload(user=user, amount_hundredths=99_940, upload_id=1)  # pays one frame
+    write_video(tmp_path / "a.mp4", frames=3)
+    seen = []
+
+    def inspect(self, path, *, on_progress):
+        for frames in range(100):
+            seen.append(frames)
+            on_progress(frames)
+
+    monkeypatch.setattr(Inspector, "inspect", inspect)
+    with pytest.raises(InsufficientTokensError):
+        upload(user, (tmp_path / "a.mp4").read_bytes(), name="a.mp4")
+    assert seen == [0, 1, 2]
+    assert not MediaFile.objects.exists()

@@ -226,8 +226,13 @@ def _stretched(values: np.ndarray) -> np.ndarray:
         return np.zeros(values.shape, dtype=np.uint8)
     low, high = float(values[finite].min()), float(values[finite].max())
     scale = 255.0 / (high - low) if high > low else 0.0
-    scaled = (np.where(finite, values, low).astype(np.float64) - low) * scale
-    return np.rint(scaled).astype(np.uint8)
+    stretched = np.empty(values.shape, dtype=np.uint8)
+    for row, row_finite, target in zip(values, finite, stretched, strict=True):
+        # Row by row, because a copy of a large image in float64 takes gigabytes.
+        scaled = (np.where(row_finite, row, low).astype(np.float64) - low) * scale
+        np.rint(scaled, out=scaled)
+        target[:] = scaled
+    return stretched
 
 
 def _over_white(image: Image.Image) -> np.ndarray:

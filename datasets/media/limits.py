@@ -16,6 +16,7 @@ class MediaLimits:
     """
 
     max_pixels: int = 200_000_000
+    max_frame_pixels: int = 64_000_000
     max_frames: int = 100_000
     max_gif_frames: int = 20_000
     max_archive_files: int = 5_000

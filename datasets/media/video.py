@@ -210,7 +210,7 @@ def iter_frames(
     most `max_frames` frames are given. A damaged packet is skipped, a damaged tail ends the video.
     Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
     opened, 415 for something that is no video, 422 for a video without pictures, with pictures
-    above `limits.max_pixels` or without a decoder.
+    above `limits.max_frame_pixels` or without a decoder.
     """
     with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
         painter = _Painter()
@@ -352,7 +352,7 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
     """Choose the stream, check its size before anything is decoded, and set up its decoder."""
     stream = _video_stream(container)
     context = stream.codec_context
-    _check_size(context.width, context.height, limits.max_pixels)
+    _check_size(context.width, context.height, limits.max_frame_pixels)
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
@@ -364,14 +364,14 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
         container=container,
         stream=stream,
         format=container_format,
-        max_pixels=limits.max_pixels,
+        max_pixels=limits.max_frame_pixels,
         frame_seconds=1.0 / rate_fps,
         has_audio=len(container.streams.audio) > 0,
     )
 
 
 def _decoder_options(limits: MediaLimits) -> dict[str, str]:
-    return {"max_pixels": str(_PADDING_FACTOR * limits.max_pixels + _PADDING_PIXELS)}
+    return {"max_pixels": str(_PADDING_FACTOR * limits.max_frame_pixels + _PADDING_PIXELS)}
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

@@ -16,6 +16,7 @@ from typing import Any
 
 from datasets.media.errors import MediaError
 from datasets.media.images import read_image
+from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.video import VideoFrame, iter_frames
 from inference.pipeline.channel import Channel, ChannelClosedError
 from inference.pipeline.detector import Detector
@@ -23,11 +24,18 @@ from inference.pipeline.draw import draw
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.pipeline.types import Detections, FrameDetections, Image, MediaSummary
 
+FRAME_MEMORY_BYTES = 2 * 1024**3  # of decoded frames that wait for a step of the pipeline
+
 OnFrames = Callable[[list[FrameDetections]], None]
 
 
 def process_image(
-    source: Path, detector: Detector, *, annotated: Path | None, on_frames: OnFrames
+    source: Path,
+    detector: Detector,
+    *,
+    annotated: Path | None,
+    on_frames: OnFrames,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in an image, hands the result to `on_frames` once, then writes the drawn copy.
 
@@ -35,7 +43,7 @@ def process_image(
     copy. What `on_frames` raises passes through, and nothing is written then. Raises MediaError
     for a file that is no sound image, DrawingError when the copy cannot be written.
     """
-    image = read_image(source)
+    image = read_image(source, limits=limits)
     detections = detector.detect([image])[0]
     on_frames([FrameDetections(0, 0.0, detections)])
     if annotated is not None:
@@ -52,6 +60,7 @@ def process_video(
     first_frame_index: int = 0,
     max_frames: int | None = None,
     batch_size: int | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in every frame of a video, batch by batch, and writes the drawn copy as MP4.
 
@@ -61,7 +70,9 @@ def process_video(
     one by default. Raises MediaError for a file that is no sound video or has no frame in the
     range, DrawingError when the copy cannot be written.
     """
-    frames = iter_frames(source, first_frame_index=first_frame_index, max_frames=max_frames)
+    frames = iter_frames(
+        source, first_frame_index=first_frame_index, max_frames=max_frames, limits=limits
+    )
     return process_frames(
         frames, detector, annotated=annotated, on_frames=on_frames, batch_size=batch_size
     )
@@ -77,15 +88,18 @@ def process_frames(
 ) -> MediaSummary:
     """As `process_video`, over frames from anywhere; closes `frames` when it can be closed.
 
-    At most four batches and a few frames are held at any time.
+    At most four batches and a few frames are held at any time; batches of very large frames are
+    made smaller, so that this stays within FRAME_MEMORY_BYTES where a frame allows it.
     """
-    size = batch_size or detector.preferred_batch_size
     frame_count = 0
     with contextlib.ExitStack() as stack:
-        ahead = iter(stack.enter_context(_decoded_ahead(frames, 2 * size)))
-        first = next(ahead, None)
+        stack.callback(getattr(frames, "close", lambda: None))
+        first = next(frames, None)
         if first is None:
             raise MediaError("no_frames", "Not a single frame of the video could be decoded.", 422)
+        affordable = FRAME_MEMORY_BYTES // (4 * first.image.nbytes)
+        size = max(1, min(batch_size or detector.preferred_batch_size, affordable))
+        ahead = iter(stack.enter_context(_decoded_ahead(frames, 2 * size)))
         size_wh = first.image.shape[1], first.image.shape[0]
         painter = None
         if annotated is not None:

@@ -161,9 +161,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
             document = framework_problem(400, str(error))
         case OperationalError() | InterfaceError():
             logger.error("The database did not answer: %s", error)
-            document = framework_problem(
-                503, "The database does not answer. Nothing was changed; please try again."
-            )
+            document = framework_problem(503, _away_detail(context.get("request")))
             headers["Retry-After"] = "2"
         case _:
             return None
@@ -173,6 +171,16 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
         status=document["status"],
         headers=headers,
         content_type=PROBLEM_CONTENT_TYPE,
+    )
+
+
+def _away_detail(request: Any) -> str:
+    """What a client should know when the database went away: a lost answer may hide a success."""
+    if request is not None and request.method in {"GET", "HEAD", "OPTIONS"}:
+        return "The database does not answer; please try again."
+    return (
+        "The database does not answer. Whether the request took effect is not certain: "
+        "look before you repeat it."
     )
 
 

@@ -1,7 +1,7 @@
 """The base of every error that a client may see.
 
 A domain error is defined beside the function that raises it and rendered in one place
-(`odproject.core.api.problem_response`) as an RFC 9457 problem document.
+(`odproject.core.api.exception_handler`) as an RFC 9457 problem document.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,10 @@
 """Stored files over HTTP: whole or in part, never as something that a browser runs."""
 
+import contextlib
 import re
+import tempfile
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, BinaryIO
 
 from django.core.files.storage import default_storage
@@ -8,7 +12,34 @@ from django.http import FileResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+SPOOL_IN_MEMORY_BYTES = 1024 * 1024
+NAMES_AT_A_TIME = 1000
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+
+def spooled_response(
+    pieces: Iterable[bytes], *, content_type: str, file_name: str = ""
+) -> FileResponse:
+    """What an iterator makes, through a temporary file, in constant memory.
+
+    The file is sent at the reader's pace without holding the thread that made it, so that slow
+    readers do not keep others from an answer.
+    """
+    # The response closes it.
+    spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES)  # noqa: SIM115
+    try:
+        for piece in pieces:
+            spooled.write(piece)
+        length_bytes = spooled.tell()
+        spooled.seek(0)
+    except BaseException:
+        spooled.close()
+        raise
+    response = FileResponse(
+        spooled, content_type=content_type, as_attachment=bool(file_name), filename=file_name
+    )
+    response["Content-Length"] = str(length_bytes)
+    return response
 
 
 class Slice:
@@ -84,3 +115,26 @@ def stored_file_response(
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = "private, max-age=3600"
     return response
+
+
+def remove_orphans(
+    *, folder: str, older_than: datetime, known: Callable[[list[str]], set[str]]
+) -> int:
+    """Remove files of a storage folder that no row knows; returns how many.
+
+    Files younger than `older_than` may belong to a transaction that has not committed yet.
+    `known` answers which of some names have a row.
+    """
+    try:
+        names = [f"{folder}/{name}" for name in default_storage.listdir(folder)[1]]
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    for start in range(0, len(names), NAMES_AT_A_TIME):
+        some = names[start : start + NAMES_AT_A_TIME]
+        for name in set(some) - known(some):
+            with contextlib.suppress(OSError):  # somebody else removed it meanwhile
+                if default_storage.get_modified_time(name) < older_than:
+                    default_storage.delete(name)
+                    removed += 1
+    return removed

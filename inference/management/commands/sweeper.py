@@ -3,17 +3,33 @@
 import logging
 import signal
 import threading
+import time
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
+from django.utils import timezone
 
-from inference.services import sweep
+from datasets.uploading import remove_orphaned_uploads
+from inference.services import remove_orphaned_results, sweep
 from odproject.core.process import die_with_parent
 
+CLEANING_INTERVAL_SECONDS = 3600
+ORPHAN_AGE = timedelta(hours=1)
+
 logger = logging.getLogger(__name__)
+
+
+def _clean() -> None:
+    """Remove stored files that a crash left without a row."""
+    older_than = timezone.now() - ORPHAN_AGE
+    removed = remove_orphaned_uploads(older_than=older_than)
+    removed += remove_orphaned_results(older_than=older_than)
+    if removed:
+        logger.info("Removed %s orphaned files", removed)
 
 
 class Command(BaseCommand):
@@ -32,10 +48,14 @@ class Command(BaseCommand):
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        next_cleaning = time.monotonic() + CLEANING_INTERVAL_SECONDS
         while not stopped.wait(settings.SWEEP_INTERVAL_SECONDS):
             try:
                 if moved := sweep():
                     logger.info("Moved %s units", moved)
+                if time.monotonic() >= next_cleaning:
+                    next_cleaning = time.monotonic() + CLEANING_INTERVAL_SECONDS
+                    _clean()
             except DatabaseError as error:
                 logger.warning("The sweeper waits for the database: %s", error)
             close_old_connections()
