@@ -12,6 +12,7 @@ from tests.faults.harness import (
     assert_completed_once,
     assert_new_hints_arrive,
     child_pid,
+    eventually,
     faulty_service,
     kill,
     kill_until_it_stays_away,
@@ -56,6 +57,17 @@ def test_job_is_accepted_while_redis_hangs_and_runs_when_it_is_back(victim, cust
         time.sleep(HANG_SECONDS)
     assert_completed_once(customer, job_id, observer)
     assert tries_of(victim, job_id) == [(1, 1)]
+
+
+def test_websocket_greets_while_redis_hangs_and_tells_of_jobs_by_its_timer(victim, customer):
+    redis_pid = child_pid(victim, "redis")
+    job_id = customer.submit()
+    customer.wait_until_it_runs(job_id)
+    with stopped(redis_pid), Observer(victim, customer.token) as observer:
+        customer.wait_for_end(job_id)
+        eventually(lambda: observer.kinds(job_id), "the websocket tells of the end")
+        assert observer.kinds(job_id) == ["job.completed"]
+        assert observer.connections == 1
 
 
 def test_running_job_does_not_wait_for_a_redis_that_hangs(victim, customer, observer, short_video):
