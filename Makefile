@@ -11,15 +11,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make up      run the service on http://127.0.0.1:8080"
-	@echo "make demo    a tour without a server; MEDIA=folder takes your own images and videos"
+	@echo "make demo    the main job, start to finish; MEDIA=folder takes your own images and videos"
 	@echo "make test    run the tests"
 	@echo "make faults  break the running service in every way, and see that it recovers (minutes)"
 	@echo "make lint    check style, types, imports and migrations"
-	@echo "make bench   measure the pipeline on this machine"
+	@echo "make bench   measure the pipeline on this machine; FILES=\"a.mp4 b.mp4\" on your own videos"
 
 # An interpreter counts when it runs: a shim may stand in the path and lead nowhere.
 .venv/bin/python:
-	@for candidate in "$(PYTHON)" python3.12 python3.11 python3; do \
+	@found=; other=; for candidate in "$(PYTHON)" python3.12 python3.11 python3; do \
 	  [ -n "$$candidate" ] || continue; \
 	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 	  case "$$version" in 3.11|3.12) found=$$candidate; break;; *) other="$$other $$version";; esac; \
@@ -28,8 +28,7 @@ help:
 	  echo "odproject needs Python 3.11 or 3.12; found$${other:- none}. Set PYTHON=/path/to/python3.12" >&2; exit 1; \
 	fi; \
 	echo "Making .venv with Python $$version"; \
-	"$$found" -m venv .venv.new && rm -rf .venv && "$$found" -m venv .venv && rm -rf .venv.new || \
-	  { rm -rf .venv .venv.new; exit 1; }
+	rm -rf .venv; "$$found" -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/.installed: requirements.txt | .venv/bin/python
 	@echo "Installing requirements.txt (a few minutes, once)"
@@ -52,7 +51,7 @@ demo: install
 	@exec $(BIN)/python manage.py demo $(if $(MEDIA),"$(MEDIA)")
 
 bench: install
-	@exec $(BIN)/python manage.py bench
+	@exec $(BIN)/python -m inference.pipeline.bench $(FILES)
 
 test: install-dev
 	@exec $(BIN)/python -m pytest $(ARGS)

@@ -64,6 +64,23 @@ class Event(models.Model):
         return f"{self.user_id}/{self.seq} {self.kind}"
 
 
+class Session(models.Model):
+    """A log-in: the family of all tokens that follow from it, which end together.
+
+    Of the refresh tokens of a session only the newest counts; it is exchanged by a conditional
+    UPDATE of `refresh_jti`, so of two who try one wins.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="sessions")
+    refresh_jti = models.CharField(max_length=64)
+    refreshed_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=timezone.now)
+    revoked_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"session {self.pk} of user {self.user_id}"
+
+
 class WebsocketTicket(models.Model):
     """A single-use pass for a browser, which cannot send a header when it opens a websocket.
 
@@ -71,9 +88,9 @@ class WebsocketTicket(models.Model):
     """
 
     digest = models.CharField(max_length=64, unique=True)
-    user = models.ForeignKey(User, on_delete=models.CASCADE)
+    session = models.ForeignKey(Session, on_delete=models.CASCADE)
     expires_at = models.DateTimeField()
     session_expires_at = models.DateTimeField()
 
     def __str__(self) -> str:
-        return f"ticket of user {self.user_id}"
+        return f"ticket of session {self.session_id}"

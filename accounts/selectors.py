@@ -1,6 +1,6 @@
 """Reads of users and events."""
 
-from accounts.models import Event, User
+from accounts.models import Event, Session, User
 from odproject.core.errors import NotFoundError
 
 EVENTS_PER_READ = 200
@@ -29,3 +29,12 @@ def events_since(*, user_id: int, seq: int, limit: int = EVENTS_PER_READ) -> lis
 def last_event_seq(*, user_id: int) -> int:
     """The number of the user's newest event, 0 when there is none."""
     return User.objects.values_list("last_event_seq", flat=True).get(pk=user_id)
+
+
+def live_session(*, session_id: int) -> Session | None:
+    """A session that has not been revoked, of a user who is active, with that user."""
+    return (
+        Session.objects.select_related("user")
+        .filter(pk=session_id, revoked_at__isnull=True, user__is_active=True)
+        .first()
+    )

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,9 +15,10 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils import timezone
+from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import RefreshToken
 
-from accounts.models import Event, User, WebsocketTicket
+from accounts.models import Event, Session, User, WebsocketTicket
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish_on_commit
 
@@ -80,6 +82,14 @@ def register_user(*, email: str, password: str, confirm_password: str) -> User:
     return user
 
 
+class InvalidRefreshTokenError(DomainError):
+    """The refresh token is not one, has expired, was used or belongs to an ended session."""
+
+    status = 401
+    code = "invalid_refresh_token"
+    title = "Invalid refresh token"
+
+
 @dataclass(frozen=True)
 class LoginTokens:
     """What a log-in hands out: an access token and a refresh token, both JWTs."""
@@ -88,8 +98,8 @@ class LoginTokens:
     refresh: str
 
 
-def log_in(*, email: str, password: str) -> LoginTokens:
-    """Check the credentials and hand out tokens; raises InvalidCredentialsError (401).
+def log_in(*, email: str, password: str, access_lifetime: timedelta | None = None) -> LoginTokens:
+    """Check the credentials and begin a session; raises InvalidCredentialsError (401).
 
     An unknown address costs as much time as a wrong password, so that neither the answer nor
     its delay tells who is registered.
@@ -101,8 +111,58 @@ def log_in(*, email: str, password: str) -> LoginTokens:
     if not user.check_password(password) or not user.is_active:
         raise InvalidCredentialsError("Wrong e-mail address or password.")
     User.objects.filter(pk=user.pk).update(last_login=timezone.now())
-    refresh = RefreshToken.for_user(user)
-    return LoginTokens(access=str(refresh.access_token), refresh=str(refresh))
+    session = Session.objects.create(user=user, refresh_jti=_new_jti())
+    return _tokens(session, session.refresh_jti, access_lifetime)
+
+
+def refresh_session(*, raw_refresh_token: str, access_lifetime: timedelta) -> LoginTokens:
+    """Exchange a refresh token for new tokens, once.
+
+    Of two exchanges at the same time one wins. A token that comes again later has been stolen
+    from somebody, so its whole session ends. Raises InvalidRefreshTokenError (401).
+    """
+    try:
+        token = RefreshToken(raw_refresh_token)  # type: ignore[arg-type]
+    except TokenError as error:
+        raise InvalidRefreshTokenError("The refresh token is not valid, or has expired.") from error
+    now, new_jti = timezone.now(), _new_jti()
+    session_id = token.get("sid")
+    sessions = Session.objects.filter(pk=session_id if isinstance(session_id, int) else None)
+    living = sessions.filter(revoked_at__isnull=True, user__is_active=True)
+    if living.filter(refresh_jti=token["jti"]).update(refresh_jti=new_jti, refreshed_at=now):
+        return _tokens(sessions.get(), new_jti, access_lifetime)
+    replayed_before = now - timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
+    if stolen := living.filter(refreshed_at__lt=replayed_before).first():
+        revoke_session(session_id=stolen.pk)
+    raise InvalidRefreshTokenError("The refresh token was used before, or its session has ended.")
+
+
+def revoke_session(*, session_id: int) -> bool:
+    """Log out: every token of the session ends and its websockets close.
+
+    Returns whether the session was living.
+    """
+    with transaction.atomic():
+        living = Session.objects.filter(pk=session_id, revoked_at__isnull=True)
+        revoked = living.update(revoked_at=timezone.now())
+        if revoked:
+            user_id = Session.objects.values_list("user_id", flat=True).get(pk=session_id)
+            publish_on_commit(user_id, {"type": "session.ended", "session_id": session_id})
+    return bool(revoked)
+
+
+def _new_jti() -> str:
+    return uuid.uuid4().hex
+
+
+def _tokens(session: Session, jti: str, access_lifetime: timedelta | None) -> LoginTokens:
+    refresh = RefreshToken.for_user(session.user)
+    refresh["sid"] = session.pk
+    refresh["jti"] = jti
+    access = refresh.access_token
+    if access_lifetime is not None:
+        access.set_exp(lifetime=access_lifetime)
+    return LoginTokens(access=str(access), refresh=str(refresh))
 
 
 def ensure_administrator(*, email: str, password: str) -> bool:
@@ -135,29 +195,36 @@ def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Even
     return event
 
 
-def issue_websocket_ticket(*, user: User, session_expires_at: datetime) -> str:
+def issue_websocket_ticket(*, session_id: int, session_expires_at: datetime) -> str:
     """A ticket that opens one websocket within half a minute; the socket ends with the session."""
     ticket = secrets.token_urlsafe(32)
     now = timezone.now()
     WebsocketTicket.objects.filter(expires_at__lt=now).delete()
     WebsocketTicket.objects.create(
         digest=_digest(ticket),
-        user=user,
+        session_id=session_id,
         expires_at=now + timedelta(seconds=settings.WEBSOCKET_TICKET_SECONDS),
         session_expires_at=session_expires_at,
     )
     return ticket
 
 
-def redeem_websocket_ticket(*, ticket: str) -> tuple[User, datetime] | None:
-    """The ticket's user and end of session, once; None when unknown, used or expired."""
-    row = WebsocketTicket.objects.select_related("user").filter(digest=_digest(ticket)).first()
+def redeem_websocket_ticket(*, ticket: str) -> tuple[Session, datetime] | None:
+    """The ticket's session and when it ends, once; None when unknown, used or expired."""
+    row = (
+        WebsocketTicket.objects.select_related("session__user")
+        .filter(digest=_digest(ticket))
+        .first()
+    )
     if row is None:
         return None
     deleted, _ = WebsocketTicket.objects.filter(pk=row.pk).delete()
-    if not deleted or row.expires_at < timezone.now() or not row.user.is_active:
+    session = row.session
+    if not deleted or row.expires_at < timezone.now():
         return None
-    return row.user, row.session_expires_at
+    if session.revoked_at is not None or not session.user.is_active:
+        return None
+    return session, row.session_expires_at
 
 
 def _digest(ticket: str) -> str:

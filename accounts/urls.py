@@ -1,9 +1,15 @@
 from django.urls import re_path
 
-from accounts import views
+from accounts import v1, views
 
 urlpatterns = [
     re_path(r"^user/registration/?$", views.RegistrationView.as_view()),
     re_path(r"^user/?$", views.LoginView.as_view()),
-    re_path(r"^api/v1/websocket-tickets/?$", views.WebsocketTicketView.as_view()),
+    re_path(r"^api/v1/users/?$", v1.UsersView.as_view()),
+    re_path(r"^api/v1/me/?$", v1.MeView.as_view()),
+    re_path(r"^api/v1/tokens/?$", v1.TokensView.as_view()),
+    re_path(r"^api/v1/tokens/refresh/?$", v1.RefreshView.as_view()),
+    re_path(r"^api/v1/tokens/revoke/?$", v1.RevocationView.as_view()),
+    re_path(r"^api/v1/events/?$", v1.EventsView.as_view()),
+    re_path(r"^api/v1/websocket-tickets/?$", v1.WebsocketTicketsView.as_view()),
 ]

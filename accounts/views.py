@@ -1,6 +1,4 @@
-"""Registration, log-in, and the browser's pass for a websocket."""
-
-from datetime import UTC, datetime
+"""The original API's registration and log-in."""
 
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
@@ -46,15 +44,3 @@ class LoginView(APIView):
                 "jwt_token": tokens.access,
             }
         )
-
-
-class WebsocketTicketView(APIView):
-    """POST /api/v1/websocket-tickets."""
-
-    def post(self, request: Request) -> Response:
-        """Hand out a single-use ticket for `ws://.../?ticket=`."""
-        ticket = services.issue_websocket_ticket(
-            user=request.user,  # type: ignore[arg-type]
-            session_expires_at=datetime.fromtimestamp(request.auth["exp"], UTC),  # type: ignore[index]
-        )
-        return Response({"ticket": ticket}, status=201)

@@ -3,16 +3,40 @@
 from dataclasses import dataclass
 
 from django.db import connection
+from django.db.models import Q, QuerySet
 
 from accounts.models import User
-from billing.ledger import open_accounts
-from billing.models import Price
+from billing.ledger import UserAccounts, open_accounts
+from billing.models import Account, Price, Transfer
 from billing.prices import PriceList
 
 
 def balance_hundredths(*, user: User) -> int:
     """What the user can spend now: tokens held for running jobs are not in it."""
     return open_accounts(user=user).available.balance_hundredths or 0
+
+
+def user_accounts(*, user: User) -> UserAccounts:
+    """Both accounts of the user, opened if this is their first use."""
+    return open_accounts(user=user)
+
+
+def transfers_of(*, user: User) -> QuerySet[Transfer]:
+    """Transfers from or to the user's accounts."""
+    accounts = open_accounts(user=user)
+    own = [accounts.available.pk, accounts.held.pk]
+    return Transfer.objects.filter(Q(source_id__in=own) | Q(destination_id__in=own)).select_related(
+        "source", "destination"
+    )
+
+
+def available_change_hundredths(transfer: Transfer) -> int:
+    """What a transfer added to its user's available tokens; negative when it took some."""
+    if transfer.destination.purpose == Account.Purpose.AVAILABLE:
+        return transfer.amount_hundredths
+    if transfer.source.purpose == Account.Purpose.AVAILABLE:
+        return -transfer.amount_hundredths
+    return 0
 
 
 def current_prices() -> PriceList:

@@ -1,5 +1,10 @@
 from django.urls import re_path
 
-from billing import views
+from billing import v1, views
 
-urlpatterns = [re_path(r"^token/?$", views.TokenView.as_view())]
+urlpatterns = [
+    re_path(r"^token/?$", views.TokenView.as_view()),
+    re_path(r"^api/v1/balance/?$", v1.BalanceView.as_view()),
+    re_path(r"^api/v1/ledger/?$", v1.LedgerView.as_view()),
+    re_path(r"^api/v1/prices/?$", v1.PricesView.as_view()),
+]

@@ -20,6 +20,13 @@ class DatasetNotFoundError(NotFoundError):
     title = "Dataset not found"
 
 
+class MediaFileNotFoundError(NotFoundError):
+    """The user has no media file of this number."""
+
+    code = "media_file_not_found"
+    title = "Media file not found"
+
+
 class DatasetBlockedError(DomainError):
     """An administrator has blocked the dataset."""
 
@@ -69,10 +76,32 @@ def with_counts(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
     )
 
 
+def live_datasets_of(*, user: User) -> QuerySet[Dataset]:
+    """The user's live datasets with `image_count` and `frame_count`."""
+    return with_counts(Dataset.objects.filter(user=user, deleted_at__isnull=True))
+
+
 def live_datasets(*, user: User) -> list[DatasetSummary]:
     """The user's live datasets in the order of their making, and how much is in each."""
-    found = with_counts(Dataset.objects.filter(user=user, deleted_at__isnull=True)).order_by("pk")
     return [
         DatasetSummary(dataset, dataset.image_count, dataset.frame_count)  # type: ignore[attr-defined]
-        for dataset in found
+        for dataset in live_datasets_of(user=user).order_by("pk")
     ]
+
+
+def dataset_by_id(*, user: User, dataset_id: int) -> Dataset:
+    """The user's live dataset with its counts; raises DatasetNotFoundError (404)."""
+    dataset = live_datasets_of(user=user).filter(pk=dataset_id).first()
+    if dataset is None:
+        raise DatasetNotFoundError(f"You have no dataset {dataset_id}.")
+    return dataset
+
+
+def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
+    """A file of one of the user's live datasets; raises MediaFileNotFoundError (404)."""
+    media_file = MediaFile.objects.filter(
+        pk=media_file_id, dataset__user=user, dataset__deleted_at__isnull=True
+    ).first()
+    if media_file is None:
+        raise MediaFileNotFoundError(f"You have no media file {media_file_id}.")
+    return media_file

@@ -23,9 +23,9 @@ class CreateDatasetSerializer(serializers.Serializer[Any]):
 class ChangeDatasetSerializer(DatasetNameSerializer):
     """Keys of PATCH /datasets/."""
 
-    newDatasetName = serializers.CharField(
+    newDatasetName = serializers.CharField(  # noqa: N815
         required=False, min_length=SHORTEST_NAME, max_length=LONGEST_NAME
-    )  # noqa: N815
+    )
     newTags = serializers.CharField(required=False, max_length=1000, allow_blank=True)  # noqa: N815
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -34,30 +34,27 @@ def create_dataset(*, user: User, name: str, tags: Iterable[str]) -> Dataset:
         raise DatasetNameTakenError(f"You have a dataset named {name} already.") from error
 
 
-def rename_dataset(
-    *, user: User, name: str, new_name: str | None = None, new_tags: list[str] | None = None
-) -> Dataset:
+def change_dataset(
+    *, dataset: Dataset, new_name: str | None = None, new_tags: list[str] | None = None
+) -> None:
     """Give a live dataset another name, other tags or both.
 
-    Raises DatasetNotFoundError (404) and DatasetNameTakenError (409).
+    Raises DatasetNotFoundError (404) when it was deleted meanwhile, and DatasetNameTakenError
+    (409).
     """
     changes: dict[str, object] = {}
     if new_name is not None:
         changes["name"] = new_name
     if new_tags is not None:
         changes["tags"] = new_tags
-    dataset = selectors.live_dataset(user=user, name=name)
+    live = Dataset.objects.filter(pk=dataset.pk, deleted_at__isnull=True)
     try:
         with transaction.atomic():
-            changed = Dataset.objects.filter(pk=dataset.pk, deleted_at__isnull=True).update(
-                **changes
-            )
+            changed = live.update(**changes) if changes else live.count()
     except IntegrityError as error:
         raise DatasetNameTakenError(f"You have a dataset named {new_name} already.") from error
     if not changed:
-        raise selectors.DatasetNotFoundError(f"You have no dataset named {name}.")
-    dataset.refresh_from_db()
-    return dataset
+        raise selectors.DatasetNotFoundError(f"You have no dataset named {dataset.name}.")
 
 
 def delete_dataset(*, user: User, name: str) -> None:

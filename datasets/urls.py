@@ -1,8 +1,18 @@
 from django.urls import re_path
 
-from datasets import views
+from datasets import v1, views
+
+DATASET = r"^api/v1/datasets/(?P<dataset_id>[0-9]{1,18})"
+MEDIA_FILE = r"^api/v1/media-files/(?P<media_file_id>[0-9]{1,18})"
 
 urlpatterns = [
     re_path(r"^datasets/?$", views.DatasetsView.as_view()),
     re_path(r"^upload/?$", views.UploadView.as_view()),
+    re_path(r"^api/v1/datasets/?$", v1.DatasetsView.as_view()),
+    re_path(rf"{DATASET}/?$", v1.DatasetView.as_view()),
+    re_path(rf"{DATASET}/media-files/?$", v1.MediaFilesView.as_view()),
+    re_path(rf"{DATASET}/uploads/?$", v1.UploadsView.as_view()),
+    re_path(rf"{MEDIA_FILE}/?$", v1.MediaFileView.as_view()),
+    re_path(rf"{MEDIA_FILE}/content/?$", v1.MediaContentView.as_view()),
+    re_path(rf"{MEDIA_FILE}/thumbnail/?$", v1.ThumbnailView.as_view()),
 ]

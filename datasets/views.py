@@ -19,11 +19,19 @@ from datasets.serializers import (
 )
 from datasets.uploading import upload_content
 from odproject.core.api import validated
+from odproject.core.errors import DomainError
 
 
 def file_path(dataset: Dataset) -> str:
     """The opaque place of a dataset, which the original API shows; never a path of the server."""
     return f"datasets/{dataset.pk}"
+
+
+class SeveralFilesError(DomainError):
+    """More than one file in an upload, of which all but the last would be lost without a word."""
+
+    code = "several_files"
+    title = "More than one file"
 
 
 class DatasetsView(APIView):
@@ -82,9 +90,9 @@ class DatasetsView(APIView):
         """Change a dataset's name, tags or both."""
         keys = validated(ChangeDatasetSerializer, request)
         new_tags = keys.get("newTags")
-        services.rename_dataset(
-            user=cast(User, request.user),
-            name=keys["datasetName"],
+        dataset = selectors.live_dataset(user=cast(User, request.user), name=keys["datasetName"])
+        services.change_dataset(
+            dataset=dataset,
             new_name=keys.get("newDatasetName"),
             new_tags=None if new_tags is None else services.parse_tags(new_tags),
         )
@@ -99,6 +107,8 @@ class UploadView(APIView):
 
     def post(self, request: Request) -> Response:
         """Take in the file and report on every file in it."""
+        if len(request.FILES.getlist("file")) > 1:
+            raise SeveralFilesError("Send one file; several files travel together in a zip.")
         keys = validated(UploadSerializer, request)
         upload = upload_content(
             user=cast(User, request.user),

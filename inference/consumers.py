@@ -7,7 +7,6 @@ get lost, makes the consumer read what is new since the last sequence number it 
 import asyncio
 import contextlib
 import logging
-from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -18,9 +17,9 @@ from django.db import DatabaseError
 from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
 
-from accounts.authentication import user_of_access_token
+from accounts.authentication import Presence, presence_of_access_token
 from accounts.models import Event, User
-from accounts.selectors import events_since, last_event_seq
+from accounts.selectors import events_since, last_event_seq, live_session
 from accounts.services import redeem_websocket_ticket
 from inference.selectors import jobs_of
 from odproject.core.publishing import user_group
@@ -47,7 +46,7 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
     """
 
     user: User
-    session_expires_at: datetime
+    presence: Presence
     wants_progress = False
     _reader: asyncio.Task[None] | None = None
 
@@ -55,11 +54,11 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         """Accept, then greet or refuse; a refusal is accepted first, so that its code arrives."""
         await self.accept()
         query = parse_qs(self.scope["query_string"].decode("latin1"))
-        session = await self._authenticate(query.get("ticket", [""])[-1])
-        if session is None:
+        presence = await self._authenticate(query.get("ticket", [""])[-1])
+        if presence is None:
             await self.close(POLICY_VIOLATION)
             return
-        self.user, self.session_expires_at = session
+        self.presence, self.user = presence, presence.user
         self.wants_progress = query.get("progress", [""])[-1] in {"1", "true"}
         self._seq = await database_sync_to_async(last_event_seq)(user_id=self.user.pk)
         self._news = asyncio.Event()
@@ -87,15 +86,19 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
     ) -> None:
         """Clients have nothing to say here; what they send is ignored."""
 
-    async def _authenticate(self, ticket: str) -> tuple[User, datetime] | None:
+    async def _authenticate(self, ticket: str) -> Presence | None:
         if ticket:
-            return await database_sync_to_async(redeem_websocket_ticket)(ticket=ticket)
+            redeemed = await database_sync_to_async(redeem_websocket_ticket)(ticket=ticket)
+            if redeemed is None:
+                return None
+            session, expires_at = redeemed
+            return Presence(session.user, session.pk, expires_at)
         header = dict(self.scope["headers"]).get(b"authorization", b"").decode("latin1")
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer":
             return None
         try:
-            return await database_sync_to_async(user_of_access_token)(token.strip())
+            return await database_sync_to_async(presence_of_access_token)(token.strip())
         except AuthenticationFailed:
             return None
 
@@ -151,16 +154,29 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), REREAD_SECONDS)
-            if not self._news.is_set():
-                await self._join()  # a Redis that forgot everything has forgotten the group too
+            has_news = self._news.is_set()
             self._news.clear()
-            if timezone.now() >= self.session_expires_at:
+            if timezone.now() >= self.presence.expires_at:
                 await self.close(SESSION_ENDED)
                 return
             try:
+                if not has_news:
+                    await self._check_membership()
                 await self._send_news()
             except DatabaseError as error:
                 logger.warning("A socket waits for the database: %s", error)
+
+    async def session_ended(self, hint: dict[str, Any]) -> None:
+        """Somebody logged out; if it is this session, the socket ends with it."""
+        if hint["session_id"] == self.presence.session_id:
+            await self.close(SESSION_ENDED)
+
+    async def _check_membership(self) -> None:
+        """In quiet moments: is the session alive, and does Redis still know the group?"""
+        await self._join()
+        live = database_sync_to_async(live_session)
+        if await live(session_id=self.presence.session_id) is None:
+            await self.close(SESSION_ENDED)
 
     async def _send_news(self) -> None:
         while events := await database_sync_to_async(events_since)(

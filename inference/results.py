@@ -15,6 +15,8 @@ from inference.models import Job, WorkUnit
 from inference.selectors import displayed_objects, frame_results, units_with_files
 
 CHUNK_BYTES = 256 * 1024
+MAX_PART_BYTES = 230  # file systems bear 255, and a number and an extension may follow
+MAX_SUFFIX_BYTES = 20
 
 
 def content_uri(job: Job) -> str:
@@ -68,11 +70,26 @@ def annotated_name(unit: WorkUnit) -> str:
     return name + extension
 
 
+def annotated_content_type(unit: WorkUnit) -> str:
+    """The media type of an annotated file, which is of a kind that we wrote."""
+    kinds = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+    suffix = PurePosixPath(str(unit.annotated.name)).suffix
+    return kinds.get(suffix, "application/octet-stream")
+
+
 def safe_archive_name(name: str) -> str:
     """A relative path that unpacks inside the folder where it is unpacked, and nowhere else."""
     printable = "".join(c if c.isprintable() else "_" for c in name.replace("\\", "/"))
-    parts = [part for part in printable.split("/") if part not in {"", ".", ".."}]
+    parts = [_shortened(part) for part in printable.split("/") if part not in {"", ".", ".."}]
     return posixpath.join(*parts) if parts else "file"
+
+
+def _shortened(part: str) -> str:
+    """A part of a path, short enough for every file system even with a number and an extension."""
+    path = PurePosixPath(part)
+    suffix = path.suffix if len(path.suffix.encode()) <= MAX_SUFFIX_BYTES else ""
+    stem = part.removesuffix(suffix).encode()[: MAX_PART_BYTES - len(suffix.encode())]
+    return stem.decode(errors="ignore") + suffix
 
 
 class _Pipe:

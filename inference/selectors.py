@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import QuerySet, Sum
 from django.utils import timezone
 
 from accounts.models import User
@@ -52,6 +52,27 @@ def completed_job(*, user: User, job_id: int) -> Job:
 def jobs_of(*, user: User) -> list[Job]:
     """The user's jobs, oldest first."""
     return list(Job.objects.filter(user=user).order_by("pk"))
+
+
+def jobs_with_progress(*, user: User) -> QuerySet[Job]:
+    """The user's jobs with `frames_done` and their model version."""
+    return (
+        Job.objects.filter(user=user)
+        .select_related("model_version")
+        .annotate(frames_done=Sum("units__frames_done"))
+    )
+
+
+def job_with_files(*, user: User, job_id: int) -> Job:
+    """The user's job with `frames_done` and `units_with_files`; raises JobNotFoundError (404)."""
+    job = jobs_with_progress(user=user).filter(pk=job_id).first()
+    if job is None:
+        raise JobNotFoundError(f"You have no job {job_id}.")
+    units = units_with_files(job=job)
+    for unit in units:
+        unit.job = job
+    job.units_with_files = units  # type: ignore[attr-defined]
+    return job
 
 
 def units_with_files(*, job: Job) -> QuerySet[WorkUnit]:

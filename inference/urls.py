@@ -1,18 +1,20 @@
 from django.urls import re_path
 
-from inference import views
+from inference import v1, views
 
-# Nineteen digits at most: what fits the database's integers, or simply matches no job.
+# Eighteen digits at most: what fits the database's integers, or simply matches no job.
 JOB = r"(?P<job_id>[0-9]{1,18})"
+UNIT = r"(?P<unit_id>[0-9]{1,18})"
 
 urlpatterns = [
     re_path(r"^inference/?$", views.InferenceView.as_view()),
     re_path(r"^inference/state/?$", views.JobStateView.as_view()),
     re_path(r"^inference/result/?$", views.JobResultView.as_view()),
     re_path(rf"^inference/content/{JOB}/?$", views.AnnotatedZipView.as_view()),
-    re_path(rf"^api/v1/jobs/{JOB}/?$", views.JobView.as_view()),
-    re_path(
-        rf"^api/v1/jobs/{JOB}/annotated-files/(?P<unit_id>[0-9]{{1,18}})/?$",
-        views.AnnotatedFileView.as_view(),
-    ),
+    re_path(r"^api/v1/models/?$", v1.ModelsView.as_view()),
+    re_path(r"^api/v1/jobs/?$", v1.JobsView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/frame-results/?$", v1.FrameResultsView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{UNIT}/?$", v1.AnnotatedFileView.as_view()),
 ]

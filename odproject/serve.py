@@ -86,7 +86,8 @@ class Limits:
 
     def body_limit_bytes(self, request: Any) -> int:
         """Return how long the body of `request`, whose headers are read, may be."""
-        if request.requestHeaders.hasHeader(b"Upgrade"):
+        # Clients that would like HTTP/2 send Upgrade too; only a websocket begins without a body.
+        if (request.getHeader(b"Upgrade") or b"").strip().lower() == b"websocket":
             return MAX_UPGRADE_BODY_BYTES
         kind = (request.getHeader(b"Content-Type") or b"").strip().lower()
         if not kind or kind.startswith(_PARSED_TYPES) or b"+json" in kind:

@@ -49,7 +49,8 @@ DATA_DIR = Path(env("OD_DATA_DIR", str(BASE_DIR / ".data"))).resolve()
 DEBUG = env_bool("OD_DEBUG", False)
 # `manage.py up` generates a secret once and keeps it in the data folder. The value below serves
 # only commands that sign nothing (migrate, checks).
-SECRET_KEY = env("OD_SECRET_KEY", "insecure-and-only-for-commands-that-sign-nothing")
+INSECURE_SECRET_KEY = "insecure-and-only-for-commands-that-sign-nothing"
+SECRET_KEY = env("OD_SECRET_KEY", INSECURE_SECRET_KEY)
 # The API builds no absolute address from the Host header, so any host may be answered.
 ALLOWED_HOSTS = env_list("OD_ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = env_list("OD_CSRF_TRUSTED_ORIGINS", "")
@@ -68,6 +69,9 @@ INSTALLED_APPS = [
     "inference",
     "channels",
     "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -77,6 +81,7 @@ INSTALLED_APPS = [
     "django.contrib.postgres",
 ]
 MIDDLEWARE = [
+    "odproject.core.request_id.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -206,6 +211,8 @@ SIMPLE_JWT = {
     "ALGORITHM": "HS256",
     "AUTH_HEADER_TYPES": ("Bearer",),
 }
+V1_ACCESS_TOKEN_LIFETIME = timedelta(minutes=env_float("OD_ACCESS_TOKEN_MINUTES", 15))
+REFRESH_GRACE_SECONDS = 10  # a refresh token that comes twice within this time is a race, no theft
 WEBSOCKET_TICKET_SECONDS = 30
 
 # -- API -----------------------------------------------------------------------------------------
@@ -218,9 +225,28 @@ REST_FRAMEWORK = {
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",
     ],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "odproject.core.api.LenientNegotiation",
     "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "NUM_PROXIES": env_int("OD_NUM_PROXIES", 0),
+    "DEFAULT_SCHEMA_CLASS": "odproject.core.schema.Schema",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "odproject",
+    "DESCRIPTION": "Small-object detection in images and videos, paid by the token.",
+    "VERSION": "1",
+    "PREPROCESSING_HOOKS": ["odproject.core.schema.only_v1"],
+    "SERVE_PERMISSIONS": [],
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",  # the page's scripts come from this server
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_NAME_OVERRIDES": {
+        "JobState": "inference.models.Job.State",
+        "WorkUnitState": "inference.models.WorkUnit.State",
+    },
 }
 
 # -- limits --------------------------------------------------------------------------------------
@@ -257,6 +283,7 @@ TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 
 # -- jobs ----------------------------------------------------------------------------------------
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
+UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
@@ -270,8 +297,17 @@ PROGRESS_INTERVAL_SECONDS = 0.5
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "line": {"format": "{asctime} {levelname} {request_id} {name}: {message}", "style": "{"}
+    },
+    "filters": {"request_id": {"()": "odproject.core.request_id.RequestIdFilter"}},
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["request_id"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
     "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
 }

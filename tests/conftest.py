@@ -76,6 +76,12 @@ def committed_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterat
 
 
 @pytest.fixture(autouse=True)
+def quick_passwords(settings) -> None:
+    """Argon2 is slow by design; the running service, in its own processes, uses it."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
 def media_root(settings, tmp_path: Path) -> Path:
     """Every test stores media in a folder of its own."""
     settings.MEDIA_ROOT = tmp_path / "media"

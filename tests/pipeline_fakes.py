@@ -21,6 +21,11 @@ def real_detector() -> YoloDetector:
     return load_detector(WEIGHTS, device="cpu", precision="fp32")
 
 
+def small_detector() -> YoloDetector:
+    """The same with a small input, a new one each time: for what does not depend on the input."""
+    return load_detector(WEIGHTS, device="cpu", precision="fp32", image_size=320)
+
+
 def shared_data() -> Path | None:
     """The development data beside the repository, if this machine has them."""
     folder = Path(os.environ.get("OD_SHARED_DIR", REPOSITORY.parent / "shared")) / "data"

@@ -12,7 +12,7 @@ from typing import Any
 from odproject.bridge import http_application
 
 PIECE = b"x" * 65536
-counts = {"calls": 0, "produced_bytes": 0, "closed": 0}
+counts = {"calls": 0, "produced_bytes": 0, "closed": 0, "websockets_ended": 0}
 release = threading.Event()
 
 
@@ -90,6 +90,7 @@ async def _websocket(receive: Any, send: Any) -> None:
                 await send({"type": "websocket.send", "bytes": PIECE})
         else:
             await send({"type": "websocket.send", "text": str(len(text))})
+    counts["websockets_ended"] += 1
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:

@@ -1,18 +1,22 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from django.core.exceptions import (
     PermissionDenied,
     RequestDataTooBig,
     SuspiciousOperation,
+    TooManyFieldsSent,
+    TooManyFilesSent,
 )
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions, serializers
+from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import JSONParser
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
@@ -55,6 +59,24 @@ class StrictJSONParser(JSONParser):
         if not isinstance(parsed, dict):
             raise exceptions.ParseError("The JSON document must be an object.")
         return parsed
+
+
+class LenientNegotiation(DefaultContentNegotiation):
+    """Answers in the view's first format where the client asks for one that it does not have.
+
+    The original API never looked at `Accept` or at a query parameter `format`: whoever fetches
+    the zip with `Accept: application/zip` gets the zip, and a browser's text/html gets JSON.
+    """
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        """The renderer to use and the media type that it writes."""
+        known = list(renderers)
+        try:
+            return super().select_renderer(request, known, format_suffix)
+        except (exceptions.NotAcceptable, Http404):
+            return known[0], str(known[0].media_type)
 
 
 def problem(
@@ -133,6 +155,8 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
             document = framework_problem(403)
         case RequestDataTooBig():
             document = framework_problem(413, "The fields of the request are too large.")
+        case TooManyFieldsSent() | TooManyFilesSent():
+            document = framework_problem(400, "The request has too many fields or files.")
         case SuspiciousOperation():
             document = framework_problem(400, str(error))
         case OperationalError() | InterfaceError():

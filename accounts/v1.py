@@ -1,0 +1,165 @@
+"""Users, sessions and events in /api/v1/."""
+
+from typing import Any, cast
+
+from django.conf import settings
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, serializers
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts import services
+from accounts.authentication import expiry_of
+from accounts.models import Event, User
+from odproject.core.api import validated
+from odproject.core.listing import Pages, StrictFilters
+
+
+class UserSerializer(serializers.ModelSerializer[User]):
+    """A user as the user sees it."""
+
+    class Meta:
+        model = User
+        fields = ("id", "email", "is_staff", "created_at")
+        read_only_fields = fields
+
+
+class NewUserSerializer(serializers.Serializer[Any]):
+    """What a registration needs."""
+
+    email = serializers.EmailField(max_length=254)
+    password = serializers.CharField(max_length=1024, trim_whitespace=False, write_only=True)
+
+
+class CredentialsSerializer(serializers.Serializer[Any]):
+    """What a log-in needs."""
+
+    email = serializers.CharField(max_length=254)
+    password = serializers.CharField(max_length=1024, trim_whitespace=False, write_only=True)
+
+
+class TokensSerializer(serializers.Serializer[Any]):
+    """The tokens of a session: a short one to work with, a long one to get the next pair."""
+
+    access = serializers.CharField(read_only=True)
+    refresh = serializers.CharField(read_only=True)
+
+
+class RefreshSerializer(serializers.Serializer[Any]):
+    """A refresh token."""
+
+    refresh = serializers.CharField(max_length=4096)
+
+
+class EventSerializer(serializers.ModelSerializer[Event]):
+    """An event of the user's stream."""
+
+    payload = serializers.DictField(read_only=True)
+
+    class Meta:
+        model = Event
+        fields = ("seq", "kind", "payload", "created_at")
+        read_only_fields = fields
+
+
+class TicketSerializer(serializers.Serializer[Any]):
+    """A single-use pass for `ws://.../?ticket=`."""
+
+    ticket = serializers.CharField(read_only=True)
+
+
+class UsersView(APIView):
+    """Registration."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(request=NewUserSerializer, responses={201: UserSerializer}, auth=[])
+    def post(self, request: Request) -> Response:
+        """Register a user, who owns 1000 tokens from the first use on."""
+        keys = validated(NewUserSerializer, request)
+        user = services.register_user(
+            email=keys["email"], password=keys["password"], confirm_password=keys["password"]
+        )
+        return Response(UserSerializer(user).data, status=201)
+
+
+class MeView(APIView):
+    """The user who asks."""
+
+    @extend_schema(responses=UserSerializer)
+    def get(self, request: Request) -> Response:
+        """Who am I?"""
+        return Response(UserSerializer(cast(User, request.user)).data)
+
+
+class TokensView(APIView):
+    """Log-in."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(request=CredentialsSerializer, responses={201: TokensSerializer}, auth=[])
+    def post(self, request: Request) -> Response:
+        """Begin a session; its access token lasts 15 minutes, its refresh token 7 days."""
+        tokens = services.log_in(
+            **validated(CredentialsSerializer, request),
+            access_lifetime=settings.V1_ACCESS_TOKEN_LIFETIME,
+        )
+        return Response(TokensSerializer(tokens).data, status=201)
+
+
+class RefreshView(APIView):
+    """The next pair of tokens."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    @extend_schema(request=RefreshSerializer, responses={201: TokensSerializer}, auth=[])
+    def post(self, request: Request) -> Response:
+        """Exchange a refresh token, once; used again, it ends the whole session."""
+        tokens = services.refresh_session(
+            raw_refresh_token=validated(RefreshSerializer, request)["refresh"],
+            access_lifetime=settings.V1_ACCESS_TOKEN_LIFETIME,
+        )
+        return Response(TokensSerializer(tokens).data, status=201)
+
+
+class RevocationView(APIView):
+    """Log-out."""
+
+    @extend_schema(request=None, responses={204: None})
+    def post(self, request: Request) -> Response:
+        """End this session: all its tokens and websockets."""
+        services.revoke_session(session_id=cast(Any, request.auth)["sid"])
+        return Response(status=204)
+
+
+class EventsView(generics.ListAPIView[Event]):
+    """The user's event stream."""
+
+    serializer_class = EventSerializer
+    pagination_class = Pages
+    filter_backends = (StrictFilters,)
+    filterset_fields = {"seq": ["gt"], "kind": ["exact"]}
+    queryset = Event.objects.none()
+
+    def get_queryset(self) -> QuerySet[Event]:
+        """The user's own events, oldest first; `seq__gt` gives what is new."""
+        return Event.objects.filter(user=cast(User, self.request.user)).order_by("seq")
+
+
+class WebsocketTicketsView(APIView):
+    """Passes for browsers, which cannot send a header when they open a websocket."""
+
+    @extend_schema(request=None, responses={201: TicketSerializer})
+    def post(self, request: Request) -> Response:
+        """A ticket that opens one websocket within 30 seconds."""
+        token = cast(Any, request.auth)
+        ticket = services.issue_websocket_ticket(
+            session_id=token["sid"], session_expires_at=expiry_of(token)
+        )
+        return Response(TicketSerializer({"ticket": ticket}).data, status=201)

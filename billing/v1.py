@@ -1,0 +1,111 @@
+"""Balance and ledger in /api/v1/."""
+
+from typing import Any, cast
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.models import User
+from billing import selectors
+from billing.models import Transfer
+from billing.prices import tokens
+from odproject.core.listing import NewestFirst, StrictFilters
+
+
+class BalanceSerializer(serializers.Serializer[Any]):
+    """Tokens of a user."""
+
+    available_tokens = serializers.FloatField(help_text="What can be spent now.")
+    held_tokens = serializers.FloatField(help_text="Set aside for jobs that have not ended.")
+
+
+class PricesSerializer(serializers.Serializer[Any]):
+    """The current price list, in tokens."""
+
+    upload_image_tokens = serializers.FloatField()
+    upload_frame_tokens = serializers.FloatField()
+    inference_image_tokens = serializers.FloatField()
+    inference_frame_tokens = serializers.FloatField()
+
+
+class MovementSerializer(serializers.ModelSerializer[Transfer]):
+    """A transfer as its user sees it: what it added to or took from the tokens to spend."""
+
+    amount_tokens = serializers.SerializerMethodField(
+        help_text="Positive: added to the available tokens; negative: taken; 0: was held before."
+    )
+    moved_tokens = serializers.SerializerMethodField(help_text="The amount without its sign.")
+
+    class Meta:
+        model = Transfer
+        fields = (
+            "id",
+            "kind",
+            "amount_tokens",
+            "moved_tokens",
+            "job_id",
+            "upload_id",
+            "reason",
+            "created_at",
+        )
+        read_only_fields = fields
+
+    def get_amount_tokens(self, transfer: Transfer) -> float:
+        """The change of what can be spent."""
+        return tokens(selectors.available_change_hundredths(transfer))
+
+    def get_moved_tokens(self, transfer: Transfer) -> float:
+        """How much moved between the user's accounts and the system's."""
+        return tokens(transfer.amount_hundredths)
+
+
+class BalanceView(APIView):
+    """The user's tokens."""
+
+    @extend_schema(responses=BalanceSerializer)
+    def get(self, request: Request) -> Response:
+        """How many tokens do I have?"""
+        accounts = selectors.user_accounts(user=cast(User, request.user))
+        return Response(
+            {
+                "available_tokens": tokens(accounts.available.balance_hundredths or 0),
+                "held_tokens": tokens(accounts.held.balance_hundredths or 0),
+            }
+        )
+
+
+class PricesView(APIView):
+    """What things cost."""
+
+    @extend_schema(responses=PricesSerializer)
+    def get(self, request: Request) -> Response:
+        """The current price list."""
+        prices = selectors.current_prices()
+        return Response(
+            {
+                name.replace("_hundredths", "_tokens"): tokens(value)
+                for name, value in vars(prices).items()
+            }
+        )
+
+
+class LedgerView(generics.ListAPIView[Transfer]):
+    """The user's movements of tokens."""
+
+    serializer_class = MovementSerializer
+    pagination_class = NewestFirst
+    filter_backends = (StrictFilters,)
+    filterset_fields = {
+        "kind": ["exact"],
+        "job_id": ["exact"],
+        "created_at": ["gte", "lt"],
+    }
+    queryset = Transfer.objects.none()
+
+    def get_queryset(self) -> QuerySet[Transfer]:
+        """Transfers from or to the user's accounts, newest first."""
+        return selectors.transfers_of(user=cast(User, self.request.user))

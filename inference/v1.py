@@ -1,0 +1,346 @@
+"""Models, jobs, frame results and annotated files in /api/v1/."""
+
+from typing import Any, cast
+
+import django_filters
+from django.db.models import QuerySet
+from django.http import FileResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.models import User
+from billing.prices import tokens
+from datasets.selectors import dataset_by_id
+from inference import results, selectors, services
+from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
+from inference.serializers import LARGEST_ID
+from odproject.core.api import validated
+from odproject.core.errors import NotFoundError
+from odproject.core.files import stored_file_response
+from odproject.core.listing import NewestFirst, Pages, StrictFilters, StrictOrdering
+
+
+class AnnotatedFileNotFoundError(NotFoundError):
+    """The job has no annotated file of this number."""
+
+    code = "annotated_file_not_found"
+    title = "Annotated file not found"
+
+
+class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
+    """A model version to choose."""
+
+    class Meta:
+        model = ModelVersion
+        fields = ("id", "model_id", "version", "notes", "created_at")
+        read_only_fields = fields
+
+
+class JobFileSerializer(serializers.ModelSerializer[WorkUnit]):
+    """One file of a job: how far it is, what it cost, where its annotated copy is."""
+
+    filename = serializers.CharField(source="media_file.name", read_only=True)
+    type = serializers.CharField(source="media_file.media_type", read_only=True)
+    charged_tokens = serializers.SerializerMethodField()
+    annotated_url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = WorkUnit
+        fields = (
+            "media_file_id",
+            "filename",
+            "type",
+            "state",
+            "frames_done",
+            "frame_count",
+            "charged_tokens",
+            "error",
+            "annotated_url",
+        )
+        read_only_fields = fields
+
+    def get_charged_tokens(self, unit: WorkUnit) -> float | None:
+        """Known when the job has ended."""
+        if unit.job.finished_at is None:
+            return None
+        return tokens(unit.frames_done * unit.frame_price_hundredths)
+
+    def get_annotated_url(self, unit: WorkUnit) -> str | None:
+        """Where its owner gets the annotated copy."""
+        if not unit.annotated:
+            return None
+        return f"/api/v1/jobs/{unit.job_id}/annotated-files/{unit.pk}/"
+
+
+class JobSerializer(serializers.ModelSerializer[Job]):
+    """A job."""
+
+    model_version = serializers.CharField(source="model_version.version", read_only=True)
+    frames_done = serializers.SerializerMethodField()
+    progress_percent = serializers.SerializerMethodField()
+    quoted_tokens = serializers.SerializerMethodField(help_text="Held at submission.")
+    charged_tokens = serializers.SerializerMethodField(help_text="Known when it has ended.")
+
+    class Meta:
+        model = Job
+        fields = (
+            "id",
+            "state",
+            "dataset_id",
+            "model_version",
+            "frame_count",
+            "frames_done",
+            "progress_percent",
+            "quoted_tokens",
+            "charged_tokens",
+            "error",
+            "weights_sha256",
+            "created_at",
+            "started_at",
+            "finished_at",
+        )
+        read_only_fields = fields
+
+    def get_frames_done(self, job: Job) -> int:
+        """Images and video frames that have a result."""
+        return cast(Any, job).frames_done or 0
+
+    def get_progress_percent(self, job: Job) -> float:
+        """Of all its frames."""
+        return progress_percent(frames_done=self.get_frames_done(job), frame_count=job.frame_count)
+
+    def get_quoted_tokens(self, job: Job) -> float:
+        """The most that it costs."""
+        return tokens(job.quoted_hundredths)
+
+    def get_charged_tokens(self, job: Job) -> float | None:
+        """What it cost."""
+        return None if job.charged_hundredths is None else tokens(job.charged_hundredths)
+
+
+class JobDetailSerializer(JobSerializer):
+    """A job with its files in upload order."""
+
+    files = JobFileSerializer(many=True, read_only=True, source="units_with_files")
+
+    class Meta(JobSerializer.Meta):
+        fields = (*JobSerializer.Meta.fields, "files")
+        read_only_fields = fields
+
+
+class SubmitJobSerializer(serializers.Serializer[Any]):
+    """What a job needs."""
+
+    dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
+    model_version = serializers.CharField(max_length=40)
+    model_id = serializers.CharField(max_length=40, default="YOLO8")
+
+
+class BoxSerializer(serializers.Serializer[Any]):
+    """A box in pixels of the upright original."""
+
+    x1 = serializers.FloatField()
+    y1 = serializers.FloatField()
+    x2 = serializers.FloatField()
+    y2 = serializers.FloatField()
+
+
+DetectionSerializer = type(
+    "DetectionSerializer",
+    (serializers.Serializer,),
+    {
+        "__doc__": "A detection.",
+        "name": serializers.CharField(),
+        "class": serializers.IntegerField(),
+        "confidence": serializers.FloatField(),
+        "box": BoxSerializer(),
+    },
+)
+
+
+class FrameResultSerializer(serializers.ModelSerializer[FrameResult]):
+    """What was found in one image or video frame."""
+
+    objects = serializers.SerializerMethodField()
+    class_counts = serializers.DictField(
+        child=serializers.IntegerField(),
+        read_only=True,
+        help_text="Detections of confidence 0.25 and above, by class.",
+    )
+
+    class Meta:
+        model = FrameResult
+        fields = (
+            "id",
+            "media_file_id",
+            "frame_index",
+            "time_seconds",
+            "class_counts",
+            "objects",
+        )
+        read_only_fields = fields
+
+    @extend_schema(responses=DetectionSerializer(many=True))
+    def get_objects(self, frame: FrameResult) -> list[dict[str, Any]]:
+        """Its detections, the most confident first."""
+        found = selectors.displayed_objects(
+            frame,
+            self.context.get("class_names", []),
+            minimum_confidence=self.context.get("minimum_confidence", 0.0),
+        )
+        wanted = self.context.get("class_name")
+        return [one for one in found if wanted is None or one["name"] == wanted]
+
+
+class JobFilters(django_filters.FilterSet):
+    """What a list of jobs can be narrowed by."""
+
+    dataset_id = django_filters.NumberFilter("dataset_id")
+    model_version = django_filters.CharFilter("model_version__version")
+
+    class Meta:
+        model = Job
+        fields = {"state": ["exact", "in"], "created_at": ["gte", "lt"]}
+
+
+class FrameFilters(django_filters.FilterSet):
+    """What a list of frame results can be narrowed by, and what is shown of each."""
+
+    minimum_confidence = django_filters.NumberFilter(
+        method="kept", min_value=0, max_value=1, help_text="Shows detections from this on."
+    )
+    class_name = django_filters.CharFilter(method="kept", help_text="Shows this class only.")
+
+    class Meta:
+        model = FrameResult
+        fields = {"media_file_id": ["exact"], "frame_index": ["exact", "gte", "lt"]}
+
+    def kept(self, queryset: QuerySet[FrameResult], name: str, value: Any) -> Any:
+        """Every frame stays; the serializer leaves detections out."""
+        return queryset
+
+
+class OldestFirst(NewestFirst):
+    """Frame results in the order of their making."""
+
+    ordering = "id"
+
+
+class ModelsView(generics.ListAPIView[ModelVersion]):
+    """The models that a job may use."""
+
+    serializer_class = ModelSerializer
+    pagination_class = Pages
+    filter_backends = (StrictFilters,)
+    queryset = ModelVersion.objects.filter(is_active=True).order_by("id")
+
+
+class JobsView(generics.ListAPIView[Job]):
+    """The user's jobs."""
+
+    serializer_class = JobSerializer
+    pagination_class = Pages
+    filter_backends = (StrictFilters, StrictOrdering)
+    filterset_class = JobFilters
+    ordering_fields = ("id", "created_at", "finished_at", "state")
+    ordering = ("-id",)
+    queryset = Job.objects.none()
+
+    def get_queryset(self) -> QuerySet[Job]:
+        """The user's own."""
+        return selectors.jobs_with_progress(user=cast(User, self.request.user))
+
+    @extend_schema(request=SubmitJobSerializer, responses={202: JobDetailSerializer})
+    def post(self, request: Request) -> Response:
+        """Run a model on everything that a dataset holds now; the price is held at once."""
+        user = cast(User, request.user)
+        keys = validated(SubmitJobSerializer, request)
+        dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
+        submitted = services.submit_job(
+            user=user,
+            dataset_name=dataset.name,
+            model_id=keys["model_id"],
+            model_version=keys["model_version"],
+        )
+        return Response(
+            _detail(user, submitted.pk),
+            status=202,
+            headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
+        )
+
+
+class JobView(APIView):
+    """One job."""
+
+    @extend_schema(responses=JobDetailSerializer)
+    def get(self, request: Request, job_id: int) -> Response:
+        """The job and how far each of its files is."""
+        return Response(_detail(cast(User, request.user), job_id))
+
+
+class AbortView(APIView):
+    """The end of a job before its time."""
+
+    @extend_schema(request=None, responses=JobDetailSerializer)
+    def post(self, request: Request, job_id: int) -> Response:
+        """Abort: frames that are done are charged and stay readable, the rest is released."""
+        user = cast(User, request.user)
+        job = selectors.user_job(user=user, job_id=job_id)
+        services.abort_job(job_id=job.pk, reason="Aborted by its owner.")
+        return Response(_detail(user, job_id))
+
+
+def _detail(user: User, job_id: int) -> dict[str, Any]:
+    return dict(JobDetailSerializer(selectors.job_with_files(user=user, job_id=job_id)).data)
+
+
+class FrameResultsView(generics.ListAPIView[FrameResult]):
+    """What a job found, frame by frame."""
+
+    serializer_class = FrameResultSerializer
+    pagination_class = OldestFirst
+    filter_backends = (StrictFilters,)
+    filterset_class = FrameFilters
+    queryset = FrameResult.objects.none()
+
+    def get_queryset(self) -> QuerySet[FrameResult]:
+        """Results of the user's job, also while it runs; raises JobNotFoundError (404)."""
+        if getattr(self, "swagger_fake_view", False):
+            return self.queryset
+        self.job = selectors.user_job(
+            user=cast(User, self.request.user), job_id=self.kwargs["job_id"]
+        )
+        return FrameResult.objects.filter(job=self.job)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """Class names, and which detections to show."""
+        query = self.request.query_params if self.request else {}
+        job = getattr(self, "job", None)
+        return {
+            **super().get_serializer_context(),
+            "class_names": job.class_names if job else [],
+            "minimum_confidence": float(query.get("minimum_confidence") or 0),
+            "class_name": query.get("class_name"),
+        }
+
+
+class AnnotatedFileView(APIView):
+    """An annotated picture or video."""
+
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    def get(self, request: Request, job_id: int, unit_id: int) -> FileResponse | Response:
+        """The annotated copy of one file; `Range` asks for a part."""
+        job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
+        unit = selectors.units_with_files(job=job).filter(pk=unit_id).exclude(annotated="").first()
+        if unit is None:
+            raise AnnotatedFileNotFoundError(f"Job {job_id} has no annotated file {unit_id}.")
+        return stored_file_response(
+            request,
+            stored_name=str(unit.annotated.name),
+            file_name=results.annotated_name(unit).rpartition("/")[2],
+            content_type=results.annotated_content_type(unit),
+        )

@@ -1,0 +1,101 @@
+"""A real Chromium on the page for people, and what is done there again and again."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from inference.pipeline.encode import VideoWriter
+from inference.scenes import draw_scene, draw_video_scene
+
+PASSWORD = "small vehicles from above"
+# No test may depend on a network, and the browser's own errands only disturb.
+LAUNCH_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def chromium_path() -> str | None:
+    """The Chromium that OD_CHROMIUM names; without that variable, the one of this machine."""
+    named = os.environ.get("OD_CHROMIUM")
+    usual = ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium")
+    found = (shutil.which(name) for name in ((named,) if named else usual))
+    return next((path for path in found if path), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A running browser; skips where there is none, unless OD_REQUIRE_BROWSER=1 demands one."""
+    path = chromium_path()
+    if path is None:
+        reason = "No Chromium here; install one, or name one in OD_CHROMIUM."
+        if os.environ.get("OD_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=LAUNCH_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def drawn_image(path: Path, seed: int = 7, size_wh: tuple[int, int] = (1280, 720)) -> Path:
+    """Write a drawn street scene as a JPEG."""
+    Image.fromarray(draw_scene(seed, size_wh, 14).image).save(path, quality=92)
+    return path
+
+
+def drawn_video(path: Path, frame_count: int, size_wh: tuple[int, int] = (640, 360)) -> Path:
+    """Write a drawn street on which vehicles drive as an MP4 of 25 frames a second."""
+    with VideoWriter(path, size_wh) as writer:
+        for index, scene in enumerate(draw_video_scene(11, frame_count, size_wh, 8)):
+            writer.write(scene.image, index / 25)
+    return path
+
+
+def sign_up(page: Page, base_url: str, email: str) -> None:
+    """Create an account on the page, which logs in at once."""
+    page.goto(base_url)
+    page.get_by_role("button", name="Create an account").click()
+    page.get_by_label("E-mail address").fill(email)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_label("Password again").fill(PASSWORD)
+    page.get_by_role("button", name="Create account").click()
+    page.get_by_role("heading", name="Datasets", exact=True).wait_for()
+
+
+def create_dataset(page: Page, name: str, tags: str = "") -> None:
+    """Create a dataset, which is then the chosen one."""
+    page.get_by_label("New dataset").fill(name)
+    page.get_by_label("Tags").fill(tags)
+    page.get_by_role("button", name="Create dataset").click()
+    page.get_by_role("heading", name=name, exact=True).wait_for()
+
+
+def upload(page: Page, *paths: Path) -> Locator:
+    """Upload files one after the other; returns the report once all have an entry."""
+    page.get_by_label("Choose files").set_input_files([str(path) for path in paths])
+    report = page.locator("#report")
+    report.locator("h4").wait_for(timeout=60_000)
+    page.locator("#uploading").wait_for(state="hidden", timeout=60_000)
+    return report
+
+
+def start_job(page: Page, model: str = "YOLO8s_FSR") -> Locator:
+    """Start detection on the chosen dataset; returns the card of the new job."""
+    cards = page.locator("article.job")
+    known = cards.count()
+    page.get_by_role("radio", name=model).check()
+    page.get_by_role("button", name="Start detection").click()
+    cards.nth(known).wait_for()
+    return cards.first

@@ -1,0 +1,336 @@
+"""The page for people, used in a real browser against the running service."""
+
+import json
+import re
+import uuid
+import zipfile
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+
+from tests.browser import (
+    PASSWORD,
+    chromium,
+    create_dataset,
+    drawn_image,
+    drawn_video,
+    sign_up,
+    start_job,
+    upload,
+)
+
+pytestmark = pytest.mark.service
+
+JOB_TIMEOUT_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    # Only for this module: Django refuses database work in a thread where Playwright's loop runs.
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    yield page
+    context.close()
+
+
+class Traffic:
+    """Everything that a page asks for, hears on its websocket, and complains about."""
+
+    def __init__(self, page: Page) -> None:
+        self.urls: list[str] = []
+        self.heard: list[dict] = []
+        self.complaints: list[tuple[str, str]] = []
+        page.on("request", lambda request: self.urls.append(request.url))
+        page.on("websocket", self._listen)
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.complaints.append(("page", str(error))))
+
+    def _listen(self, socket) -> None:
+        self.urls.append(socket.url)
+        socket.on("framereceived", lambda payload: self.heard.append(json.loads(payload)))
+
+    def _note(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append((message.location["url"], message.text))
+
+    @property
+    def hosts(self) -> set[str]:
+        return {urlsplit(url).netloc for url in self.urls if not url.startswith("blob:")}
+
+    def kinds_of(self, job_id: int) -> list[str]:
+        return [one["kind"] for one in self.heard if one.get("job_id") == job_id]
+
+
+def unique_email() -> str:
+    return f"{uuid.uuid4().hex[:12]}@example.com"
+
+
+def number_of(card) -> int:
+    return int(card.get_attribute("data-job"))
+
+
+def watch_annotated_files(page: Page) -> None:
+    """See the annotated picture (1280 pixels wide) and play the annotated video (640 wide)."""
+    picture, video = page.locator("figure img"), page.locator("figure video")
+    picture.scroll_into_view_if_needed()
+    expect(picture).to_have_js_property("naturalWidth", 1280)
+    video.scroll_into_view_if_needed()
+    expect(video).to_have_js_property("readyState", 4)
+    expect(video).to_have_js_property("videoWidth", 640)
+    video.evaluate("element => element.play()")
+    expect(video).not_to_have_js_property("currentTime", 0)
+    expect(video).to_have_js_property("error", None)
+
+
+def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path):
+    traffic = Traffic(page)
+    email = unique_email()
+    sign_up(page, service.base_url, email)
+    page.evaluate("window.neverReloaded = true")
+    expect(page.locator("#balance")).to_have_text("1,000")
+    expect(page.locator("#email")).to_have_text(email)
+
+    create_dataset(page, "Old bridge", "drone, morning")
+    expect(page.locator("#datasets")).to_contain_text("#drone · #morning")
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+
+    report = upload(page, drawn_image(tmp_path / "street.jpg"), drawn_video(tmp_path / "a.mp4", 3))
+    expect(report.locator("li:not(.refused)")).to_have_count(2)
+    expect(report).to_contain_text("Image, 0.75 tokens")
+    expect(report).to_contain_text("Video, 3 frames, 1.5 tokens")
+    expect(page.locator("#balance")).to_have_text("997.75")
+    expect(page.locator("#quote")).to_contain_text("Price: 4.5 tokens")
+
+    notes = tmp_path / "notes.jpg"
+    notes.write_text("not a picture")
+    report = upload(page, notes)
+    expect(report.locator("li.refused")).to_have_count(1)
+    expect(report.locator("li.refused")).to_contain_text(re.compile(r"notes\.jpgRefused: \w+"))
+    expect(page.locator("#balance")).to_have_text("997.75")
+
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(page.locator("#balance")).to_have_text("993.25")
+    expect(card).to_contain_text("Charged 4.5 tokens.")
+    expect(page.locator("#connection")).to_have_text("Live")
+    kinds = traffic.kinds_of(number_of(card))
+    assert kinds[0] == "job.started"
+    assert "job.progress" in kinds
+    assert kinds.count("job.completed") == 1
+
+    rows = card.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).locator(".chip").first).to_have_text(re.compile(r"^[1-9]\d* \W car$"))
+    expect(rows.nth(1)).to_contain_text("at most in one of 3 frames")
+    watch_annotated_files(page)
+
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download everything (zip)").click()
+    with zipfile.ZipFile(downloading.value.path()) as archive:
+        assert archive.namelist() == ["street.jpg", "a.mp4"]
+        assert archive.testzip() is None
+
+    assert page.evaluate("window.neverReloaded") is True
+    assert traffic.hosts == {urlsplit(service.base_url).netloc}
+    token = page.evaluate("sessionStorage.getItem('odproject.token')")
+    assert token.count(".") == 2
+    assert not [url for url in [*traffic.urls, page.url] if token in url or "eyJ" in url]
+    # A browser itself complains about every refusal by a server; there was one, of the bad file.
+    assert [url for url, _ in traffic.complaints] == [f"{service.base_url}/upload/"]
+
+
+def test_archive_is_reported_file_by_file(page, service, tmp_path):
+    archive = tmp_path / "flight.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.write(drawn_image(tmp_path / "good.jpg", size_wh=(640, 360)), "day/good.jpg")
+        target.writestr("day/readme.txt", "words")
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Archive")
+    report = upload(page, archive)
+    expect(report.locator("h4")).to_have_text(
+        "1 file accepted for 0.75 tokens, 1 file refused, free of charge"
+    )
+    expect(report.locator("li.refused")).to_contain_text("flight.zip: day/readme.txtRefused: ")
+    expect(report.locator("li:not(.refused)")).to_contain_text("flight.zip: day/good.jpgImage")
+    assert traffic.complaints == []
+
+
+def test_files_dropped_on_the_page_are_uploaded(page, service, tmp_path):
+    picture = drawn_image(tmp_path / "dropped.jpg", size_wh=(640, 360))
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Dropped")
+    transfer = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "dropped.jpg"));
+            return transfer;
+        }""",
+        list(picture.read_bytes()),
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+    expect(page.locator("#report li:not(.refused)")).to_contain_text("dropped.jpgImage")
+    expect(page.locator("#balance")).to_have_text("999.25")
+
+
+def test_slow_upload_shows_its_progress_and_can_be_cancelled(page, service, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (1000, 1000, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Slow line")
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 400_000}
+    network.send("Network.emulateNetworkConditions", slow)
+
+    page.get_by_label("Choose files").set_input_files(tmp_path / "noise.png")
+    label, bar = page.locator("#upload-label"), page.locator("#upload-progress")
+    expect(label).to_have_text(re.compile(r"Uploading noise\.png \W ([1-9]|[1-8]\d)%"))
+    assert 0 < bar.evaluate("element => element.value") < 100
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#report li.refused")).to_contain_text("noise.pngRefused: Cancelled.")
+    expect(page.locator("#uploading")).to_be_hidden()
+    expect(page.locator("#datasets")).to_contain_text("empty")
+    expect(page.locator("#balance")).to_have_text("1,000")
+
+
+def test_names_never_become_elements_of_the_page(page, service, tmp_path):
+    hostile = "<img src=x onerror=alert(1)>"
+    traffic = Traffic(page)
+    page.on("dialog", lambda dialog: traffic.complaints.append(("dialog", dialog.message)))
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, hostile, "<script>alert(2)</script>")
+    picture = drawn_image(tmp_path / f"{hostile}.jpg", size_wh=(640, 360))
+    report = upload(page, picture)
+    expect(report).to_contain_text(f"{hostile}.jpg")
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("tbody th")).to_have_text(f"{hostile}.jpg")
+    assert page.locator("main img[src='x'], main script").count() == 0
+    assert traffic.complaints == []
+
+
+def test_job_is_followed_by_asking_while_the_websocket_is_down(page, service, tmp_path):
+    asked: list[str] = []
+    down = True
+
+    def route(socket: WebSocketRoute) -> None:
+        asked.append(parse_qs(urlsplit(socket.url).query)["ticket"][0])
+        if down:
+            socket.close(code=1011)
+        else:
+            socket.connect_to_server()
+
+    sign_up(page, service.base_url, unique_email())
+    expect(page.locator("#connection")).to_have_text("Live")
+    create_dataset(page, "Tunnel")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
+
+    page.route_web_socket(re.compile("."), route)
+    page.reload()
+    expect(page.locator("#connection")).to_contain_text("Connecting again")
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(page.locator("#balance")).to_have_text("997.75")
+    expect(page.locator("#connection")).to_contain_text("Connecting again")
+
+    down = False
+    expect(page.locator("#connection")).to_have_text("Live", timeout=60_000)
+    expect(card.locator(".state")).to_have_text("Completed")
+    assert len(asked) > 1
+    assert len(set(asked)) == len(asked)
+
+
+def test_reconnection_asks_for_what_was_missed(page, service, tmp_path):
+    sockets: list[WebSocketRoute] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+        socket.connect_to_server()
+
+    page.route_web_socket(re.compile("."), route)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Tunnel")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(page.locator("#connection")).to_have_text("Live")
+
+    sockets[0].close(code=1001)
+    expect(page.locator("#connection")).to_contain_text("Connecting again")
+    expect(page.locator("#connection")).to_have_text("Live", timeout=60_000)
+    first, second = (parse_qs(urlsplit(socket.url).query) for socket in sockets)
+    assert "since" not in first
+    # The upload is the first event, then the job's submission, start and completion.
+    assert second["since"] == ["4"]
+    assert second["ticket"] != first["ticket"]
+
+
+def test_refusals_are_told_in_the_service_s_own_words(page, service):
+    email = unique_email()
+    page.goto(service.base_url)
+    page.get_by_label("E-mail address").fill(email)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.get_by_role("alert")).to_have_text("Wrong e-mail address or password.")
+
+    sign_up(page, service.base_url, email)
+    create_dataset(page, "Twice")
+    page.get_by_label("New dataset").fill("Twice")
+    page.get_by_role("button", name="Create dataset").click()
+    expect(page.locator("#create-alert")).to_have_text("You have a dataset named Twice already.")
+    expect(page.locator("#datasets label")).to_have_count(1)
+
+
+def test_logging_out_forgets_the_token(page, service):
+    sign_up(page, service.base_url, unique_email())
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Log in", exact=True)).to_be_visible()
+    expect(page.locator("#workplace")).to_be_hidden()
+    assert page.evaluate("sessionStorage.getItem('odproject.token')") is None
+    assert page.evaluate("localStorage.length") == 0
+    assert page.context.cookies() == []
+
+
+def test_ended_session_leads_back_to_the_log_in(page, service):
+    sign_up(page, service.base_url, unique_email())
+    page.evaluate("sessionStorage.setItem('odproject.token', 'a.b.c')")
+    page.reload()
+    expect(page.get_by_role("alert")).to_have_text("Your session has ended. Please log in again.")
+    assert page.evaluate("sessionStorage.getItem('odproject.token')") is None
+
+
+def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path):
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
+    page = context.new_page()
+    email = unique_email()
+    sign_up(page, service.base_url, email)
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Log in", exact=True)).to_be_visible()
+    for keys in (email, PASSWORD):
+        page.keyboard.press("Tab")
+        page.keyboard.type(keys)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Datasets", exact=True)).to_be_visible()
+    page.get_by_label("New dataset").focus()
+    page.keyboard.type("A dataset whose name has forty characters")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Choose files")).to_be_focused()
+    upload(page, drawn_image(tmp_path / f"{'long' * 30}.jpg", size_wh=(640, 360)))
+    page.get_by_role("button", name="Start detection").focus()
+    page.keyboard.press("Enter")
+    card = page.locator("article.job")
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("figure img")).to_be_attached()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    context.close()
