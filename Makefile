@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up demo test lint bench clean
+.PHONY: help install install-dev up demo test faults lint bench clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -13,6 +13,7 @@ help:
 	@echo "make up      run the service on http://127.0.0.1:8080"
 	@echo "make demo    the main job, start to finish; MEDIA=folder takes your own images and videos"
 	@echo "make test    run the tests"
+	@echo "make faults  break the running service in every way, and see that it recovers (minutes)"
 	@echo "make lint    check style, types, imports and migrations"
 	@echo "make bench   measure the pipeline on this machine; FILES=\"a.mp4 b.mp4\" on your own videos"
 
@@ -54,6 +55,9 @@ bench: install
 
 test: install-dev
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+faults: install-dev
+	@exec $(BIN)/python -m pytest tests/faults -m "fault or fault_long" $(ARGS)
 
 lint: install-dev
 	@$(BIN)/ruff check .

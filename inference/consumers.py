@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from django.conf import settings
 from django.db import DatabaseError
 from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
@@ -77,7 +78,8 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
         with contextlib.suppress(Exception):  # Redis may be away; memberships expire by themselves
-            await self.channel_layer.group_discard(user_group(self.user.pk), self.channel_name)
+            async with asyncio.timeout(settings.REDIS_TIMEOUT_SECONDS):
+                await self.channel_layer.group_discard(user_group(self.user.pk), self.channel_name)
 
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
@@ -124,9 +126,10 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
     async def _join(self) -> None:
         """Join the user's group; without Redis the timer still brings every event."""
         try:
-            await self.channel_layer.group_add(user_group(self.user.pk), self.channel_name)
+            async with asyncio.timeout(settings.REDIS_TIMEOUT_SECONDS):
+                await self.channel_layer.group_add(user_group(self.user.pk), self.channel_name)
         except Exception as error:  # the vendor's errors are many
-            logger.warning("A socket could not join its group: %s", error)
+            logger.warning("A socket could not join its group: %r", error)
 
     async def event_hint(self, hint: dict[str, Any]) -> None:
         """Something new is in the event stream."""

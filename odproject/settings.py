@@ -156,6 +156,8 @@ CHANNEL_LAYERS = {
                 {
                     "address": REDIS_URL,
                     "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+                    # The layer asks Redis to wait 5 s for a message, which is no timeout.
+                    "socket_timeout": 10.0,
                 }
             ],
             "capacity": 1000,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,13 +31,14 @@ class ServiceError(Exception):
 class Service:
     """A running service.
 
-    `data_dir` is its OD_DATA_DIR, `log_path` keeps what the supervisor printed. The addresses
-    have no trailing slash.
+    `data_dir` is its OD_DATA_DIR, `log_path` keeps what the supervisor printed, `overrides` were
+    added to its environment. The addresses have no trailing slash.
     """
 
     process: "subprocess.Popen[bytes]"
     data_dir: Path
     log_path: Path
+    overrides: Mapping[str, str] = field(default_factory=dict)
     admin_email: str = ADMIN_EMAIL
     admin_password: str = ADMIN_PASSWORD
 
@@ -105,6 +106,11 @@ class Service:
                     found[candidate.pid] = candidate
         return list(found.values())
 
+    def start_again(self) -> None:
+        """Start it over the same folder, after it has ended in whatever way."""
+        self.process = start_up(self.data_dir, self.log_path, self.overrides)
+        self.wait_until_ready()
+
     def stop(self) -> None:
         """Stop it with SIGTERM; raises ServiceError unless it ends well and leaves no process."""
         before = self.processes()
@@ -157,6 +163,21 @@ def service_environment(data_dir: Path, overrides: Mapping[str, str]) -> dict[st
     }
 
 
+def start_up(
+    data_dir: Path, log_path: Path, overrides: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start `manage.py up` over a folder; what it prints is added to the log."""
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "manage.py"), "up"],
+            env=service_environment(data_dir, overrides),
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
 @contextlib.contextmanager
 def running_service(folder: Path, **overrides: str) -> Iterator[Service]:
     """Run the service over `folder`/data for the block; `overrides` go into its environment.
@@ -165,16 +186,7 @@ def running_service(folder: Path, **overrides: str) -> Iterator[Service]:
     """
     data_dir = folder / "data"
     log_path = folder / "up.log"
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "manage.py"), "up"],
-            env=service_environment(data_dir, overrides),
-            cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    service = Service(process, data_dir, log_path)
+    service = Service(start_up(data_dir, log_path, overrides), data_dir, log_path, overrides)
     try:
         service.wait_until_ready()
         yield service
