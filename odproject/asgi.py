@@ -1,11 +1,13 @@
 """The application of the port: websockets to Channels, HTTP to Django through a pool of threads."""
 
 import os
+import re
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import re_path
+from rest_framework_simplejwt.exceptions import TokenError
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
@@ -14,10 +16,31 @@ from inference.consumers import JobEventsConsumer
 from odproject.bridge import http_application
 from odproject.core.websockets import RefusedPath
 
+from rest_framework_simplejwt.tokens import AccessToken
+
 if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
     raise ImproperlyConfigured(
         "OD_SECRET_KEY is not set. `manage.py up` makes one; elsewhere give a long random text."
     )
+
+_UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?", re.ASCII)
+
+
+def refuses_large_body(path: str, authorization: str) -> int:
+    """Why a large body is not wanted, as a status: 413, 401, or 0 when it is.
+
+    Only an upload may be large, and only by somebody whose token we signed. Looks into no
+    database; whether the session still lives is asked when the body is there.
+    """
+    if not _UPLOADS.fullmatch(path):
+        return 413
+    scheme, _, token = authorization.strip().partition(" ")
+    try:
+        AccessToken(token.strip() if scheme.lower() == "bearer" else "")  # type: ignore[arg-type]
+    except TokenError:
+        return 401
+    return 0
+
 
 application = ProtocolTypeRouter(
     {

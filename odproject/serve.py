@@ -7,14 +7,16 @@ What is added to Daphne:
 
 - a request body stays in the file it was spooled to and reaches the application as that file
   (`odproject.bridge`); Daphne would copy it into memory, and Twisted would parse it there too;
-- a body above a limit is refused with 413 while it streams in, before it fills the disk;
+- a body above a limit is refused with 413 while it streams in, and one for which the disk has no
+  room with 507; only a client with a token may send more than a small one, and only an upload;
 - sending waits for the reader, and a reader without progress is cut off;
 - a websocket whose client sends faster than it is heard, or does not read, is closed;
 - a refusal is a problem document; no header names the server;
 - SIGTERM lets running requests finish.
 
 Environment: OD_MAX_REQUEST_BYTES (2 GiB) limits a body; OD_MAX_PARSED_BYTES (10 MiB) limits the
-kinds of body that the application reads into memory (JSON, urlencoded forms, text).
+kinds of body that the application reads into memory (JSON, urlencoded forms, text) and every body
+of a stranger. OD_MIN_FREE_BYTES (512 MiB) stay free on the disk.
 """
 # ruff: noqa: N802 - Twisted and Autobahn name the methods overridden here.
 
@@ -26,11 +28,13 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -48,6 +52,7 @@ from odproject.bridge import SPOOLED_BODY, ASGIApplication, ClientDisconnectedEr
 from odproject.core.process import die_with_parent
 from odproject.supervisor import SupervisorError, bind_sockets
 
+Judge = Callable[[str, str], int]
 logger = logging.getLogger("odproject.serve")
 
 GIBIBYTE = 1024**3
@@ -57,6 +62,7 @@ MAX_UPGRADE_BODY_BYTES = 0
 IDLE_TIMEOUT_SECONDS = 75
 STALLED_READER_SECONDS = 60.0
 LINGER_SECONDS = 10.0
+ROOM_CHECK_BYTES = 16 * MEBIBYTE
 SHUTDOWN_GRACE_SECONDS = 8.0
 SEND_PIECE_BYTES = 64 * 1024
 MAX_WAITING_MESSAGES = 256
@@ -71,6 +77,7 @@ class Limits:
 
     max_request_bytes: int = 2 * GIBIBYTE
     max_parsed_bytes: int = 10 * MEBIBYTE
+    min_free_bytes: int = 512 * MEBIBYTE
     stalled_reader_seconds: float = STALLED_READER_SECONDS
 
     @classmethod
@@ -79,6 +86,7 @@ class Limits:
         return cls(
             max_request_bytes=int(os.environ.get("OD_MAX_REQUEST_BYTES") or 2 * GIBIBYTE),
             max_parsed_bytes=int(os.environ.get("OD_MAX_PARSED_BYTES") or 10 * MEBIBYTE),
+            min_free_bytes=int(os.environ.get("OD_MIN_FREE_BYTES") or 512 * MEBIBYTE),
             stalled_reader_seconds=float(
                 os.environ.get("OD_STALLED_READER_SECONDS") or STALLED_READER_SECONDS
             ),
@@ -89,6 +97,8 @@ class Limits:
         # Clients that would like HTTP/2 send Upgrade too; only a websocket begins without a body.
         if (request.getHeader(b"Upgrade") or b"").strip().lower() == b"websocket":
             return MAX_UPGRADE_BODY_BYTES
+        if request.large_body_refusal:
+            return min(self.max_parsed_bytes, self.max_request_bytes)
         kind = (request.getHeader(b"Content-Type") or b"").strip().lower()
         if not kind or kind.startswith(_PARSED_TYPES) or b"+json" in kind:
             return min(self.max_parsed_bytes, self.max_request_bytes)
@@ -130,9 +140,13 @@ class Channel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Refuse a body that is announced too long, instead of asking for it (100-continue)."""
         request = self.requests[-1]
+        request.large_body_refusal = self.factory.server.refuses_large_body(request)
         request.body_limit_bytes = self.limits.body_limit_bytes(request)
         if self.length is not None and self.length > request.body_limit_bytes:
-            self.refuse_too_large(request.body_limit_bytes)
+            self.refuse_too_large(request)
+            return
+        if self.length is not None and not self.has_room_for(self.length):
+            self.refuse_no_room()
             return
         super().allHeadersReceived()
 
@@ -151,8 +165,24 @@ class Channel(HTTPChannel):
         if not self.refused:
             super().allContentReceived()
 
-    def refuse_too_large(self, limit_bytes: int) -> None:
-        """Answer 413 while the body is still coming."""
+    def has_room_for(self, length_bytes: int) -> bool:
+        """Tell whether the disk of spooled bodies keeps its reserve; the database lives there."""
+        if length_bytes < ROOM_CHECK_BYTES:
+            return True
+        free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
+        return free_bytes - length_bytes >= self.limits.min_free_bytes
+
+    def refuse_no_room(self) -> None:
+        """Answer 507 before the disk is full."""
+        self.refuse(507, "storage_full", "StorageFullError", "The server has no room for this.")
+
+    def refuse_too_large(self, request: "Request") -> None:
+        """Answer 413 while the body is still coming, or 401 to a stranger who uploads."""
+        if request.large_body_refusal == 401:
+            detail = "Authentication credentials were not provided, or are not valid."
+            self.refuse(401, "unauthorized", "UnauthorizedError", detail)
+            return
+        limit_bytes = request.body_limit_bytes
         self.refuse(
             413,
             "request_too_large",
@@ -224,7 +254,9 @@ class Request(WebRequest):
         super().__init__(*args, parsePOSTFormSubmission=False, **kwargs)
         self.http_channel: Channel = self.channel
         self.body_limit_bytes = 0
+        self.large_body_refusal = 0
         self.received_bytes = 0
+        self.room_check_at_bytes = ROOM_CHECK_BYTES
 
     def handleContentChunk(self, data: bytes) -> None:
         """Add a piece to the body. A chunked body, which announces no length, ends here."""
@@ -232,8 +264,13 @@ class Request(WebRequest):
             return
         self.received_bytes += len(data)
         if self.received_bytes > self.body_limit_bytes:
-            self.http_channel.refuse_too_large(self.body_limit_bytes)
+            self.http_channel.refuse_too_large(self)
             return
+        if self.received_bytes >= self.room_check_at_bytes:
+            self.room_check_at_bytes += ROOM_CHECK_BYTES
+            if not self.http_channel.has_room_for(ROOM_CHECK_BYTES):
+                self.http_channel.refuse_no_room()
+                return
         try:
             self.content.write(data)
         except OSError as error:
@@ -332,8 +369,13 @@ class Server(DaphneServer):
     """Daphne with the limits of this module, over sockets that listen already."""
 
     def __init__(
-        self, application: ASGIApplication, sockets: Sequence[socket.socket], limits: Limits
+        self,
+        application: ASGIApplication,
+        sockets: Sequence[socket.socket],
+        limits: Limits,
+        judge: Judge | None = None,
     ) -> None:
+        self._judge = judge
         super().__init__(
             application,
             endpoints=["inherited"],
@@ -345,6 +387,14 @@ class Server(DaphneServer):
         self.limits = limits
         self.connections: dict[Any, dict[str, Any]] = {}
         self.ports: list[Any] = []
+
+    def refuses_large_body(self, request: Any) -> int:
+        """Ask the application why it wants no large body from this client; 0 when it does."""
+        if self._judge is None:
+            return 0
+        path = request.uri.partition(b"?")[0].decode("latin-1")
+        authorization = (request.getHeader(b"Authorization") or b"").decode("latin-1")
+        return self._judge(path, authorization)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -496,10 +546,12 @@ def _log_failures(event: dict[str, Any]) -> None:
         logger.error("A connection failed: %s", failure.getTraceback())
 
 
-def _load_application(path: str) -> ASGIApplication:
-    module, _, attribute = path.partition(":")
-    application: ASGIApplication = getattr(importlib.import_module(module), attribute)
-    return application
+def _load_application(path: str) -> tuple[ASGIApplication, Judge | None]:
+    """Return an application and, where its module has one, the judge of who may send much."""
+    name, _, attribute = path.partition(":")
+    module = importlib.import_module(name)
+    application: ASGIApplication = getattr(module, attribute)
+    return application, getattr(module, "refuses_large_body", None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -520,8 +572,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SupervisorError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one sentence for the terminal
         return 1
-    application = _load_application(options.application)
-    Server(application, sockets, Limits.from_environment()).run()
+    application, judge = _load_application(options.application)
+    Server(application, sockets, Limits.from_environment(), judge).run()
     return 0
 
 

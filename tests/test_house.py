@@ -38,3 +38,16 @@ def test_server_refuses_the_default_secret():
     refused = run("-c", "import odproject.asgi", secret="")
     assert refused.returncode != 0
     assert "OD_SECRET_KEY is not set" in refused.stderr
+
+
+def test_only_an_upload_with_a_token_may_be_large():
+    judged = run(
+        "-c",
+        "from odproject.asgi import refuses_large_body as may\n"
+        "from rest_framework_simplejwt.tokens import AccessToken, RefreshToken\n"
+        "good, wrong = f'bearer {AccessToken()}', f'Bearer {RefreshToken()}'\n"
+        "print(may('/upload', good), may('/api/v1/datasets/1/uploads/', good),\n"
+        "      may('/upload/', ''), may('/upload/', wrong), may('/upload/', 'Bearer x.y.z'),\n"
+        "      may('/datasets/', good), may('/upload/x', good))",
+    )
+    assert judged.stdout.split() == ["0", "0", "401", "401", "401", "413", "413"], judged.stderr
