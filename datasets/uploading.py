@@ -39,6 +39,7 @@ from odproject.core.files import remove_orphans
 
 logger = logging.getLogger(__name__)
 MAX_NAME_LENGTH = 1000
+UNPAID_DECODING_HUNDREDTHS = 100_000  # decoded beyond the balance: 2000 frames at first prices
 
 
 class UnacceptableMediaError(DomainError):
@@ -131,7 +132,8 @@ class Inspection:
 class Purse:
     """What the user can spend, watched while files are decoded.
 
-    The ledger decides in the end; this only ends work early that cannot be paid.
+    The ledger decides in the end; this only ends early what costs far more than there is. What
+    costs a little more is decoded, so that the refusal names the whole price.
     """
 
     prices: PriceList
@@ -139,15 +141,22 @@ class Purse:
     spent_hundredths: int = 0
 
     def pay(self, *, images: int = 0, frames: int = 0) -> None:
-        """Count a file that was accepted; raises InsufficientTokensError (402)."""
+        """Count a file that was accepted; raises InsufficientTokensError (402) as `check`."""
         self.check(images=images, frames=frames)
         self.spent_hundredths += upload_price_hundredths(self.prices, images=images, frames=frames)
 
     def check(self, *, images: int = 0, frames: int = 0) -> None:
-        """Raise InsufficientTokensError (402) if so much more cannot be paid."""
+        """Raise InsufficientTokensError (402) if so much more is far from being paid."""
         price_hundredths = upload_price_hundredths(self.prices, images=images, frames=frames)
         needed_hundredths = self.spent_hundredths + price_hundredths
-        if needed_hundredths > self.balance_hundredths:
+        self._compare(needed_hundredths, self.balance_hundredths + UNPAID_DECODING_HUNDREDTHS)
+
+    def settle(self) -> None:
+        """Raise InsufficientTokensError (402) if what was accepted cannot be paid."""
+        self._compare(self.spent_hundredths, self.balance_hundredths)
+
+    def _compare(self, needed_hundredths: int, limit_hundredths: int) -> None:
+        if needed_hundredths > limit_hundredths:
             raise ledger.InsufficientTokensError.of(
                 needed_hundredths=needed_hundredths, balance_hundredths=self.balance_hundredths
             )
@@ -208,6 +217,7 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
             inspection = _inspect(path, str(content.name), folder, limits, purse)
             if not inspection.accepted:
                 raise _nothing_accepted(inspection)
+            purse.settle()
             stored = stack.enter_context(_stored(inspection.accepted))
             return _record(
                 user=user,

@@ -211,17 +211,17 @@ def test_files_without_a_row_are_removed_when_they_are_old_enough(user, dataset,
 def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(
     user, dataset, tmp_path, monkeypatch
 ):
-    charge_upload(user=user, amount_hundredths=99_940, upload_id=1)  # pays one frame
+    charge_upload(user=user, amount_hundredths=99_940, upload_id=1)  # leaves one frame's price
     write_video(tmp_path / "a.mp4", frames=3)
     seen = []
 
     def inspect(self, path, *, on_progress):
-        for frames in range(100):
+        for frames in (1, 2_001, 2_002, 90_000):
             seen.append(frames)
             on_progress(frames)
 
     monkeypatch.setattr(Inspector, "inspect", inspect)
     with pytest.raises(InsufficientTokensError):
         upload(user, (tmp_path / "a.mp4").read_bytes(), name="a.mp4")
-    assert seen == [0, 1, 2]
+    assert seen == [1, 2_001, 2_002]
     assert not MediaFile.objects.exists()
