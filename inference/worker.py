@@ -148,12 +148,14 @@ class LeaseKeeper(threading.Thread):
 
     A picture of 200 megapixels on a slow machine, or the end of a long video, can take longer
     than a lease without a batch to store. A process that is killed or stopped renews nothing, and
-    neither does one whose work hangs: after too long without progress the lease runs out.
+    neither does one whose work hangs: after too long without progress the lease runs out, and
+    `on_hang` is called.
     """
 
-    def __init__(self, *, claim: Claim) -> None:
+    def __init__(self, *, claim: Claim, on_hang: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="lease", daemon=True)
         self._claim = claim
+        self._on_hang = on_hang
         self._ended = threading.Event()
         self._progress_at = time.monotonic()
 
@@ -166,6 +168,7 @@ class LeaseKeeper(threading.Thread):
         while not self._ended.wait(settings.UNIT_LEASE_SECONDS / 4):
             if time.monotonic() - self._progress_at > settings.UNIT_SILENT_SECONDS:
                 logger.error("Work unit %s makes no progress", self._claim.unit_id)
+                self._on_hang()
                 break
             try:
                 if not services.renew_lease(claim=self._claim):
@@ -190,11 +193,13 @@ def run_unit(
     worker_name: str,
     detector_of: Callable[[str], Detector],
     should_stop: Callable[[], bool] = lambda: False,
+    on_hang: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run one work unit to its end; returns whether it was there to be taken.
 
     A file that cannot be processed fails its unit alone. Whatever else goes wrong puts the unit
     back, to be tried again a bounded number of times. A database that is away is waited for.
+    `on_hang` is called from another thread when there is no progress for too long.
     """
     claim = while_database_is_away(
         lambda: services.claim_unit(unit_id=unit_id, worker_name=worker_name)
@@ -202,7 +207,7 @@ def run_unit(
     if claim is None:
         return False
     try:
-        with LeaseKeeper(claim=claim) as lease:
+        with LeaseKeeper(claim=claim, on_hang=on_hang) as lease:
             _process(claim, detector_of, should_stop, lease)
     except LeaseLostError as error:
         logger.info("%s", error)
