@@ -41,6 +41,12 @@ def is_stopping() -> bool:
     return worker_state.should_stop is not None or worker_state.should_terminate is not None
 
 
+def end_at_once() -> None:
+    """End a worker that hangs: nothing else would let it take work again."""
+    logger.critical("This worker hangs and ends; another takes its place")
+    os._exit(os.EX_SOFTWARE)
+
+
 @signals.worker_init.connect
 def start_worker(**_: Any) -> None:
     """Load a model, take back what an earlier life of this worker left, and start beating.
@@ -71,8 +77,7 @@ def run_unit_task(unit_id: int) -> None:
         worker_name=worker_name(),
         detector_of=detectors.get,
         should_stop=is_stopping,
-        # A successor takes the unit back; this process can no longer be helped.
-        on_hang=lambda: os._exit(os.EX_SOFTWARE),
+        on_hang=end_at_once,
     )
     if uses_too_much_memory():
         logger.warning("This worker has grown too large and ends; another takes its place")

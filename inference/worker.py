@@ -149,7 +149,8 @@ class LeaseKeeper(threading.Thread):
 
     A picture of 200 megapixels on a slow machine, or the end of a long video, can take longer
     than a lease without a batch to store. A process that is killed or stopped renews nothing, and
-    neither does one whose work hangs: after too long without progress the lease runs out.
+    neither does one whose work hangs: after too long without progress the lease runs out, and
+    `on_hang` is called.
     """
 
     def __init__(self, *, claim: Claim, on_hang: Callable[[], None] = lambda: None) -> None:
@@ -199,6 +200,7 @@ def run_unit(
 
     A file that cannot be processed fails its unit alone. Whatever else goes wrong puts the unit
     back, to be tried again a bounded number of times. A database that is away is waited for.
+    `on_hang` is called from another thread when there is no progress for too long.
     """
     claim = while_database_is_away(
         lambda: services.claim_unit(unit_id=unit_id, worker_name=worker_name)

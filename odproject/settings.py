@@ -312,5 +312,9 @@ LOGGING = {
         }
     },
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
-    "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
+    "loggers": {
+        "django.request": {"level": "ERROR"},
+        "httpx": {"level": "WARNING"},
+        "celery": {"level": "WARNING"},  # two lines for every hint, most of which do nothing
+    },
 }

@@ -1,8 +1,12 @@
 """What a worker does with a unit, with a fake detector: the network has its own tests."""
 
+import threading
+
 import numpy as np
 import pytest
+from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
+from django.db import OperationalError
 
 from billing.selectors import balance_hundredths
 from inference import queue, services
@@ -217,7 +221,47 @@ class TestLease:
         settings.UNIT_SILENT_SECONDS = -1
         assert not self.renewed(held)
 
+    def test_work_that_hangs_is_told_to_whoever_can_end_the_worker(self, held, settings):
+        settings.UNIT_SILENT_SECONDS = -1
+        told = threading.Event()
+        with LeaseKeeper(claim=held, on_hang=told.set):
+            assert told.wait(30)
+
     def test_unit_of_somebody_else_is_not_renewed(self, held):
         services.reclaim_units(worker_name="w1")
         services.claim_unit(unit_id=held.unit_id, worker_name="w2")
         assert not self.renewed(held)
+
+
+class TestFileOfAnAttempt:
+    """The annotated file stays exactly when a unit refers to it."""
+
+    @pytest.fixture
+    def job(self, user, dataset, tmp_path):
+        write_image(tmp_path / "a.png", size_wh=(64, 48))
+        add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+        return submit(user)
+
+    def test_commit_whose_answer_got_lost_keeps_the_file(self, job, monkeypatch):
+        complete = services.complete_unit
+
+        def complete_and_lose_the_answer(**arguments):
+            complete(**arguments)
+            raise OperationalError("the connection is lost")
+
+        monkeypatch.setattr(services, "complete_unit", complete_and_lose_the_answer)
+        monkeypatch.setattr("inference.worker.DATABASE_RETRY_SECONDS", 0)
+        # The second time the unit is no longer there to be completed.
+        _, unit = run(job, FakeDetector())
+        assert (unit.state, unit.attempt, job.state) == ("completed", 1, "Completed")
+        assert default_storage.exists(unit.annotated.name)
+
+    def test_file_of_a_killed_attempt_is_removed(self, job):
+        unit = WorkUnit.objects.get(job=job)
+        services.claim_unit(unit_id=unit.pk, worker_name="w1")
+        killed = default_storage.save(f"results/{job.pk}/{unit.pk}-1.png", ContentFile(b"half"))
+        services.reclaim_units(worker_name="w1")
+        _, unit = run(job, FakeDetector())
+        assert (unit.state, unit.attempt) == ("completed", 2)
+        assert default_storage.exists(unit.annotated.name)
+        assert not default_storage.exists(killed)

@@ -1,7 +1,8 @@
 """What the fault tests share: a user with a job that takes a while, an observer, and the verdict.
 
 The verdict is always the same: whatever broke on the way, the job ended once. Each frame is in the
-result once, the user paid once, the websocket told of each step once, and the ledger balances.
+result once, the user paid once, and the websocket told of each step once. `check_ledger` then says
+the same of every job that a service has ever run.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ FAST_NETWORK = {
     "OD_TORCH_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
-FRAME_COUNT = 120
+FRAME_COUNT = 80
 SHORT_FRAME_COUNT = 4
 PATIENCE_SECONDS = 180.0
 
@@ -310,7 +311,7 @@ def new_customer(service: Service, video: Path, *, frame_count: int) -> Customer
 
 
 def assert_completed_once(customer: Customer, job_id: int, observer: Observer) -> None:
-    """The job ended well: every frame once, paid once, told once, and the ledger holds."""
+    """The job ended well: every frame once, paid once, told once."""
     job = customer.wait_for_end(job_id)
     assert (job["state"], job["error"]) == ("Completed", "")
     assert job["charged_tokens"] == customer.frame_count
@@ -321,7 +322,6 @@ def assert_completed_once(customer: Customer, job_id: int, observer: Observer) -
     annotated = customer.request("GET", job["files"][0]["annotated_url"])
     assert (annotated.status_code, annotated.content[4:8]) == (200, b"ftyp")
     assert_told_once(customer, job_id, observer, end="job.completed")
-    check_ledger(customer.service)
 
 
 def assert_told_once(customer: Customer, job_id: int, observer: Observer, *, end: str) -> None:

@@ -11,6 +11,7 @@ from tests.faults.harness import (
     Observer,
     assert_completed_once,
     assert_new_hints_arrive,
+    check_ledger,
     eventually,
     faulty_service,
     kill,
@@ -114,3 +115,4 @@ def test_stopped_service_hands_its_work_back_and_goes_on_when_started_again(
     assert_completed_once(customer, job_id, observer)
     # A second attempt, but the first does not count: nothing went wrong.
     assert tries_of(victim, job_id) == [(2, 1)]
+    check_ledger(victim)

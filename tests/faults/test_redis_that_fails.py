@@ -11,6 +11,7 @@ from tests.faults.harness import (
     Observer,
     assert_completed_once,
     assert_new_hints_arrive,
+    check_ledger,
     child_pid,
     eventually,
     faulty_service,
@@ -114,3 +115,4 @@ def test_sweeper_that_is_killed_comes_back_and_finds_lost_hints(victim, customer
     flush(victim)
     wait_for_successor(victim, "sweeper", killed)
     assert_completed_once_both(customer, first, second, observer)
+    check_ledger(victim)

@@ -10,6 +10,7 @@ from tests.faults.harness import (
     FAST_NETWORK,
     Observer,
     assert_completed_once,
+    check_ledger,
     eventually,
     faulty_service,
     new_customer,
@@ -33,6 +34,7 @@ def test_killed_supervisor_leaves_no_orphan_and_the_next_start_goes_on(
             eventually(lambda: not processes_left(service), "no orphan is left", timeout_seconds=30)
             service.start_again()
             assert_completed_once(customer, job_id, observer)
+            check_ledger(service)
 
 
 def test_killed_make_takes_the_service_with_it_and_the_next_start_goes_on(
@@ -63,6 +65,7 @@ def test_killed_make_takes_the_service_with_it_and_the_next_start_goes_on(
             eventually(lambda: not processes_left(service), "no orphan is left", timeout_seconds=60)
             service.start_again()
             assert_completed_once(customer, job_id, observer)
+            check_ledger(service)
     finally:
         service.stop()
 

@@ -79,6 +79,7 @@ def test_worker_that_hangs_is_fenced_off_when_it_wakes_up(
                 lambda: "is no longer attempt 1" in log.read_text(), "the hung worker gives up"
             )
             assert_completed_once(customer, job_id, observer)
+            check_ledger(service)
             assert tries_of(service, job_id) == [(2, 2)]
             results = sorted((service.data_dir / "media" / "results").rglob("*.mp4"))
             assert [path.stem.rpartition("-")[2] for path in results] == ["2"]
