@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
 
@@ -28,6 +28,7 @@ from odproject.core.websockets import POLICY_VIOLATION
 logger = logging.getLogger(__name__)
 
 SESSION_ENDED = 4001
+INTERNAL_ERROR = 1011
 REREAD_SECONDS = 5.0
 
 JOB_SENTENCES = {
@@ -163,8 +164,13 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
                 if not has_news:
                     await self._check_membership()
                 await self._send_news()
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 logger.warning("A socket waits for the database: %s", error)
+            except Exception:
+                # A socket that stays open and says nothing would be worse than none.
+                logger.exception("A socket ends with its reader")
+                await self.close(INTERNAL_ERROR)
+                return
 
     async def session_ended(self, hint: dict[str, Any]) -> None:
         """Somebody logged out; if it is this session, the socket ends with it."""

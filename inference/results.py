@@ -119,11 +119,11 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
     name the second gets a number.
     """
     pipe = _Pipe()
-    taken: set[str] = set()
+    names = UnusedNames()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         units = units_with_files(job=job).exclude(annotated="")
         for unit in units.iterator(chunk_size=200):
-            name = _unused(annotated_name(unit), taken)
+            name = names.take(annotated_name(unit))
             info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
             info.external_attr = 0o644 << 16
             with (
@@ -136,11 +136,20 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
     yield pipe.take()
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    path = PurePosixPath(name)
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
-        number += 1
-    taken.add(candidate)
-    return candidate
+class UnusedNames:
+    """Gives every name once: the second `a/car.jpg` becomes `a/car (2).jpg`."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._next_number: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """The name, or the name with the first number that is free."""
+        path = PurePosixPath(name)
+        candidate, number = name, self._next_number.get(name, 2)
+        while candidate in self._taken:
+            candidate = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
+            number += 1
+        self._next_number[name] = number
+        self._taken.add(candidate)
+        return candidate

@@ -2,7 +2,7 @@
 
 A work unit is claimed with a lease and an attempt number. Each later write of the worker names
 that number; once somebody else has the unit, or the job is aborted, such a write changes no row
-and the worker stops. Locks are taken in one order: job, work unit, ledger, event stream.
+and the worker stops. Locks are taken in one order: dataset, job, work unit, ledger, event stream.
 """
 
 import logging
@@ -472,6 +472,11 @@ def remove_orphaned_results(*, older_than: datetime) -> int:
         remove_orphans(folder=f"results/{job_id}", older_than=older_than, known=known_results)
         for job_id in finished.values_list("pk", flat=True)
     )
+
+
+def forget_silent_workers(*, before: datetime) -> int:
+    """Remove workers that were last heard of long ago; returns how many."""
+    return WorkerHeartbeat.objects.filter(last_seen_at__lt=before).delete()[0]
 
 
 def record_heartbeat(*, worker_name: str, loaded_versions: Sequence[str], device: str) -> None:

@@ -9,25 +9,29 @@ from types import FrameType
 from typing import Any
 
 from django.conf import settings
+from django.core.management import call_command
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from datasets.uploading import remove_orphaned_uploads
-from inference.services import remove_orphaned_results, sweep
+from inference.services import forget_silent_workers, remove_orphaned_results, sweep
 from odproject.core.process import die_with_parent
 
 CLEANING_INTERVAL_SECONDS = 3600
 ORPHAN_AGE = timedelta(hours=1)
+SILENT_WORKER_AGE = timedelta(days=1)
 
 logger = logging.getLogger(__name__)
 
 
 def _clean() -> None:
-    """Remove stored files that a crash left without a row."""
+    """Remove files that a crash left without a row, and rows that nobody needs any more."""
     older_than = timezone.now() - ORPHAN_AGE
     removed = remove_orphaned_uploads(older_than=older_than)
     removed += remove_orphaned_results(older_than=older_than)
+    forget_silent_workers(before=timezone.now() - SILENT_WORKER_AGE)
+    call_command("clearsessions")
     if removed:
         logger.info("Removed %s orphaned files", removed)
 
