@@ -30,6 +30,7 @@ class Account(models.Model):
     balance_hundredths = models.BigIntegerField(null=True)
 
     class Meta:
+        permissions = [("top_up", "Can top up the tokens of users")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(balance_hundredths__isnull=True) | Q(balance_hundredths__gte=0),
@@ -67,7 +68,7 @@ class Transfer(models.Model):
 
     class Kind(models.TextChoices):
         WELCOME = "welcome"
-        TOP_UP = "top_up"
+        TOP_UP = "top_up", "Top-up"
         UPLOAD = "upload"
         HOLD = "hold"
         CAPTURE = "capture"
@@ -88,6 +89,8 @@ class Transfer(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
+        verbose_name = "ledger entry"
+        verbose_name_plural = "ledger"
         constraints = [
             models.CheckConstraint(
                 condition=Q(amount_hundredths__gt=0), name="transfer_amount_is_positive"

@@ -64,38 +64,67 @@ def delete_dataset(*, user: User, name: str) -> None:
         raise selectors.DatasetNotFoundError(f"You have no dataset named {name}.")
 
 
-@transaction.atomic
-def block_dataset(*, dataset: Dataset, actor: User, reason: str) -> bool:
-    """Keep a dataset from uploads and new jobs; returns whether it was not blocked before.
+class AlreadyModeratedError(ConflictError):
+    """The dataset is already what the action would make it."""
 
-    The caller aborts the dataset's pending jobs (`inference.services.block_dataset`).
+    code = "already_moderated"
+    title = "Nothing to change"
+
+
+@transaction.atomic
+def flag_dataset(*, dataset: Dataset, actor: User, reason: str) -> None:
+    """Mark a dataset for a second look. It stays in use, and its owner is not told.
+
+    Raises AlreadyModeratedError (409) when it is flagged or blocked already.
     """
-    now = timezone.now()
-    blocked = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=True).update(
-        blocked_at=now, block_reason=reason
+    untouched = Dataset.objects.filter(
+        pk=dataset.pk, flagged_at__isnull=True, blocked_at__isnull=True
     )
-    if blocked:
-        _record_moderation(dataset, actor, ModerationAction.Kind.BLOCK, reason)
-    return bool(blocked)
+    if not untouched.update(flagged_at=timezone.now()):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is flagged or blocked already.")
+    _record_moderation(dataset, actor, ModerationAction.Kind.FLAG, reason)
 
 
 @transaction.atomic
-def restore_dataset(*, dataset: Dataset, actor: User, reason: str = "") -> bool:
-    """Lift a block; returns whether there was one."""
-    restored = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=False).update(
-        blocked_at=None, block_reason=""
-    )
-    if restored:
-        _record_moderation(dataset, actor, ModerationAction.Kind.RESTORE, reason)
-    return bool(restored)
+def block_dataset(*, dataset: Dataset, actor: User, reason: str) -> None:
+    """Keep a dataset from uploads and new jobs; the owner reads the reason.
+
+    The caller aborts the dataset's pending jobs
+    (`inference.services.block_dataset_and_abort_pending_jobs`). Raises AlreadyModeratedError
+    (409) when it is blocked already.
+    """
+    unblocked = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=True)
+    if not unblocked.update(blocked_at=timezone.now(), block_reason=reason, flagged_at=None):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is blocked already.")
+    _record_moderation(dataset, actor, ModerationAction.Kind.BLOCK, reason)
+    _tell_owner(dataset, "dataset.blocked", reason)
+
+
+@transaction.atomic
+def restore_dataset(*, dataset: Dataset, actor: User, reason: str = "") -> None:
+    """Lift a block or a flag; the owner hears of a lifted block.
+
+    Raises AlreadyModeratedError (409) when there is neither.
+    """
+    found = Dataset.objects.filter(pk=dataset.pk)
+    if found.filter(blocked_at__isnull=False).update(
+        blocked_at=None, block_reason="", flagged_at=None
+    ):
+        _tell_owner(dataset, "dataset.restored", reason)
+    elif not found.filter(flagged_at__isnull=False).update(flagged_at=None):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is neither blocked nor flagged.")
+    _record_moderation(dataset, actor, ModerationAction.Kind.RESTORE, reason)
 
 
 def _record_moderation(
     dataset: Dataset, actor: User, kind: ModerationAction.Kind, reason: str
 ) -> None:
     ModerationAction.objects.create(dataset=dataset, actor=actor, kind=kind, reason=reason)
+
+
+def _tell_owner(dataset: Dataset, kind: str, reason: str) -> None:
     append_event(
         user_id=dataset.user_id,
-        kind=f"dataset.{kind.value}ed" if kind == "block" else "dataset.restored",
+        kind=kind,
         payload={"dataset_id": dataset.pk, "dataset_name": dataset.name, "reason": reason},
     )

@@ -61,6 +61,8 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("OD_SECURE_COOKIES", False
 
 # -- the project ---------------------------------------------------------------------------------
 INSTALLED_APPS = [
+    "unfold",  # the looks of the admin, which also works without it; stands before the admin
+    "django.contrib.auth",
     "odproject",
     "accounts",
     "billing",
@@ -72,7 +74,6 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "django.contrib.admin",
-    "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",

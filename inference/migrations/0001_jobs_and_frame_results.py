@@ -30,6 +30,9 @@ class Migration(migrations.Migration):
                 ("device", models.CharField(blank=True, max_length=60)),
                 ("last_seen_at", models.DateTimeField()),
             ],
+            options={
+                "verbose_name": "worker",
+            },
         ),
         migrations.CreateModel(
             name="ModelVersion",
@@ -89,6 +92,16 @@ class Migration(migrations.Migration):
                 ),
                 ("weights_sha256", models.CharField(blank=True, max_length=64)),
                 ("error", models.CharField(blank=True, max_length=500)),
+                (
+                    "rerun_of",
+                    models.ForeignKey(
+                        help_text="The job whose files this one looks at again.",
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="reruns",
+                        to="inference.job",
+                    ),
+                ),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
                 ("started_at", models.DateTimeField(null=True)),
                 ("finished_at", models.DateTimeField(null=True)),
@@ -119,6 +132,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "permissions": [("abort_job", "Can abort jobs"), ("rerun_job", "Can run jobs again")],
+            },
         ),
         migrations.CreateModel(
             name="WorkUnit",
@@ -176,6 +192,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name": "file of a job",
+                "verbose_name_plural": "files of jobs",
                 "ordering": ["position"],
             },
         ),
@@ -231,6 +249,14 @@ class Migration(migrations.Migration):
                 condition=models.Q(("state__in", ["Pending", "Running"])),
                 fields=["state"],
                 name="job_unfinished",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state__in", ["Pending", "Running"])),
+                fields=("rerun_of",),
+                name="one_unfinished_rerun_per_job",
             ),
         ),
         migrations.AddConstraint(
