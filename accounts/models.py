@@ -28,7 +28,9 @@ class User(AbstractBaseUser, PermissionsMixin):
     """A person or program that owns datasets, jobs and tokens; known by an e-mail address."""
 
     email = models.EmailField(max_length=254)
-    is_staff = models.BooleanField(default=False, "administrator", default=False, help_text="May enter the admin; groups say what for.")
+    is_staff = models.BooleanField(
+        "administrator", default=False, help_text="May enter the admin; groups say what for."
+    )
     is_active = models.BooleanField("active", default=True, help_text="May log in.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     last_event_seq = models.PositiveBigIntegerField(default=0, editable=False)

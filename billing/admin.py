@@ -57,9 +57,7 @@ class TopUpForm(ReasonForm):
         label="Tokens to add",
         help_text="More than 0, at most 20000.",
     )
-    key = forms.CharField(
-        widget=forms.HiddenInput, max_length=64, initial=lambda: uuid.uuid4().hex
-    )
+    key = forms.CharField(widget=forms.HiddenInput, max_length=64, initial=lambda: uuid.uuid4().hex)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -316,9 +314,7 @@ class PriceAdmin(ReadOnlyAdmin[Price]):
         """Prices change by adding a list, if the administrator's role allows it."""
         return request.user.has_perm("billing.add_price")
 
-    def save_model(
-        self, request: HttpRequest, obj: Price, form: PriceForm, change: bool
-    ) -> None:
+    def save_model(self, request: HttpRequest, obj: Price, form: PriceForm, change: bool) -> None:
         """Publish the list."""
         obj.pk = services.publish_prices(prices=form.price_list()).pk
 

@@ -131,3 +131,8 @@ def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
     if media_file is None:
         raise MediaFileNotFoundError(f"You have no media file {media_file_id}.")
     return media_file
+
+
+def flagged_dataset_count() -> int:
+    """How many datasets wait for a moderator's second look."""
+    return Dataset.objects.filter(flagged_at__isnull=False).count()

@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.core.files.storage import default_storage
-from django.db.models import QuerySet, Sum
+from django.db.models import QuerySet, Sum, Value
 from django.forms import ModelForm
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -95,8 +95,10 @@ DATASET_ACTIONS = (
         title="Flag for a second look",
         permission="datasets.moderate_dataset",
         form_class=NoteForm,
-        explain=lambda dataset: f"{dataset.name} of {dataset.user} stays in use and stands in the "
-        "list of flagged datasets until somebody blocks or restores it.",
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} stays in use and stands in the "
+            "list of flagged datasets until somebody blocks or restores it."
+        ),
         act=_flag,
         is_fitting=lambda dataset: not dataset.flagged_at and not dataset.blocked_at,
     ),
@@ -105,8 +107,10 @@ DATASET_ACTIONS = (
         title="Block the dataset",
         permission="datasets.moderate_dataset",
         form_class=OwnerReadsForm,
-        explain=lambda dataset: f"{dataset.name} of {dataset.user} will take no uploads and no "
-        "jobs. Its pending jobs are aborted, its running ones finish.",
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} will take no uploads and no "
+            "jobs. Its pending jobs are aborted, its running ones finish."
+        ),
         act=_block,
         is_fitting=lambda dataset: not dataset.blocked_at,
         is_dangerous=True,
@@ -116,8 +120,10 @@ DATASET_ACTIONS = (
         title="Restore the dataset",
         permission="datasets.moderate_dataset",
         form_class=OwnerReadsForm,
-        explain=lambda dataset: f"{dataset.name} of {dataset.user} is neither blocked nor flagged "
-        "any more, and takes uploads and jobs.",
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} is neither blocked nor flagged "
+            "any more, and takes uploads and jobs."
+        ),
         act=_restore,
         is_fitting=lambda dataset: bool(dataset.flagged_at or dataset.blocked_at),
     ),
@@ -132,7 +138,11 @@ class ModerationFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """The choices."""
-        return [("flagged", "Flagged, to be looked at"), ("blocked", "Blocked"), ("none", "Neither")]
+        return [
+            ("flagged", "Flagged, to be looked at"),
+            ("blocked", "Blocked"),
+            ("none", "Neither"),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """The datasets of the choice."""
@@ -204,8 +214,12 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     inlines = (ModerationInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Dataset]:
-        """Datasets and how much is in each."""
-        return with_sizes(super().get_queryset(request))
+        """Datasets, how much is in each, and the prices of now, in one query for them all."""
+        prices = current_prices()
+        return with_sizes(super().get_queryset(request)).annotate(
+            image_price=Value(inference_price_hundredths(prices, images=1, frames=0)),
+            frame_price=Value(inference_price_hundredths(prices, images=0, frames=1)),
+        )
 
     def get_fieldsets(self, request: HttpRequest, obj: Dataset | None = None) -> Any:
         """Pictures are for those who may see them."""
@@ -242,11 +256,10 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     @admin.display(description="Cost of detection now (tokens)")
     def detection_cost(self, dataset: Dataset) -> str:
         """What detection on everything in it costs at the prices of now."""
-        counts: Any = dataset
-        cost_hundredths = inference_price_hundredths(
-            current_prices(), images=counts.image_count, frames=counts.frame_count
+        row: Any = dataset
+        return readable_tokens(
+            row.image_count * row.image_price + row.frame_count * row.frame_price
         )
-        return readable_tokens(cost_hundredths)
 
     @admin.display(description="Paid for uploads (tokens)")
     def upload_cost(self, dataset: Dataset) -> str:
@@ -326,11 +339,10 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
         if not self.has_view_permission(request):
             raise PermissionDenied
         media_file = get_object_or_404(MediaFile, pk=media_file_id)
-        if not media_file.thumbnail or not default_storage.exists(media_file.thumbnail.name):
+        stored_name = str(media_file.thumbnail.name or "")
+        if not stored_name or not default_storage.exists(stored_name):
             raise Http404("This file has no thumbnail.")
-        response = FileResponse(
-            default_storage.open(media_file.thumbnail.name), content_type="image/jpeg"
-        )
+        response = FileResponse(default_storage.open(stored_name), content_type="image/jpeg")
         response["Content-Security-Policy"] = "sandbox; default-src 'none'"
         response["X-Content-Type-Options"] = "nosniff"
         response["Cache-Control"] = "private, max-age=3600"
@@ -361,9 +373,7 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
 
 
 def _abort(actor: User, job: Job, answers: dict[str, Any]) -> str:
-    services.abort_job(
-        job_id=job.pk, reason=f"Aborted by an administrator: {answers['reason']}"
-    )
+    services.abort_job(job_id=job.pk, reason=f"Aborted by an administrator: {answers['reason']}")
     return f"Job {job.pk} was aborted: {answers['reason']}"
 
 
@@ -398,8 +408,10 @@ JOB_ACTIONS = (
         title="Abort the job",
         permission="inference.abort_job",
         form_class=AbortForm,
-        explain=lambda job: f"Job {job.pk} of {job.user} ends now. What it has finished is charged "
-        "and stays readable, the rest of what is held goes back.",
+        explain=lambda job: (
+            f"Job {job.pk} of {job.user} ends now. What it has finished is charged "
+            "and stays readable, the rest of what is held goes back."
+        ),
         act=_abort,
         is_fitting=lambda job: job.state in Job.UNFINISHED,
         is_dangerous=True,
@@ -409,8 +421,10 @@ JOB_ACTIONS = (
         title="Run the job again",
         permission="inference.rerun_job",
         form_class=RunAgainForm,
-        explain=lambda job: f"A new job on the files of job {job.pk}, with the same model version, "
-        f"at the prices of now. {job.user} pays for it; job {job.pk} stays as it is.",
+        explain=lambda job: (
+            f"A new job on the files of job {job.pk}, with the same model version, "
+            f"at the prices of now. {job.user} pays for it; job {job.pk} stays as it is."
+        ),
         act=_run_again,
         is_fitting=lambda job: job.state not in Job.UNFINISHED,
     ),

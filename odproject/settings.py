@@ -118,6 +118,33 @@ STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
 WHITENOISE_USE_FINDERS = True  # no collectstatic step and no proxy: the files are few and small
 WHITENOISE_AUTOREFRESH = False
 
+UNFOLD = {
+    "SITE_TITLE": "odproject administration",
+    "SITE_HEADER": "odproject",
+    "SITE_SUBHEADER": "Administration",
+    "SITE_SYMBOL": "center_focus_strong",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": f"/{STATIC_URL}favicon.svg"}
+    ],
+    "SIDEBAR": {"navigation": "odproject.admin_menu.navigation"},
+    # The hues of the page for people.
+    "COLORS": {
+        "primary": {
+            "50": "#f0f8f9",
+            "100": "#d9edf0",
+            "200": "#b6dce2",
+            "300": "#93d8e1",
+            "400": "#6cc5d1",
+            "500": "#2f98a6",
+            "600": "#0f6f7d",
+            "700": "#0f5f6b",
+            "800": "#0a4650",
+            "900": "#0a3a42",
+            "950": "#06282d",
+        }
+    },
+}
+
 # -- engines -------------------------------------------------------------------------------------
 DATABASE_URL = env("DATABASE_URL")
 REDIS_URL = env("REDIS_URL", "redis://localhost:6379/0")

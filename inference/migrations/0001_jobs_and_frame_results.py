@@ -133,7 +133,10 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "permissions": [("abort_job", "Can abort jobs"), ("rerun_job", "Can run jobs again")],
+                "permissions": [
+                    ("abort_job", "Can abort jobs"),
+                    ("rerun_job", "Can run jobs again"),
+                ],
             },
         ),
         migrations.CreateModel(

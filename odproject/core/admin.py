@@ -27,6 +27,9 @@ from odproject.core.errors import DomainError
 HAS_UNFOLD = apps.is_installed("unfold")
 if TYPE_CHECKING or not HAS_UNFOLD:
     from django.contrib.admin import ModelAdmin, TabularInline
+
+    INPUT_CLASSES: list[str] = []
+    TEXTAREA_CLASSES: list[str] = []
 else:
     from unfold.admin import ModelAdmin, TabularInline
     from unfold.widgets import INPUT_CLASSES, TEXTAREA_CLASSES
@@ -82,7 +85,7 @@ class PortableAdmin(ModelAdmin[ModelType]):
         """The actions that the administrator may take; each on one object of the list."""
         found = super().get_actions(request)
         for action in self._allowed(request):
-            chosen = partial(_go_and_ask, action=action)
+            chosen: Any = partial(_go_and_ask, action=action)
             found[action.name] = (chosen, action.name, f"{action.title}…")
         return found
 
@@ -222,9 +225,7 @@ def _go_and_ask(
 
 def _dressed(form: forms.Form) -> forms.Form:
     """The form with the looks of django-unfold, where it is installed."""
-    if HAS_UNFOLD:
-        for field in form.fields.values():
-            is_long = isinstance(field.widget, forms.Textarea)
-            classes = TEXTAREA_CLASSES if is_long else INPUT_CLASSES
-            field.widget.attrs["class"] = " ".join(classes)
+    for field in form.fields.values():
+        is_long = isinstance(field.widget, forms.Textarea)
+        field.widget.attrs["class"] = " ".join(TEXTAREA_CLASSES if is_long else INPUT_CLASSES)
     return form
