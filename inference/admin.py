@@ -10,7 +10,7 @@ from django.core.exceptions import PermissionDenied
 from django.core.files.storage import default_storage
 from django.db.models import QuerySet, Sum, Value
 from django.forms import ModelForm
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
@@ -74,19 +74,19 @@ class NoteForm(ReasonForm):
 
 def _flag(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
     flag_dataset(dataset=dataset, actor=actor, reason=answers["reason"])
-    return f"{dataset.name} is flagged: {answers['reason']}"
+    return f"The dataset {dataset.name} is flagged: {answers['reason']}"
 
 
 def _block(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
     services.block_dataset_and_abort_pending_jobs(
         dataset=dataset, actor=actor, reason=answers["reason"]
     )
-    return f"{dataset.name} is blocked: {answers['reason']}"
+    return f"The dataset {dataset.name} is blocked: {answers['reason']}"
 
 
 def _restore(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
     restore_dataset(dataset=dataset, actor=actor, reason=answers["reason"])
-    return f"{dataset.name} is restored: {answers['reason']}"
+    return f"The dataset {dataset.name} is restored: {answers['reason']}"
 
 
 DATASET_ACTIONS = (
@@ -329,7 +329,7 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
         """The thumbnails beside the usual pages."""
         address = path(
             "<int:media_file_id>/thumbnail/",
-            self.admin_site.admin_view(self.thumbnail_view),
+            self.admin_site.admin_view(self.thumbnail_view, cacheable=True),
             name="datasets_mediafile_thumbnail",
         )
         return [address, *super().get_urls()]
@@ -342,11 +342,12 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
         stored_name = str(media_file.thumbnail.name or "")
         if not stored_name or not default_storage.exists(stored_name):
             raise Http404("This file has no thumbnail.")
-        response = FileResponse(default_storage.open(stored_name), content_type="image/jpeg")
+        with default_storage.open(stored_name) as content:
+            response = HttpResponse(content.read(), content_type="image/jpeg")
         response["Content-Security-Policy"] = "sandbox; default-src 'none'"
         response["X-Content-Type-Options"] = "nosniff"
         response["Cache-Control"] = "private, max-age=3600"
-        return response  # type: ignore[return-value]
+        return response
 
     @admin.display(description="")
     def picture(self, media_file: MediaFile) -> SafeString:
