@@ -5,6 +5,7 @@ calls up.
 """
 
 import uuid
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
@@ -21,13 +22,14 @@ from accounts.services import Access, change_access
 from billing import ledger, services
 from billing.models import Account, Hold, Price, Transfer
 from billing.prices import PriceList, hundredths, tokens
-from billing.selectors import balance_hundredths
+from billing.selectors import balance_hundredths, current_prices
 from odproject.core.admin import (
     ObjectAction,
     PortableAdmin,
     ReadOnlyAdmin,
     ReasonForm,
     badge,
+    dressed,
 )
 
 KIND_TONES = {
@@ -183,8 +185,8 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
         "kind_of_movement",
         "tokens",
         "movement",
-        "job_id",
-        "actor",
+        "job_number",
+        "administrator",
         "reason",
     )
     list_filter = ("kind",)
@@ -223,6 +225,16 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     def movement(self, transfer: Transfer) -> str:
         """Between which accounts."""
         return f"{transfer.source.purpose} → {transfer.destination.purpose}"
+
+    @admin.display(description="Job", ordering="job_id")
+    def job_number(self, transfer: Transfer) -> str:
+        """The job's number."""
+        return str(transfer.job_id or "-")
+
+    @admin.display(description="By", ordering="actor__email")
+    def administrator(self, transfer: Transfer) -> str:
+        """Who topped up."""
+        return transfer.actor.email if transfer.actor else "-"
 
 
 @admin.register(Hold)
@@ -280,6 +292,10 @@ class PriceForm(forms.ModelForm[Price]):
         model = Price
         fields: tuple[str, ...] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dressed(self)
+
     def price_list(self) -> PriceList:
         """The answers as a value."""
         return PriceList(
@@ -305,6 +321,13 @@ class PriceAdmin(ReadOnlyAdmin[Price]):
     def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         """Four prices to fill in; and, of a list that exists, since when it counts."""
         return self.list_display if obj is not None else tuple(PriceForm.base_fields)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """A new list begins as the one that counts now."""
+        return {
+            name.removesuffix("_hundredths"): f"{tokens(value):.2f}"
+            for name, value in asdict(current_prices()).items()
+        }
 
     def get_readonly_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
         """A list that exists is history."""

@@ -9,6 +9,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from billing.prices import tokens
+
 
 class Account(models.Model):
     """A user's tokens for one purpose, or one of the two system accounts.
@@ -90,7 +92,7 @@ class Transfer(models.Model):
 
     class Meta:
         verbose_name = "ledger entry"
-        verbose_name_plural = "ledger"
+        verbose_name_plural = "ledger entries"
         constraints = [
             models.CheckConstraint(
                 condition=Q(amount_hundredths__gt=0), name="transfer_amount_is_positive"
@@ -105,7 +107,7 @@ class Transfer(models.Model):
         indexes = [models.Index(fields=["job_id"], name="transfer_by_job")]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.amount_hundredths} ({self.idempotency_key})"
+        return f"{self.get_kind_display()} of {tokens(self.amount_hundredths):,.2f} tokens"
 
 
 class Hold(models.Model):
@@ -142,7 +144,7 @@ class Hold(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"hold {self.pk} of {self.amount_hundredths} ({self.state})"
+        return f"hold of {tokens(self.amount_hundredths):,.2f} tokens ({self.state})"
 
 
 class Price(models.Model):

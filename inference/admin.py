@@ -12,6 +12,7 @@ from django.db.models import QuerySet, Sum, Value
 from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
+from django.template.defaultfilters import pluralize
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
@@ -246,7 +247,8 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     def content(self, dataset: Dataset) -> str:
         """How many images, and how many frames of videos."""
         counts: Any = dataset
-        return f"{counts.image_count:,} images, {counts.frame_count:,} video frames"
+        images = f"{counts.image_count:,} image{pluralize(counts.image_count)}"
+        return f"{images}, {counts.frame_count:,} video frame{pluralize(counts.frame_count)}"
 
     @admin.display(ordering="stored_bytes")
     def size(self, dataset: Dataset) -> str:
@@ -509,7 +511,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
 
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
-        what = ("owner", "dataset_name", "model_version", "rerun_of", "weights_sha256")
+        what = ("owner", "dataset_name", "model_version", "again", "weights")
         times = ("created_at", "started_at", "finished_at")
         ways = ["files"]
         if request.user.has_perm("billing.view_transfer"):
@@ -563,6 +565,19 @@ class JobAdmin(ReadOnlyAdmin[Job]):
         if len(job.error) <= ERROR_LETTERS_SHOWN:
             return job.error or "-"
         return f"{job.error[: ERROR_LETTERS_SHOWN - 1]}…"
+
+    @admin.display(description="Runs again")
+    def again(self, job: Job) -> SafeString | str:
+        """The job whose files this one looks at again."""
+        if job.rerun_of_id is None:
+            return "-"
+        url = reverse("admin:inference_job_change", args=[job.rerun_of_id])
+        return format_html('<a class="text-link" href="{}">job {}</a>', url, job.rerun_of_id)
+
+    @admin.display(description="Weights (SHA-256)")
+    def weights(self, job: Job) -> str:
+        """Which weights it ran on."""
+        return job.weights_sha256 or "-"
 
     @admin.display
     def files(self, job: Job) -> SafeString:

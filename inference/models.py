@@ -16,7 +16,7 @@ class ModelVersion(models.Model):
 
     model_id = models.CharField(max_length=40)
     version = models.CharField(max_length=40)
-    is_active = models.BooleanField(default=True)
+    is_active = models.BooleanField("offered", default=True, help_text="Users may choose it.")
     notes = models.TextField(blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 

@@ -213,6 +213,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "interval_start": 0,
 }
 
+LOGIN_REDIRECT_URL = "/admin/"  # the only page with a log-in of Django's own
+
 # -- users and tokens of authentication ----------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"
 # The e-mail address is unique whatever its case, by a constraint that this check does not see.

@@ -427,7 +427,7 @@ def test_dataset_shows_tags_size_and_cost(admin, owner, dataset, media_file):
     for page in ("/admin/datasets/dataset/", f"/admin/datasets/dataset/{dataset.pk}/change/"):
         shown = browser_of(admin).get(page).content.decode()
         assert "bridge, dawn" in shown
-        assert "1 images, 30 video frames" in shown
+        assert "1 image, 30 video frames" in shown
         assert "2.0 kB" in shown
         assert "31.50" in shown
 

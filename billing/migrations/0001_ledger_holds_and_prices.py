@@ -156,7 +156,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "ledger entry",
-                "verbose_name_plural": "ledger",
+                "verbose_name_plural": "ledger entries",
             },
         ),
         migrations.AddConstraint(

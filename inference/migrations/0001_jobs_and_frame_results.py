@@ -45,7 +45,12 @@ class Migration(migrations.Migration):
                 ),
                 ("model_id", models.CharField(max_length=40)),
                 ("version", models.CharField(max_length=40)),
-                ("is_active", models.BooleanField(default=True)),
+                (
+                    "is_active",
+                    models.BooleanField(
+                        default=True, help_text="Users may choose it.", verbose_name="offered"
+                    ),
+                ),
                 ("notes", models.TextField(blank=True)),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],

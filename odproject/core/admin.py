@@ -30,10 +30,13 @@ if TYPE_CHECKING or not HAS_UNFOLD:
 
     INPUT_CLASSES: list[str] = []
     TEXTAREA_CLASSES: list[str] = []
+    ActionVariant: Any = None
 else:
     from unfold.admin import ModelAdmin, TabularInline
+    from unfold.enums import ActionVariant
     from unfold.widgets import INPUT_CLASSES, TEXTAREA_CLASSES
 
+FormType = TypeVar("FormType", bound=forms.BaseForm)
 ModelType = TypeVar("ModelType", bound=models.Model)
 ParentType = TypeVar("ParentType", bound=models.Model)
 BYTES_PER_UNIT = 1000.0
@@ -102,8 +105,15 @@ class PortableAdmin(ModelAdmin[ModelType]):
         for action in self._allowed(request) if shown is not None else ():
             if shown is not None and action.is_fitting(shown):
                 url = self._action_url(action, shown.pk)
-                buttons.append({"title": action.title, "url": url, "danger": action.is_dangerous})
-        context = {"object_actions": buttons, "has_unfold": HAS_UNFOLD, **(extra_context or {})}
+                buttons.append({"title": action.title, "url": url, "variant": _variant(action)})
+        context = {
+            "object_actions": buttons,
+            "has_unfold": HAS_UNFOLD,
+            # One way to save is enough for the few things that are saved here.
+            "show_save_and_add_another": False,
+            "show_save_and_continue": False,
+            **(extra_context or {}),
+        }
         return super().changeform_view(request, object_id, form_url, context)
 
     def _allowed(self, request: HttpRequest) -> list[ObjectAction[Any]]:
@@ -142,7 +152,7 @@ class PortableAdmin(ModelAdmin[ModelType]):
             "title": action.title,
             "subtitle": str(one),
             "explanation": action.explain(one),
-            "form": _dressed(form),
+            "form": dressed(form),
             "back_url": back_url,
             "opts": options,
             "original": one,
@@ -223,7 +233,14 @@ def _go_and_ask(
     return HttpResponseRedirect(model_admin._action_url(action, object_ids[0]))
 
 
-def _dressed(form: forms.Form) -> forms.Form:
+def _variant(action: ObjectAction[Any]) -> Any:
+    """The colour of a button, as django-unfold names it."""
+    if not HAS_UNFOLD:
+        return None
+    return ActionVariant.DANGER if action.is_dangerous else ActionVariant.DEFAULT
+
+
+def dressed(form: FormType) -> FormType:
     """The form with the looks of django-unfold, where it is installed."""
     for field in form.fields.values():
         is_long = isinstance(field.widget, forms.Textarea)
