@@ -5,3 +5,4 @@ class AccountsConfig(AppConfig):
     """Users, their authentication and their event streams."""
 
     name = "accounts"
+    verbose_name = "Users"

@@ -28,8 +28,10 @@ class User(AbstractBaseUser, PermissionsMixin):
     """A person or program that owns datasets, jobs and tokens; known by an e-mail address."""
 
     email = models.EmailField(max_length=254)
-    is_staff = models.BooleanField(default=False, help_text="Administrator: may top up tokens.")
-    is_active = models.BooleanField(default=True)
+    is_staff = models.BooleanField(
+        "administrator", default=False, help_text="May enter the admin; groups say what for."
+    )
+    is_active = models.BooleanField("active", default=True, help_text="May log in.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     USERNAME_FIELD = "email"

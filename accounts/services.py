@@ -180,6 +180,41 @@ def ensure_administrator(*, email: str, password: str) -> bool:
     return True
 
 
+class OwnAccessError(ConflictError):
+    """Nobody changes what they themselves may do."""
+
+    code = "own_access"
+    title = "Your own access"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a user may do: log in, enter the admin, everything, and what their groups may."""
+
+    is_active: bool
+    is_staff: bool
+    is_superuser: bool
+    group_ids: frozenset[int]
+
+
+@transaction.atomic
+def change_access(*, actor: User, user: User, access: Access) -> None:
+    """Let a user do more or less; one who is made inactive is logged out everywhere.
+
+    Raises OwnAccessError (409): an administrator who locks himself out has to ask somebody else.
+    """
+    if actor.pk == user.pk:
+        raise OwnAccessError("Nobody changes their own access; ask another superuser.")
+    User.objects.filter(pk=user.pk).update(
+        is_active=access.is_active, is_staff=access.is_staff, is_superuser=access.is_superuser
+    )
+    user.groups.set(access.group_ids)
+    if not access.is_active:
+        living = Session.objects.filter(user=user, revoked_at__isnull=True)
+        for session_id in living.order_by("pk").values_list("pk", flat=True):
+            revoke_session(session_id=session_id)
+
+
 def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Event:
     """Append an event to the user's stream, in the caller's transaction, and hint on commit.
 

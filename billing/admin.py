@@ -1,56 +1,116 @@
-"""Users with their balance and top-up, the ledger, and the price list.
+"""Users with their balance and top-up, the ledger, and the price lists.
 
 The page of users stands here rather than in accounts, because it shows tokens and accounts never
 calls up.
 """
 
 import uuid
+from dataclasses import asdict
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
-from django.db.models import OuterRef, QuerySet, Subquery
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404
-from django.urls import URLPattern, path, reverse
+from django.contrib.auth.models import Group
+from django.db.models import Case, CharField, F, OuterRef, QuerySet, Subquery, When
+from django.forms import ModelForm
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
 
 from accounts.models import User
+from accounts.services import Access, change_access
 from billing import ledger, services
 from billing.models import Account, Hold, Price, Transfer
-from billing.prices import tokens
-from billing.selectors import balance_hundredths
-from odproject.core.admin import ReadOnlyAdmin, ask_and_act
+from billing.prices import PriceList, hundredths, tokens
+from billing.selectors import balance_hundredths, current_prices
+from odproject.core.admin import (
+    ObjectAction,
+    PortableAdmin,
+    ReadOnlyAdmin,
+    ReasonForm,
+    badge,
+    dressed,
+)
+
+KIND_TONES = {
+    Transfer.Kind.WELCOME: "good",
+    Transfer.Kind.TOP_UP: "good",
+    Transfer.Kind.HOLD: "odd",
+    Transfer.Kind.CAPTURE: "bad",
+    Transfer.Kind.UPLOAD: "bad",
+    Transfer.Kind.RELEASE: "busy",
+}
+ACCESS_FIELDS = ("is_active", "is_staff", "is_superuser", "groups")
 
 
-class TopUpForm(forms.Form):
+def readable_tokens(amount_hundredths: int) -> str:
+    """An amount as people read it: 1,234.50."""
+    return f"{tokens(amount_hundredths):,.2f}"
+
+
+class TopUpForm(ReasonForm):
     """How much, and why; the hidden key makes a form sent twice count once."""
 
+    field_order = ("amount", "reason", "key")
     amount = forms.DecimalField(
         min_value=Decimal("0.01"),
         max_value=Decimal(20_000),
         decimal_places=2,
-        help_text="Tokens to add, up to 20000.",
+        label="Tokens to add",
+        help_text="More than 0, at most 20000.",
     )
-    reason = forms.CharField(max_length=200, help_text="Kept in the ledger with your name.")
-    key = forms.CharField(widget=forms.HiddenInput, max_length=64)
+    key = forms.CharField(widget=forms.HiddenInput, max_length=64, initial=lambda: uuid.uuid4().hex)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "The user reads it, and the ledger keeps it for ever."
+
+
+def _explain_top_up(user: User) -> str:
+    balance = readable_tokens(balance_hundredths(user=user))
+    return f"{user.email} can spend {balance} tokens now. A top-up cannot be taken back."
+
+
+def _top_up(actor: User, user: User, answers: dict[str, Any]) -> str:
+    services.top_up_tokens(
+        actor=actor,
+        user=user,
+        amount_tokens=answers["amount"],
+        reason=answers["reason"],
+        key=answers["key"],
+    )
+    return f"{answers['amount']:,.2f} tokens were added to the balance of {user.email}."
 
 
 @admin.register(User)
-class UserAdmin(admin.ModelAdmin[User]):
+class UserAdmin(PortableAdmin[User]):
     """Users with balance and top-up."""
 
-    list_display = ("email", "balance", "is_staff", "is_active", "created_at")
-    list_filter = ("is_staff", "is_active")
+    object_actions = (
+        ObjectAction(
+            name="top-up",
+            title="Top up tokens",
+            permission="billing.top_up",
+            form_class=TopUpForm,
+            explain=_explain_top_up,
+            act=_top_up,
+        ),
+    )
+    list_display = ("email", "balance", "held", "role", "is_active", "created_at")
+    list_filter = ("is_staff", "is_active", "groups")
     search_fields = ("email",)
+    search_help_text = "Search by e-mail address"
     date_hierarchy = "created_at"
     ordering = ("-pk",)
-    fields = ("email", "balance", "held", "is_active", "is_staff", "created_at", "last_login")
+    filter_horizontal = ("groups",)
+    fieldsets = (
+        (None, {"fields": ("email", "balance", "held", "created_at", "last_login")}),
+        ("Access", {"fields": ACCESS_FIELDS}),
+    )
     readonly_fields = ("email", "balance", "held", "created_at", "last_login")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
-        """Users with both balances, in one query."""
+        """Users with both balances, in one query, and their groups in another."""
         accounts = Account.objects.filter(user=OuterRef("pk")).values("balance_hundredths")
         return (
             super()
@@ -59,18 +119,28 @@ class UserAdmin(admin.ModelAdmin[User]):
                 available=Subquery(accounts.filter(purpose=Account.Purpose.AVAILABLE)),
                 on_hold=Subquery(accounts.filter(purpose=Account.Purpose.HELD)),
             )
+            .prefetch_related("groups")
         )
 
     @admin.display(description="Balance (tokens)", ordering="available")
     def balance(self, user: User) -> str:
         """What the user can spend; the welcome grant comes with the first use."""
         available = user.available  # type: ignore[attr-defined]
-        return f"{tokens(ledger.WELCOME_HUNDREDTHS if available is None else available):,.2f}"
+        return readable_tokens(ledger.WELCOME_HUNDREDTHS if available is None else available)
 
     @admin.display(description="Held for jobs (tokens)", ordering="on_hold")
     def held(self, user: User) -> str:
         """What is set aside for unfinished jobs."""
-        return f"{tokens(user.on_hold or 0):,.2f}"  # type: ignore[attr-defined]
+        return readable_tokens(user.on_hold or 0)  # type: ignore[attr-defined]
+
+    @admin.display(description="Role")
+    def role(self, user: User) -> str:
+        """What an administrator is for."""
+        if not user.is_staff:
+            return "user"
+        if user.is_superuser:
+            return "superuser"
+        return ", ".join(group.name for group in user.groups.all()) or "administrator, no role"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Users register themselves."""
@@ -80,97 +150,218 @@ class UserAdmin(admin.ModelAdmin[User]):
         """The ledger refers to users for ever; an account can be made inactive instead."""
         return False
 
-    def get_urls(self) -> list[URLPattern]:
-        """The top-up page beside the usual ones."""
-        top_up = path(
-            "<int:user_id>/top-up/",
-            self.admin_site.admin_view(self.top_up_view),
-            name="accounts_user_top_up",
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Only superusers decide who may do what, and nobody decides it for themselves."""
+        return bool(request.user.is_superuser) and (obj is None or obj.pk != request.user.pk)
+
+    def save_model(
+        self, request: HttpRequest, obj: User, form: ModelForm[User], change: bool
+    ) -> None:
+        """What the form changes is access, by the service that also logs people out."""
+        answers = form.cleaned_data
+        groups: QuerySet[Group] = answers["groups"]
+        change_access(
+            actor=request.user,  # type: ignore[arg-type]
+            user=obj,
+            access=Access(
+                is_active=answers["is_active"],
+                is_staff=answers["is_staff"],
+                is_superuser=answers["is_superuser"],
+                group_ids=frozenset(group.pk for group in groups),
+            ),
         )
-        return [top_up, *super().get_urls()]
 
-    def top_up_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
-        """Ask for amount and reason, then top up."""
-        if not self.has_change_permission(request):
-            raise PermissionDenied
-        user = get_object_or_404(User, pk=user_id)
-        balance = tokens(balance_hundredths(user=user))
-
-        def act(answers: dict[str, Any]) -> str:
-            services.top_up_tokens(
-                actor=cast(User, request.user),
-                user=user,
-                amount_tokens=answers["amount"],
-                reason=answers["reason"],
-                key=answers["key"],
-            )
-            return f"{answers['amount']} tokens were added to the balance of {user.email}."
-
-        return ask_and_act(
-            site=self.admin_site,
-            request=request,
-            form_class=TopUpForm,
-            title="Top up tokens",
-            explanation=f"{user.email} has {balance:,.2f} tokens.",
-            act=act,
-            back_url=reverse("admin:accounts_user_change", args=[user_id]),
-            initial={"key": uuid.uuid4().hex},
-        )
+    def save_related(self, *args: Any, **kwargs: Any) -> None:
+        """Groups are part of the access that was saved."""
 
 
 @admin.register(Transfer)
 class TransferAdmin(ReadOnlyAdmin[Transfer]):
     """The ledger, to read."""
 
-    list_display = ("created_at", "kind", "tokens", "source", "destination", "job_id", "actor")
+    list_display = (
+        "created_at",
+        "user",
+        "kind_of_movement",
+        "tokens",
+        "movement",
+        "job_number",
+        "administrator",
+        "reason",
+    )
     list_filter = ("kind",)
-    search_fields = ("source__user__email", "destination__user__email", "=job_id", "reason")
+    search_fields = ("source__user__email", "destination__user__email", "=job_id")
+    search_help_text = "Search by the user's e-mail address or a job's number"
     date_hierarchy = "created_at"
     ordering = ("-pk",)
     list_select_related = ("source__user", "destination__user", "actor")
-    list_per_page = 50
+    fields = (*list_display, "upload_id", "idempotency_key")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Transfer]:
+        """Transfers with the address of the user whose tokens moved."""
+        whose = Case(
+            When(source__user__isnull=False, then=F("source__user__email")),
+            default=F("destination__user__email"),
+            output_field=CharField(),
+        )
+        return super().get_queryset(request).annotate(user_email=whose)
+
+    @admin.display(ordering="user_email")
+    def user(self, transfer: Transfer) -> str:
+        """Whose tokens moved."""
+        return str(transfer.user_email)  # type: ignore[attr-defined]
+
+    @admin.display(description="Kind", ordering="kind")
+    def kind_of_movement(self, transfer: Transfer) -> SafeString:
+        """What the transfer was for."""
+        return badge(transfer.get_kind_display(), KIND_TONES[Transfer.Kind(transfer.kind)])
 
     @admin.display(ordering="amount_hundredths")
     def tokens(self, transfer: Transfer) -> str:
         """The amount."""
-        return f"{tokens(transfer.amount_hundredths):,.2f}"
+        return readable_tokens(transfer.amount_hundredths)
+
+    @admin.display(description="From and to")
+    def movement(self, transfer: Transfer) -> str:
+        """Between which accounts."""
+        return f"{transfer.source.purpose} → {transfer.destination.purpose}"
+
+    @admin.display(description="Job", ordering="job_id")
+    def job_number(self, transfer: Transfer) -> str:
+        """The job's number."""
+        return str(transfer.job_id or "-")
+
+    @admin.display(description="By", ordering="actor__email")
+    def administrator(self, transfer: Transfer) -> str:
+        """Who topped up."""
+        return transfer.actor.email if transfer.actor else "-"
 
 
 @admin.register(Hold)
 class HoldAdmin(ReadOnlyAdmin[Hold]):
     """Holds, to read."""
 
-    list_display = ("created_at", "user", "idempotency_key", "state", "amount", "captured")
+    list_display = ("created_at", "user", "about", "coloured_state", "amount", "captured")
     list_filter = ("state",)
     search_fields = ("user__email", "idempotency_key")
+    search_help_text = "Search by the user's e-mail address, or as job:12"
     ordering = ("-pk",)
     list_select_related = ("user",)
+    fields = (*list_display, "settled_at")
 
-    @admin.display(ordering="amount_hundredths")
+    @admin.display(description="For", ordering="idempotency_key")
+    def about(self, hold: Hold) -> str:
+        """The job."""
+        return hold.idempotency_key.replace(":", " ")
+
+    @admin.display(description="State", ordering="state")
+    def coloured_state(self, hold: Hold) -> SafeString:
+        """Open or settled."""
+        return badge(hold.state, "busy" if hold.state == Hold.State.OPEN else "")
+
+    @admin.display(description="Held (tokens)", ordering="amount_hundredths")
     def amount(self, hold: Hold) -> str:
         """Tokens held."""
-        return f"{tokens(hold.amount_hundredths):,.2f}"
+        return readable_tokens(hold.amount_hundredths)
 
-    @admin.display(ordering="captured_hundredths")
+    @admin.display(description="Captured (tokens)", ordering="captured_hundredths")
     def captured(self, hold: Hold) -> str:
         """Tokens captured at settlement."""
-        return f"{tokens(hold.captured_hundredths):,.2f}"
+        return readable_tokens(hold.captured_hundredths)
+
+
+def _price_field(label: str) -> forms.DecimalField:
+    return forms.DecimalField(
+        label=label,
+        min_value=Decimal(0),
+        max_value=Decimal(10_000),
+        decimal_places=2,
+        help_text="Tokens, to the hundredth.",
+    )
+
+
+class PriceForm(forms.ModelForm[Price]):
+    """A price list in tokens, which is how people think of prices."""
+
+    upload_image = _price_field("Uploading an image")
+    upload_frame = _price_field("Uploading a video frame")
+    inference_image = _price_field("Detection in an image")
+    inference_frame = _price_field("Detection in a video frame")
+
+    class Meta:
+        model = Price
+        fields: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dressed(self)
+
+    def price_list(self) -> PriceList:
+        """The answers as a value."""
+        return PriceList(
+            **{f"{name}_hundredths": hundredths(self.cleaned_data[name]) for name in self.fields}
+        )
 
 
 @admin.register(Price)
 class PriceAdmin(ReadOnlyAdmin[Price]):
     """Price lists; a new one replaces the old one for what is quoted from then on."""
 
+    form = PriceForm
     list_display = (
         "created_at",
-        "upload_image_hundredths",
-        "upload_frame_hundredths",
-        "inference_image_hundredths",
-        "inference_frame_hundredths",
+        "upload_image",
+        "upload_frame",
+        "inference_image",
+        "inference_frame",
+        "counts_now",
     )
-    exclude = ("created_at",)
     ordering = ("-pk",)
+
+    def get_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
+        """Four prices to fill in; and, of a list that exists, since when it counts."""
+        return self.list_display if obj is not None else tuple(PriceForm.base_fields)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """A new list begins as the one that counts now."""
+        return {
+            name.removesuffix("_hundredths"): f"{tokens(value):.2f}"
+            for name, value in asdict(current_prices()).items()
+        }
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Price | None = None) -> Any:
+        """A list that exists is history."""
+        return self.list_display if obj is not None else ()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Prices change by adding a list, if the administrator's role allows it."""
-        return admin.ModelAdmin.has_add_permission(self, request)
+        return request.user.has_perm("billing.add_price")
+
+    def save_model(self, request: HttpRequest, obj: Price, form: PriceForm, change: bool) -> None:
+        """Publish the list."""
+        obj.pk = services.publish_prices(prices=form.price_list()).pk
+
+    @admin.display(description="Upload: image")
+    def upload_image(self, price: Price) -> str:
+        """Tokens."""
+        return readable_tokens(price.upload_image_hundredths)
+
+    @admin.display(description="Upload: video frame")
+    def upload_frame(self, price: Price) -> str:
+        """Tokens."""
+        return readable_tokens(price.upload_frame_hundredths)
+
+    @admin.display(description="Detection: image")
+    def inference_image(self, price: Price) -> str:
+        """Tokens."""
+        return readable_tokens(price.inference_image_hundredths)
+
+    @admin.display(description="Detection: video frame")
+    def inference_frame(self, price: Price) -> str:
+        """Tokens."""
+        return readable_tokens(price.inference_frame_hundredths)
+
+    @admin.display(description="Counts now", boolean=True)
+    def counts_now(self, price: Price) -> bool:
+        """The newest list counts."""
+        return not Price.objects.filter(pk__gt=price.pk).exists()

@@ -5,3 +5,4 @@ class BillingConfig(AppConfig):
     """Token ledger and prices."""
 
     name = "billing"
+    verbose_name = "Money"

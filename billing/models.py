@@ -9,6 +9,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
+from billing.prices import tokens
+
 
 class Account(models.Model):
     """A user's tokens for one purpose, or one of the two system accounts.
@@ -30,6 +32,7 @@ class Account(models.Model):
     balance_hundredths = models.BigIntegerField(null=True)
 
     class Meta:
+        permissions = [("top_up", "Can top up the tokens of users")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(balance_hundredths__isnull=True) | Q(balance_hundredths__gte=0),
@@ -67,7 +70,7 @@ class Transfer(models.Model):
 
     class Kind(models.TextChoices):
         WELCOME = "welcome"
-        TOP_UP = "top_up"
+        TOP_UP = "top_up", "Top-up"
         UPLOAD = "upload"
         HOLD = "hold"
         CAPTURE = "capture"
@@ -88,6 +91,8 @@ class Transfer(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
+        verbose_name = "ledger entry"
+        verbose_name_plural = "ledger entries"
         constraints = [
             models.CheckConstraint(
                 condition=Q(amount_hundredths__gt=0), name="transfer_amount_is_positive"
@@ -102,7 +107,7 @@ class Transfer(models.Model):
         indexes = [models.Index(fields=["job_id"], name="transfer_by_job")]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.amount_hundredths} ({self.idempotency_key})"
+        return f"{self.get_kind_display()} of {tokens(self.amount_hundredths):,.2f} tokens"
 
 
 class Hold(models.Model):
@@ -139,7 +144,7 @@ class Hold(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"hold {self.pk} of {self.amount_hundredths} ({self.state})"
+        return f"hold of {tokens(self.amount_hundredths):,.2f} tokens ({self.state})"
 
 
 class Price(models.Model):

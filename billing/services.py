@@ -1,5 +1,6 @@
 """What people do with tokens, on top of the ledger."""
 
+from dataclasses import asdict
 from decimal import Decimal
 
 from django.db import transaction
@@ -7,8 +8,8 @@ from django.db import transaction
 from accounts.models import User
 from accounts.services import append_event
 from billing import ledger
-from billing.models import Transfer
-from billing.prices import hundredths, tokens
+from billing.models import Price, Transfer
+from billing.prices import PriceList, hundredths, tokens
 from odproject.core.errors import DomainError
 
 
@@ -21,8 +22,12 @@ class AdministratorsOnlyError(DomainError):
 
 
 def require_administrator(*, actor: User) -> None:
-    """Raise AdministratorsOnlyError (403) unless the actor is an administrator."""
-    if not actor.is_staff:
+    """Raise AdministratorsOnlyError (403) unless the actor may top up tokens.
+
+    That takes an administrator with the permission: the first administrator has every one, the
+    group Support has this one, moderators do not have it.
+    """
+    if not actor.is_staff or not actor.has_perm("billing.top_up"):
         raise AdministratorsOnlyError("Only administrators may top up tokens.")
 
 
@@ -49,3 +54,11 @@ def top_up_tokens(
                 payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
             )
     return transfer
+
+
+def publish_prices(*, prices: PriceList) -> Price:
+    """Have a new price list count for everything that is quoted from now on.
+
+    What was quoted before keeps its price.
+    """
+    return Price.objects.create(**asdict(prices))

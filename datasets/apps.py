@@ -5,3 +5,4 @@ class DatasetsConfig(AppConfig):
     """Datasets and their media files."""
 
     name = "datasets"
+    verbose_name = "Datasets"

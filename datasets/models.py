@@ -18,8 +18,10 @@ class Dataset(models.Model):
     deleted_at = models.DateTimeField(null=True, blank=True)
     blocked_at = models.DateTimeField(null=True, blank=True)
     block_reason = models.CharField(max_length=300, blank=True)
+    flagged_at = models.DateTimeField(null=True, blank=True, help_text="Wants a second look.")
 
     class Meta:
+        permissions = [("moderate_dataset", "Can flag, block and restore datasets")]
         constraints = [
             models.UniqueConstraint(
                 fields=["user", "name"],
@@ -33,9 +35,10 @@ class Dataset(models.Model):
 
 
 class ModerationAction(models.Model):
-    """Who blocked or restored a dataset, when and why."""
+    """Who flagged, blocked or restored a dataset, when and why."""
 
     class Kind(models.TextChoices):
+        FLAG = "flag"
         BLOCK = "block"
         RESTORE = "restore"
 

@@ -63,9 +63,26 @@ def open_dataset(*, user: User, name: str, locked: bool = False) -> Dataset:
         dataset = rows.filter(pk=dataset.pk, deleted_at__isnull=True).first()  # type: ignore[assignment]
         if dataset is None:
             raise DatasetNotFoundError(f"You have no dataset named {name}.")
-    if dataset.blocked_at is not None:
-        raise DatasetBlockedError(f"The dataset {name} is blocked: {dataset.block_reason}")
+    _refuse_blocked(dataset)
     return dataset
+
+
+def reopened_dataset(*, dataset_id: int) -> Dataset:
+    """A live dataset by its number, locked until the transaction ends.
+
+    Raises DatasetNotFoundError (404) when it was deleted, and DatasetBlockedError (403).
+    """
+    rows = Dataset.objects.select_for_update(no_key=True)
+    dataset = rows.filter(pk=dataset_id, deleted_at__isnull=True).first()
+    if dataset is None:
+        raise DatasetNotFoundError("The dataset was deleted by its owner.")
+    _refuse_blocked(dataset)
+    return dataset
+
+
+def _refuse_blocked(dataset: Dataset) -> None:
+    if dataset.blocked_at is not None:
+        raise DatasetBlockedError(f"The dataset {dataset.name} is blocked: {dataset.block_reason}")
 
 
 def with_counts(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
@@ -73,6 +90,15 @@ def with_counts(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
     return datasets.annotate(
         image_count=Count("media_files", filter=IS_IMAGE),
         frame_count=Coalesce(Sum("media_files__frame_count", filter=IS_VIDEO), 0),
+    )
+
+
+def with_sizes(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
+    """`with_counts` and `file_count`, `stored_bytes`, `upload_hundredths` (paid for uploads)."""
+    return with_counts(datasets).annotate(
+        file_count=Count("media_files"),
+        stored_bytes=Coalesce(Sum("media_files__size_bytes"), 0),
+        upload_hundredths=Coalesce(Sum("media_files__cost_hundredths"), 0),
     )
 
 
@@ -105,3 +131,8 @@ def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
     if media_file is None:
         raise MediaFileNotFoundError(f"You have no media file {media_file_id}.")
     return media_file
+
+
+def flagged_dataset_count() -> int:
+    """How many datasets wait for a moderator's second look."""
+    return Dataset.objects.filter(flagged_at__isnull=False).count()

@@ -64,40 +64,74 @@ def delete_dataset(*, user: User, name: str) -> None:
         raise selectors.DatasetNotFoundError(f"You have no dataset named {name}.")
 
 
+class AlreadyModeratedError(ConflictError):
+    """The dataset is already what the action would make it."""
+
+    code = "already_moderated"
+    title = "Nothing to change"
+
+
+@transaction.atomic
+def flag_dataset(*, dataset: Dataset, actor: User, reason: str) -> None:
+    """Mark a dataset for a second look. It stays in use, and its owner is not told.
+
+    Raises AlreadyModeratedError (409) when it is flagged or blocked already.
+    """
+    untouched = Dataset.objects.filter(
+        pk=dataset.pk, flagged_at__isnull=True, blocked_at__isnull=True
+    )
+    if not untouched.update(flagged_at=timezone.now()):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is flagged or blocked already.")
+    _record_moderation(dataset, actor, ModerationAction.Kind.FLAG, reason)
+
+
 def lock_dataset(*, dataset_id: int) -> None:
     """Keep uploads and submissions waiting until the caller's transaction ends."""
     Dataset.objects.select_for_update(no_key=True).get(pk=dataset_id)
 
 
-def mark_blocked(*, dataset: Dataset, reason: str) -> bool:
-    """Keep a dataset from uploads and new jobs; returns whether it was not blocked before.
+def mark_blocked(*, dataset: Dataset, reason: str) -> None:
+    """Keep a dataset from uploads and new jobs.
 
-    A part of `inference.services.block_dataset_and_abort_pending_jobs`, which knows jobs.
+    A part of `inference.services.block_dataset_and_abort_pending_jobs`, which knows jobs. Raises
+    AlreadyModeratedError (409) when it is blocked already.
     """
     unblocked = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=True)
-    return bool(unblocked.update(blocked_at=timezone.now(), block_reason=reason))
+    if not unblocked.update(blocked_at=timezone.now(), block_reason=reason, flagged_at=None):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is blocked already.")
+
+
+def record_block(*, dataset: Dataset, actor: User, reason: str) -> None:
+    """Note who blocked a dataset, and tell its owner why; in the caller's transaction."""
+    _record_moderation(dataset, actor, ModerationAction.Kind.BLOCK, reason)
+    _tell_owner(dataset, "dataset.blocked", reason)
 
 
 @transaction.atomic
-def restore_dataset(*, dataset: Dataset, actor: User, reason: str = "") -> bool:
-    """Lift a block; returns whether there was one."""
-    restored = Dataset.objects.filter(pk=dataset.pk, blocked_at__isnull=False).update(
-        blocked_at=None, block_reason=""
-    )
-    if restored:
-        record_moderation(
-            dataset=dataset, actor=actor, kind=ModerationAction.Kind.RESTORE, reason=reason
-        )
-    return bool(restored)
+def restore_dataset(*, dataset: Dataset, actor: User, reason: str = "") -> None:
+    """Lift a block or a flag; the owner hears of a lifted block.
+
+    Raises AlreadyModeratedError (409) when there is neither.
+    """
+    found = Dataset.objects.filter(pk=dataset.pk)
+    if found.filter(blocked_at__isnull=False).update(
+        blocked_at=None, block_reason="", flagged_at=None
+    ):
+        _tell_owner(dataset, "dataset.restored", reason)
+    elif not found.filter(flagged_at__isnull=False).update(flagged_at=None):
+        raise AlreadyModeratedError(f"The dataset {dataset.name} is neither blocked nor flagged.")
+    _record_moderation(dataset, actor, ModerationAction.Kind.RESTORE, reason)
 
 
-def record_moderation(
-    *, dataset: Dataset, actor: User, kind: ModerationAction.Kind, reason: str
+def _record_moderation(
+    dataset: Dataset, actor: User, kind: ModerationAction.Kind, reason: str
 ) -> None:
-    """Note who did what to a dataset and why, and tell its owner; in the caller's transaction."""
     ModerationAction.objects.create(dataset=dataset, actor=actor, kind=kind, reason=reason)
+
+
+def _tell_owner(dataset: Dataset, kind: str, reason: str) -> None:
     append_event(
         user_id=dataset.user_id,
-        kind=f"dataset.{kind.value}ed" if kind == "block" else "dataset.restored",
+        kind=kind,
         payload={"dataset_id": dataset.pk, "dataset_name": dataset.name, "reason": reason},
     )

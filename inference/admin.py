@@ -3,277 +3,606 @@
 The page of datasets stands here rather than in datasets, because blocking one aborts its jobs.
 """
 
-from typing import Any, cast
+from typing import Any
 
-from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet, Sum
-from django.http import HttpRequest, HttpResponse
+from django.core.files.storage import default_storage
+from django.db.models import QuerySet, Sum, Value
+from django.forms import ModelForm
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
+from django.template.defaultfilters import pluralize
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from accounts.models import User
-from billing.prices import tokens
+from billing.prices import inference_price_hundredths, tokens
+from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile, ModerationAction
-from datasets.selectors import with_counts
-from datasets.services import restore_dataset
-from inference import services
+from datasets.selectors import with_sizes
+from datasets.services import flag_dataset, restore_dataset
+from inference import selectors, services
 from inference.models import Job, ModelVersion, WorkerHeartbeat, WorkUnit, progress_percent
-from inference.services import JobFinishedError
-from odproject.core.admin import ReadOnlyAdmin, ask_and_act
+from odproject.core.admin import (
+    ObjectAction,
+    PortableAdmin,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    ReasonForm,
+    badge,
+    readable_bytes,
+)
 
-STATE_COLOURS = {
-    "Pending": "#8a6d00",
-    "Running": "#1d5fbf",
-    "Completed": "#1a7f37",
-    "Failed": "#b42318",
-    "Aborted": "#6b6b6b",
-}
+THUMBNAILS_SHOWN = 24
+ERROR_LETTERS_SHOWN = 60
+JOB_TONES = {"Pending": "odd", "Running": "busy", "Completed": "good", "Failed": "bad"}
+UNIT_TONES = {"pending": "odd", "running": "busy", "completed": "good", "failed": "bad"}
+NO_THUMBNAIL = format_html('<span class="od-thumbnail od-none">{}</span>', "no picture")
 
 
-class BlockForm(forms.Form):
+def readable_tokens(amount_hundredths: int) -> str:
+    """An amount as people read it: 1,234.50."""
+    return f"{tokens(amount_hundredths):,.2f}"
+
+
+def list_link(name: str, text: str, **filters: Any) -> SafeString:
+    """A link to a list of the admin, filtered."""
+    url = f"{reverse(f'admin:{name}_changelist')}?{urlencode(filters)}"
+    return format_html('<a class="text-link" href="{}">{}</a>', url, text)
+
+
+# -- datasets ------------------------------------------------------------------------------------
+
+
+class OwnerReadsForm(ReasonForm):
     """Why; the owner reads it."""
 
-    reason = forms.CharField(max_length=300, help_text="The owner of the dataset reads this.")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "The owner of the dataset reads this."
 
 
-class RestoreForm(forms.Form):
-    """Why, if there is something to say."""
+class NoteForm(ReasonForm):
+    """Why; for the other moderators."""
 
-    reason = forms.CharField(max_length=300, required=False)
-
-
-class MediaFileInline(admin.TabularInline[MediaFile, Dataset]):
-    """The files of a dataset, to read."""
-
-    model = MediaFile
-    fields = readonly_fields = ("name", "media_type", "width", "height", "frame_count")
-    extra = 0
-    can_delete = False
-    max_num = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "For moderators; the owner is not told."
 
 
-class ModerationInline(admin.TabularInline[ModerationAction, Dataset]):
-    """Who blocked and restored a dataset, to read."""
+def _flag(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
+    flag_dataset(dataset=dataset, actor=actor, reason=answers["reason"])
+    return f"The dataset {dataset.name} is flagged: {answers['reason']}"
+
+
+def _block(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
+    services.block_dataset_and_abort_pending_jobs(
+        dataset=dataset, actor=actor, reason=answers["reason"]
+    )
+    return f"The dataset {dataset.name} is blocked: {answers['reason']}"
+
+
+def _restore(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
+    restore_dataset(dataset=dataset, actor=actor, reason=answers["reason"])
+    return f"The dataset {dataset.name} is restored: {answers['reason']}"
+
+
+DATASET_ACTIONS = (
+    ObjectAction[Dataset](
+        name="flag",
+        title="Flag for a second look",
+        permission="datasets.moderate_dataset",
+        form_class=NoteForm,
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} stays in use and stands in the "
+            "list of flagged datasets until somebody blocks or restores it."
+        ),
+        act=_flag,
+        is_fitting=lambda dataset: not dataset.flagged_at and not dataset.blocked_at,
+    ),
+    ObjectAction[Dataset](
+        name="block",
+        title="Block the dataset",
+        permission="datasets.moderate_dataset",
+        form_class=OwnerReadsForm,
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} will take no uploads and no "
+            "jobs. Its pending jobs are aborted, its running ones finish."
+        ),
+        act=_block,
+        is_fitting=lambda dataset: not dataset.blocked_at,
+        is_dangerous=True,
+    ),
+    ObjectAction[Dataset](
+        name="restore",
+        title="Restore the dataset",
+        permission="datasets.moderate_dataset",
+        form_class=OwnerReadsForm,
+        explain=lambda dataset: (
+            f"{dataset.name} of {dataset.user} is neither blocked nor flagged "
+            "any more, and takes uploads and jobs."
+        ),
+        act=_restore,
+        is_fitting=lambda dataset: bool(dataset.flagged_at or dataset.blocked_at),
+    ),
+)
+
+
+class ModerationFilter(admin.SimpleListFilter):
+    """What moderators have said about a dataset."""
+
+    title = "moderation"
+    parameter_name = "moderation"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The choices."""
+        return [
+            ("flagged", "Flagged, to be looked at"),
+            ("blocked", "Blocked"),
+            ("none", "Neither"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The datasets of the choice."""
+        if self.value() == "flagged":
+            return queryset.filter(flagged_at__isnull=False)
+        if self.value() == "blocked":
+            return queryset.filter(blocked_at__isnull=False)
+        if self.value() == "none":
+            return queryset.filter(flagged_at__isnull=True, blocked_at__isnull=True)
+        return queryset
+
+
+class DeletedFilter(admin.SimpleListFilter):
+    """Whether the owner has deleted it."""
+
+    title = "whether it exists"
+    parameter_name = "deleted"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The choices."""
+        return [("no", "Live"), ("yes", "Deleted by its owner")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The datasets of the choice."""
+        if self.value() in ("yes", "no"):
+            return queryset.filter(deleted_at__isnull=self.value() == "no")
+        return queryset
+
+
+class ModerationInline(ReadOnlyInline[ModerationAction, Dataset]):
+    """Who flagged, blocked and restored a dataset, to read."""
 
     model = ModerationAction
-    fields = readonly_fields = ("created_at", "kind", "actor", "reason")
-    extra = 0
-    can_delete = False
-    max_num = 0
+    verbose_name_plural = "history of moderation"
+    fields = readonly_fields = ("created_at", "kind", "actor_email", "reason")
+    ordering = ("-pk",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModerationAction]:
+        """With the moderators, in one query."""
+        return super().get_queryset(request).select_related("actor")
+
+    @admin.display(description="Who")
+    def actor_email(self, action: ModerationAction) -> str:
+        """Who did it."""
+        return action.actor.email
 
 
 @admin.register(Dataset)
 class DatasetAdmin(ReadOnlyAdmin[Dataset]):
-    """Datasets with block and restore."""
+    """Datasets with flag, block and restore."""
 
-    list_display = ("name", "user", "tag_list", "images", "frames", "status", "created_at")
-    search_fields = ("name", "user__email")
-    list_filter = (
-        ("blocked_at", admin.EmptyFieldListFilter),
-        ("deleted_at", admin.EmptyFieldListFilter),
+    object_actions = DATASET_ACTIONS
+    list_display = (
+        "name",
+        "owner",
+        "tag_list",
+        "content",
+        "size",
+        "detection_cost",
+        "status",
+        "created_at",
     )
+    search_fields = ("name", "user__email")
+    search_help_text = "Search by name or by the owner's e-mail address"
+    list_filter = (ModerationFilter, DeletedFilter)
+    date_hierarchy = "created_at"
     ordering = ("-pk",)
     list_select_related = ("user",)
-    inlines = (MediaFileInline, ModerationInline)
-    fields = ("name", "user", "tag_list", "created_at", "deleted_at", "status", "block_reason")
+    inlines = (ModerationInline,)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Dataset]:
-        """Datasets and how much is in each."""
-        return with_counts(super().get_queryset(request))
+        """Datasets, how much is in each, and the prices of now, in one query for them all."""
+        prices = current_prices()
+        return with_sizes(super().get_queryset(request)).annotate(
+            image_price=Value(inference_price_hundredths(prices, images=1, frames=0)),
+            frame_price=Value(inference_price_hundredths(prices, images=0, frames=1)),
+        )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Dataset | None = None) -> Any:
+        """Pictures are for those who may see them."""
+        facts = ("name", "owner", "tag_list", "content", "size", "detection_cost", "upload_cost")
+        sets: list[tuple[str | None, dict[str, Any]]] = [
+            (None, {"fields": (*facts, "created_at")}),
+            ("Moderation", {"fields": ("status", "block_reason", "flagged_at", "deleted_at")}),
+        ]
+        if request.user.has_perm("datasets.view_mediafile"):
+            sets.append(("Files", {"fields": ("files",)}))
+        return sets
+
+    @admin.display(ordering="user__email")
+    def owner(self, dataset: Dataset) -> str:
+        """Whose it is."""
+        return dataset.user.email
 
     @admin.display(description="Tags")
     def tag_list(self, dataset: Dataset) -> str:
         """Tags as words."""
-        return ", ".join(dataset.tags)
+        return ", ".join(dataset.tags) or "-"
 
-    @admin.display(ordering="image_count")
-    def images(self, dataset: Dataset) -> int:
-        """How many images."""
-        return int(dataset.image_count)  # type: ignore[attr-defined]
+    @admin.display(ordering="file_count")
+    def content(self, dataset: Dataset) -> str:
+        """How many images, and how many frames of videos."""
+        counts: Any = dataset
+        images = f"{counts.image_count:,} image{pluralize(counts.image_count)}"
+        return f"{images}, {counts.frame_count:,} video frame{pluralize(counts.frame_count)}"
 
-    @admin.display(ordering="frame_count", description="Video frames")
-    def frames(self, dataset: Dataset) -> int:
-        """How many video frames."""
-        return int(dataset.frame_count)  # type: ignore[attr-defined]
+    @admin.display(ordering="stored_bytes")
+    def size(self, dataset: Dataset) -> str:
+        """What its files take."""
+        return readable_bytes(dataset.stored_bytes)  # type: ignore[attr-defined]
+
+    @admin.display(description="Cost of detection now (tokens)")
+    def detection_cost(self, dataset: Dataset) -> str:
+        """What detection on everything in it costs at the prices of now."""
+        row: Any = dataset
+        return readable_tokens(
+            row.image_count * row.image_price + row.frame_count * row.frame_price
+        )
+
+    @admin.display(description="Paid for uploads (tokens)")
+    def upload_cost(self, dataset: Dataset) -> str:
+        """What its owner paid for what is in it."""
+        return readable_tokens(dataset.upload_hundredths)  # type: ignore[attr-defined]
 
     @admin.display
-    def status(self, dataset: Dataset) -> str:
-        """Live, blocked or deleted."""
-        if dataset.deleted_at:
-            return "deleted"
-        return "blocked" if dataset.blocked_at else "live"
+    def status(self, dataset: Dataset) -> SafeString:
+        """What moderators and the owner have made of it."""
+        if dataset.blocked_at:
+            return badge("blocked", "bad")
+        if dataset.flagged_at:
+            return badge("flagged", "odd")
+        return badge("deleted") if dataset.deleted_at else badge("live", "good")
+
+    @admin.display
+    def files(self, dataset: Dataset) -> SafeString:
+        """The first files as pictures, and the way to all of them."""
+        shown = dataset.media_files.all()[:THUMBNAILS_SHOWN]
+        pictures = format_html_join(
+            "", "<figure>{}<figcaption>{}</figcaption></figure>", ((thumbnail(m), m) for m in shown)
+        )
+        count = dataset.file_count  # type: ignore[attr-defined]
+        link = list_link("datasets_mediafile", f"All {count:,} files", dataset=dataset.pk)
+        return format_html('<div class="od-gallery">{}</div>{}', pictures, link)
+
+
+def thumbnail(media_file: MediaFile) -> SafeString:
+    """A small picture of a file, if there is one."""
+    if not media_file.thumbnail:
+        return NO_THUMBNAIL
+    return format_html(
+        '<img class="od-thumbnail" loading="lazy" src="{}" alt="{}">',
+        reverse("admin:datasets_mediafile_thumbnail", args=[media_file.pk]),
+        f"Thumbnail of {media_file.name}",
+    )
+
+
+@admin.register(MediaFile)
+class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
+    """Files with their thumbnails; the pages of datasets lead here."""
+
+    list_display = (
+        "picture",
+        "name",
+        "dataset",
+        "media_type",
+        "format",
+        "resolution",
+        "frame_count",
+        "size",
+        "paid",
+    )
+    list_display_links = ("name",)
+    list_filter = ("media_type",)
+    search_fields = ("name", "dataset__name", "dataset__user__email")
+    search_help_text = "Search by file, dataset or the owner's e-mail address"
+    ordering = ("pk",)
+    list_select_related = ("dataset",)
+    fields = (*list_display, "duration_seconds", "created_at")
+
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        """Not on the front page: the pages of datasets lead here."""
+        return {}
 
     def get_urls(self) -> list[URLPattern]:
-        """The moderation pages beside the usual ones."""
-        view = self.admin_site.admin_view
-        return [
-            path("<int:dataset_id>/block/", view(self.block_view), name="datasets_dataset_block"),
-            path(
-                "<int:dataset_id>/restore/",
-                view(self.restore_view),
-                name="datasets_dataset_restore",
-            ),
-            *super().get_urls(),
-        ]
-
-    def block_view(self, request: HttpRequest, dataset_id: int) -> HttpResponse:
-        """Ask for the reason, then block."""
-        dataset = self._moderated(request, dataset_id)
-
-        def act(answers: dict[str, Any]) -> str:
-            services.block_dataset_and_abort_pending_jobs(
-                dataset=dataset, actor=cast(User, request.user), reason=answers["reason"]
-            )
-            return f"{dataset.name} is blocked."
-
-        return ask_and_act(
-            site=self.admin_site,
-            request=request,
-            form_class=BlockForm,
-            title="Block the dataset",
-            explanation=f"{dataset.name} of {dataset.user} will take no uploads and no jobs. "
-            "Its pending jobs are aborted, its running ones finish.",
-            act=act,
-            back_url=reverse("admin:datasets_dataset_change", args=[dataset_id]),
+        """The thumbnails beside the usual pages."""
+        address = path(
+            "<int:media_file_id>/thumbnail/",
+            self.admin_site.admin_view(self.thumbnail_view, cacheable=True),
+            name="datasets_mediafile_thumbnail",
         )
+        return [address, *super().get_urls()]
 
-    def restore_view(self, request: HttpRequest, dataset_id: int) -> HttpResponse:
-        """Ask, then restore."""
-        dataset = self._moderated(request, dataset_id)
-
-        def act(answers: dict[str, Any]) -> str:
-            restore_dataset(
-                dataset=dataset, actor=cast(User, request.user), reason=answers["reason"]
-            )
-            return f"{dataset.name} is restored."
-
-        return ask_and_act(
-            site=self.admin_site,
-            request=request,
-            form_class=RestoreForm,
-            title="Restore the dataset",
-            explanation=f"{dataset.name} of {dataset.user} takes uploads and jobs again.",
-            act=act,
-            back_url=reverse("admin:datasets_dataset_change", args=[dataset_id]),
-        )
-
-    def _moderated(self, request: HttpRequest, dataset_id: int) -> Dataset:
-        if not request.user.has_perm("datasets.change_dataset"):
+    def thumbnail_view(self, request: HttpRequest, media_file_id: int) -> HttpResponse:
+        """The JPEG that was made at upload, of anybody's file, for those who may see files."""
+        if not self.has_view_permission(request):
             raise PermissionDenied
-        return get_object_or_404(Dataset.objects.select_related("user"), pk=dataset_id)
+        media_file = get_object_or_404(MediaFile, pk=media_file_id)
+        stored_name = str(media_file.thumbnail.name or "")
+        if not stored_name or not default_storage.exists(stored_name):
+            raise Http404("This file has no thumbnail.")
+        with default_storage.open(stored_name) as content:
+            response = HttpResponse(content.read(), content_type="image/jpeg")
+        response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+        response["X-Content-Type-Options"] = "nosniff"
+        response["Cache-Control"] = "private, max-age=3600"
+        return response
+
+    @admin.display(description="")
+    def picture(self, media_file: MediaFile) -> SafeString:
+        """The thumbnail."""
+        return thumbnail(media_file)
+
+    @admin.display
+    def resolution(self, media_file: MediaFile) -> str:
+        """Pixels of the upright picture."""
+        return f"{media_file.width} x {media_file.height}"
+
+    @admin.display(ordering="size_bytes")
+    def size(self, media_file: MediaFile) -> str:
+        """What it takes."""
+        return readable_bytes(media_file.size_bytes)
+
+    @admin.display(description="Paid (tokens)", ordering="cost_hundredths")
+    def paid(self, media_file: MediaFile) -> str:
+        """What its upload cost."""
+        return readable_tokens(media_file.cost_hundredths)
 
 
-class WorkUnitInline(admin.TabularInline[WorkUnit, Job]):
-    """The units of a job, to read."""
+# -- jobs ----------------------------------------------------------------------------------------
 
-    model = WorkUnit
-    fields = readonly_fields = (
-        "media_file",
-        "state",
-        "frames_done",
-        "frame_count",
+
+def _abort(actor: User, job: Job, answers: dict[str, Any]) -> str:
+    services.abort_job(job_id=job.pk, reason=f"Aborted by an administrator: {answers['reason']}")
+    return f"Job {job.pk} was aborted: {answers['reason']}"
+
+
+def _run_again(actor: User, job: Job, answers: dict[str, Any]) -> str:
+    again = services.rerun_job(job_id=job.pk)
+    quoted = readable_tokens(again.quoted_hundredths)
+    return (
+        f"Job {again.pk} runs job {job.pk} again; {quoted} tokens of {job.user} are held for it: "
+        f"{answers['reason']}"
+    )
+
+
+class AbortForm(ReasonForm):
+    """Why; the owner reads it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "The owner of the job reads this."
+
+
+class RunAgainForm(ReasonForm):
+    """Why somebody else's tokens are spent; kept in the history of the job."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "Kept in the history of the job."
+
+
+JOB_ACTIONS = (
+    ObjectAction[Job](
+        name="abort",
+        title="Abort the job",
+        permission="inference.abort_job",
+        form_class=AbortForm,
+        explain=lambda job: (
+            f"Job {job.pk} of {job.user} ends now. What it has finished is charged "
+            "and stays readable, the rest of what is held goes back."
+        ),
+        act=_abort,
+        is_fitting=lambda job: job.state in Job.UNFINISHED,
+        is_dangerous=True,
+    ),
+    ObjectAction[Job](
+        name="run-again",
+        title="Run the job again",
+        permission="inference.rerun_job",
+        form_class=RunAgainForm,
+        explain=lambda job: (
+            f"A new job on the files of job {job.pk}, with the same model version, "
+            f"at the prices of now. {job.user} pays for it; job {job.pk} stays as it is."
+        ),
+        act=_run_again,
+        is_fitting=lambda job: job.state not in Job.UNFINISHED,
+    ),
+)
+
+
+@admin.register(WorkUnit)
+class WorkUnitAdmin(ReadOnlyAdmin[WorkUnit]):
+    """The files of jobs and what became of each; the pages of jobs lead here."""
+
+    list_display = (
+        "job",
+        "position",
+        "file_name",
+        "coloured_state",
+        "progress",
+        "cost",
         "tries",
         "worker_name",
         "error",
     )
-    extra = 0
-    can_delete = False
-    max_num = 0
+    list_filter = ("state",)
+    search_fields = ("=job__id", "media_file__name", "worker_name")
+    search_help_text = "Search by a job's number, a file or a worker"
+    ordering = ("-job_id", "position")
+    list_select_related = ("job", "media_file")
+    fields = (*list_display, "error_code", "lease_expires_at")
+
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        """Not on the front page: the pages of jobs lead here."""
+        return {}
+
+    @admin.display(description="File", ordering="media_file__name")
+    def file_name(self, unit: WorkUnit) -> str:
+        """As the user calls it."""
+        return unit.media_file.name
+
+    @admin.display(description="State", ordering="state")
+    def coloured_state(self, unit: WorkUnit) -> SafeString:
+        """The state in its colour."""
+        return badge(unit.state, UNIT_TONES.get(unit.state, ""))
+
+    @admin.display(description="Frames done")
+    def progress(self, unit: WorkUnit) -> str:
+        """Frames done of all frames."""
+        return f"{unit.frames_done:,} of {unit.frame_count:,}"
+
+    @admin.display(description="Done so far costs (tokens)")
+    def cost(self, unit: WorkUnit) -> str:
+        """The price of the frames that are done."""
+        return readable_tokens(unit.frames_done * unit.frame_price_hundredths)
 
 
 @admin.register(Job)
 class JobAdmin(ReadOnlyAdmin[Job]):
-    """Jobs with state, progress, cost and abort."""
+    """Jobs with state, progress, cost and error, to abort or to run again."""
 
+    object_actions = JOB_ACTIONS
     list_display = (
         "id",
-        "user",
-        "dataset",
+        "owner",
+        "dataset_name",
         "model_version",
         "coloured_state",
         "progress",
         "quoted",
         "charged",
+        "short_error",
         "created_at",
     )
     list_filter = ("state", "model_version")
     search_fields = ("=id", "user__email", "dataset__name")
+    search_help_text = "Search by number, by the owner's e-mail address or by dataset"
     date_hierarchy = "created_at"
     ordering = ("-pk",)
     list_select_related = ("user", "dataset", "model_version")
-    inlines = (WorkUnitInline,)
-    actions = ("abort",)
-    fields = (
-        "user",
-        "dataset",
-        "model_version",
-        "coloured_state",
-        "progress",
-        "quoted",
-        "charged",
-        "error",
-        "weights_sha256",
-        "created_at",
-        "started_at",
-        "finished_at",
-    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         """Jobs and how many of their frames are done."""
         return super().get_queryset(request).annotate(done=Sum("units__frames_done"))
 
+    def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
+        """What there is to know, and the ways on."""
+        what = ("owner", "dataset_name", "model_version", "again", "weights")
+        times = ("created_at", "started_at", "finished_at")
+        ways = ["files"]
+        if request.user.has_perm("billing.view_transfer"):
+            ways.append("ledger")
+        return [
+            (None, {"fields": ("coloured_state", "progress", "quoted", "charged", "error")}),
+            ("What", {"fields": what}),
+            ("When", {"fields": times}),
+            ("More", {"fields": ways}),
+        ]
+
+    @admin.display(ordering="user__email")
+    def owner(self, job: Job) -> str:
+        """Who pays for it."""
+        return job.user.email
+
+    @admin.display(description="Dataset", ordering="dataset__name")
+    def dataset_name(self, job: Job) -> str:
+        """What it looks at."""
+        return job.dataset.name
+
     @admin.display(description="State", ordering="state")
     def coloured_state(self, job: Job) -> SafeString:
         """The state in its colour."""
-        colour = STATE_COLOURS[job.state]
-        return format_html('<b style="color: {}">{}</b>', colour, job.state)
+        return badge(job.state, JOB_TONES.get(job.state, ""))
 
     @admin.display
-    def progress(self, job: Job) -> str:
+    def progress(self, job: Job) -> SafeString:
         """Percent of the frames done."""
         done = job.done or 0  # type: ignore[attr-defined]
-        return f"{progress_percent(frames_done=done, frame_count=job.frame_count):g}%"
+        percent = progress_percent(frames_done=done, frame_count=job.frame_count)
+        return format_html(
+            '<span class="od-progress"><progress max="100" value="{}"></progress> {}%</span>',
+            percent,
+            f"{percent:g}",
+        )
 
-    @admin.display(ordering="quoted_hundredths")
+    @admin.display(description="Quoted (tokens)", ordering="quoted_hundredths")
     def quoted(self, job: Job) -> str:
         """Tokens quoted."""
-        return f"{tokens(job.quoted_hundredths):,.2f}"
+        return readable_tokens(job.quoted_hundredths)
 
-    @admin.display(ordering="charged_hundredths")
+    @admin.display(description="Charged (tokens)", ordering="charged_hundredths")
     def charged(self, job: Job) -> str:
         """Tokens charged."""
-        if job.charged_hundredths is None:
+        return "-" if job.charged_hundredths is None else readable_tokens(job.charged_hundredths)
+
+    @admin.display(description="Error", ordering="error")
+    def short_error(self, job: Job) -> str:
+        """The beginning of why it failed or was aborted."""
+        if len(job.error) <= ERROR_LETTERS_SHOWN:
+            return job.error or "-"
+        return f"{job.error[: ERROR_LETTERS_SHOWN - 1]}…"
+
+    @admin.display(description="Runs again")
+    def again(self, job: Job) -> SafeString | str:
+        """The job whose files this one looks at again."""
+        if job.rerun_of_id is None:
             return "-"
-        return f"{tokens(job.charged_hundredths):,.2f}"
+        url = reverse("admin:inference_job_change", args=[job.rerun_of_id])
+        return format_html('<a class="text-link" href="{}">job {}</a>', url, job.rerun_of_id)
 
-    def has_abort_permission(self, request: HttpRequest) -> bool:
-        """Who may change jobs may abort them."""
-        return request.user.has_perm("inference.change_job")
+    @admin.display(description="Weights (SHA-256)")
+    def weights(self, job: Job) -> str:
+        """Which weights it ran on."""
+        return job.weights_sha256 or "-"
 
-    @admin.action(description="Abort the selected jobs", permissions=["abort"])
-    def abort(self, request: HttpRequest, jobs: QuerySet[Job]) -> None:
-        """Abort each job that has not ended."""
-        aborted = 0
-        for job_id in jobs.values_list("pk", flat=True):
-            try:
-                services.abort_job(job_id=job_id, reason=f"Aborted by {request.user}")
-            except JobFinishedError as error:
-                messages.warning(request, error.detail)
-            else:
-                aborted += 1
-        messages.success(request, f"{aborted} jobs were aborted.")
+    @admin.display
+    def files(self, job: Job) -> SafeString:
+        """How many files are in which state, and the way to them."""
+        counts = selectors.unit_counts(job=job)
+        told = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+        return list_link("inference_workunit", told or "none", job=job.pk)
+
+    @admin.display
+    def ledger(self, job: Job) -> SafeString:
+        """The way to the job's movements of tokens."""
+        return list_link("billing_transfer", f"Movements of job {job.pk}", job_id=job.pk)
+
+
+# -- models and workers --------------------------------------------------------------------------
 
 
 @admin.register(ModelVersion)
-class ModelVersionAdmin(admin.ModelAdmin[ModelVersion]):
+class ModelVersionAdmin(PortableAdmin[ModelVersion]):
     """Which models users may choose."""
 
-    list_display = ("version", "model_id", "is_active", "created_at")
+    list_display = ("version", "model_id", "is_active", "notes", "created_at")
+    list_filter = ("is_active",)
     readonly_fields = ("model_id", "version", "created_at")
+    ordering = ("pk",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Weights come with the package or by a setting."""
@@ -283,9 +612,33 @@ class ModelVersionAdmin(admin.ModelAdmin[ModelVersion]):
         """Jobs refer to model versions; one can be made inactive instead."""
         return False
 
+    def save_model(
+        self, request: HttpRequest, obj: ModelVersion, form: ModelForm[ModelVersion], change: bool
+    ) -> None:
+        """Change it by the service."""
+        services.change_model_version(
+            version_id=obj.pk,
+            is_active=form.cleaned_data["is_active"],
+            notes=form.cleaned_data["notes"],
+        )
+
 
 @admin.register(WorkerHeartbeat)
 class WorkerHeartbeatAdmin(ReadOnlyAdmin[WorkerHeartbeat]):
     """Workers and when they were last heard of."""
 
-    list_display = ("name", "loaded_versions", "device", "last_seen_at")
+    list_display = ("name", "status", "versions", "device", "last_seen_at")
+    ordering = ("-last_seen_at",)
+    fields = list_display
+
+    @admin.display
+    def status(self, worker: WorkerHeartbeat) -> SafeString:
+        """Whether it was heard of a moment ago, with a model loaded."""
+        if not selectors.is_alive(worker):
+            return badge("silent", "bad")
+        return badge("ready", "good") if worker.loaded_versions else badge("loading", "odd")
+
+    @admin.display(description="Loaded versions")
+    def versions(self, worker: WorkerHeartbeat) -> str:
+        """Models in its memory."""
+        return ", ".join(worker.loaded_versions) or "-"

@@ -5,3 +5,4 @@ class InferenceConfig(AppConfig):
     """Models, jobs and detections."""
 
     name = "inference"
+    verbose_name = "Detection"

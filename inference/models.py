@@ -16,7 +16,7 @@ class ModelVersion(models.Model):
 
     model_id = models.CharField(max_length=40)
     version = models.CharField(max_length=40)
-    is_active = models.BooleanField(default=True)
+    is_active = models.BooleanField("offered", default=True, help_text="Users may choose it.")
     notes = models.TextField(blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 
@@ -54,12 +54,28 @@ class Job(models.Model):
     class_names = models.JSONField(default=list, help_text="Filled in by the first worker.")
     weights_sha256 = models.CharField(max_length=64, blank=True)
     error = models.CharField(max_length=500, blank=True)
+    rerun_of = models.ForeignKey(
+        "self",
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="reruns",
+        help_text="The job whose files this one looks at again.",
+    )
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
 
     class Meta:
+        permissions = [
+            ("abort_job", "Can abort jobs"),
+            ("rerun_job", "Can run jobs again"),
+        ]
         constraints = [
+            models.UniqueConstraint(
+                fields=["rerun_of"],
+                condition=Q(state__in=["Pending", "Running"]),
+                name="one_unfinished_rerun_per_job",
+            ),
             models.CheckConstraint(
                 condition=Q(
                     state__in=["Pending", "Running"],
@@ -123,6 +139,8 @@ class WorkUnit(models.Model):
 
     class Meta:
         ordering = ["position"]
+        verbose_name = "file of a job"
+        verbose_name_plural = "files of jobs"
         constraints = [
             models.UniqueConstraint(
                 fields=["job", "media_file"], name="one_work_unit_per_job_and_media_file"
@@ -187,6 +205,9 @@ class WorkerHeartbeat(models.Model):
     loaded_versions = models.JSONField(default=list)
     device = models.CharField(max_length=60, blank=True)
     last_seen_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = "worker"
 
     def __str__(self) -> str:
         return self.name

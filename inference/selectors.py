@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 from django.db import connection
-from django.db.models import QuerySet, Sum
+from django.db.models import Count, QuerySet, Sum
 from django.utils import timezone
 
 from accounts.models import User
@@ -122,6 +122,18 @@ def ready_workers() -> list[WorkerHeartbeat]:
     since = timezone.now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
     alive = WorkerHeartbeat.objects.filter(last_seen_at__gte=since)
     return [worker for worker in alive if worker.loaded_versions]
+
+
+def is_alive(worker: WorkerHeartbeat) -> bool:
+    """Whether a worker was heard of lately."""
+    silence = timezone.now() - worker.last_seen_at
+    return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
+
+
+def unit_counts(*, job: Job) -> dict[str, int]:
+    """How many work units of a job are in each state."""
+    states = WorkUnit.objects.filter(job=job).order_by("state").values("state")
+    return {row["state"]: row["count"] for row in states.annotate(count=Count("pk"))}
 
 
 SETTLEMENT_INVARIANT = "every finished job has exactly one settlement, every other one none"

@@ -21,9 +21,9 @@ from accounts.services import append_event
 from billing.ledger import place_hold, settle_hold
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
-from datasets.models import Dataset, MediaFile, ModerationAction
-from datasets.selectors import open_dataset
-from datasets.services import lock_dataset, mark_blocked, record_moderation
+from datasets.models import Dataset, MediaFile
+from datasets.selectors import open_dataset, reopened_dataset
+from datasets.services import lock_dataset, mark_blocked, record_block
 from inference import queue
 from inference.models import (
     FrameResult,
@@ -64,6 +64,20 @@ class JobFinishedError(ConflictError):
     title = "The job has ended"
 
 
+class JobUnfinishedError(ConflictError):
+    """The job has not ended yet."""
+
+    code = "job_unfinished"
+    title = "The job has not ended"
+
+
+class RerunUnfinishedError(ConflictError):
+    """The job is being run again already."""
+
+    code = "rerun_unfinished"
+    title = "The job is being run again"
+
+
 class LeaseLostError(Exception):
     """The work unit is no longer this worker's: stop, and write nothing."""
 
@@ -90,6 +104,47 @@ def submit_job(*, user: User, dataset_name: str, model_id: str, model_version: s
     media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
     if not media_files:
         raise EmptyDatasetError(f"The dataset {dataset_name} holds no file to look at.")
+    return _queue_job(user=user, dataset=dataset, version=version, media_files=media_files)
+
+
+@transaction.atomic
+def rerun_job(*, job_id: int) -> Job:
+    """Look at the files of a job again, as a new job of the same owner and model version.
+
+    It is quoted at the prices of now and its price is held: the owner pays for it. Raises
+    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError (400) when the version
+    is not offered any more, InsufficientTokensError (402), DatasetBlockedError (403) and
+    DatasetNotFoundError (404).
+    """
+    first = Job.objects.select_related("model_version").get(pk=job_id)
+    version = _active_version(first.model_version.model_id, first.model_version.version)
+    dataset = reopened_dataset(dataset_id=first.dataset_id)
+    if _locked_job(job_id).state in Job.UNFINISHED:
+        raise JobUnfinishedError(f"Job {job_id} has not ended yet.")
+    # The lock on the job makes two administrators take turns, so the second one sees the first.
+    again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
+    if again is not None:
+        raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
+    units = WorkUnit.objects.filter(job_id=job_id).select_related("media_file")
+    media_files = [unit.media_file for unit in units.order_by("position")]
+    return _queue_job(
+        user=dataset.user,
+        dataset=dataset,
+        version=version,
+        media_files=media_files,
+        rerun_of=first,
+    )
+
+
+def _queue_job(
+    *,
+    user: User,
+    dataset: Dataset,
+    version: ModelVersion,
+    media_files: Sequence[MediaFile],
+    rerun_of: Job | None = None,
+) -> Job:
+    """Quote, hold and queue a job, in the caller's transaction."""
     prices = current_prices()
     frame_prices_hundredths = {
         MediaFile.MediaType.IMAGE: inference_price_hundredths(prices, images=1, frames=0),
@@ -109,6 +164,7 @@ def submit_job(*, user: User, dataset_name: str, model_id: str, model_version: s
         user=user,
         dataset=dataset,
         model_version=version,
+        rerun_of=rerun_of,
         quoted_hundredths=quoted_hundredths,
         frame_count=sum(unit.frame_count for unit in units),
     )
@@ -386,11 +442,11 @@ def _abort(job: Job, reason: str) -> None:
 
 
 @transaction.atomic
-def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reason: str) -> bool:
+def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reason: str) -> None:
     """Block a dataset; its pending jobs are aborted, its running ones finish.
 
     The pending jobs are locked before anything of the ledger or the event stream is, and once
-    locked none of them can begin.
+    locked none of them can begin. Raises AlreadyModeratedError (409).
     """
     lock_dataset(dataset_id=dataset.pk)
     pending = list(
@@ -398,12 +454,18 @@ def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reaso
         .filter(dataset=dataset, state=Job.State.PENDING)
         .order_by("pk")
     )
-    if not mark_blocked(dataset=dataset, reason=reason):
-        return False
+    mark_blocked(dataset=dataset, reason=reason)
     for job in pending:
         _abort(job, f"The dataset was blocked: {reason}")
-    record_moderation(dataset=dataset, actor=actor, kind=ModerationAction.Kind.BLOCK, reason=reason)
-    return True
+    record_block(dataset=dataset, actor=actor, reason=reason)
+
+
+def change_model_version(*, version_id: int, is_active: bool, notes: str) -> None:
+    """Offer a model version to users or not, and say what is worth knowing about it.
+
+    Jobs that were submitted with it run on.
+    """
+    ModelVersion.objects.filter(pk=version_id).update(is_active=is_active, notes=notes)
 
 
 # -- recovery ------------------------------------------------------------------------------------

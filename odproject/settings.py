@@ -62,6 +62,8 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("OD_SECURE_COOKIES", False
 
 # -- the project ---------------------------------------------------------------------------------
 INSTALLED_APPS = [
+    "unfold",  # the looks of the admin, which also works without it; stands before the admin
+    "django.contrib.auth",
     "odproject",
     "accounts",
     "billing",
@@ -73,7 +75,6 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "django.contrib.admin",
-    "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
@@ -116,6 +117,33 @@ STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
 WHITENOISE_USE_FINDERS = True  # no collectstatic step and no proxy: the files are few and small
 WHITENOISE_AUTOREFRESH = False
+
+UNFOLD = {
+    "SITE_TITLE": "odproject administration",
+    "SITE_HEADER": "odproject",
+    "SITE_SUBHEADER": "Administration",
+    "SITE_SYMBOL": "center_focus_strong",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": f"/{STATIC_URL}favicon.svg"}
+    ],
+    "SIDEBAR": {"navigation": "odproject.admin_menu.navigation"},
+    # The hues of the page for people.
+    "COLORS": {
+        "primary": {
+            "50": "#f0f8f9",
+            "100": "#d9edf0",
+            "200": "#b6dce2",
+            "300": "#93d8e1",
+            "400": "#6cc5d1",
+            "500": "#2f98a6",
+            "600": "#0f6f7d",
+            "700": "#0f5f6b",
+            "800": "#0a4650",
+            "900": "#0a3a42",
+            "950": "#06282d",
+        }
+    },
+}
 
 # -- engines -------------------------------------------------------------------------------------
 DATABASE_URL = env("DATABASE_URL")
@@ -186,6 +214,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "max_retries": 0,
     "interval_start": 0,
 }
+
+LOGIN_REDIRECT_URL = "/admin/"  # the only page with a log-in of Django's own
 
 # -- users and tokens of authentication ----------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"

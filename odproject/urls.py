@@ -1,5 +1,6 @@
 """Every route of the service."""
 
+from django.apps import apps
 from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
@@ -7,8 +8,8 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from odproject import health, pages
 
 admin.site.site_header = admin.site.site_title = "odproject administration"
-# The lists of jobs and transfers need the width that the side bar would take.
-admin.site.enable_nav_sidebar = False
+# The plain admin's lists need the width that its side bar would take; django-unfold's folds away.
+admin.site.enable_nav_sidebar = apps.is_installed("unfold")
 
 urlpatterns = [
     path("", pages.home, name="home"),

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+from django.contrib.auth.models import Group
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 
@@ -15,13 +16,20 @@ PASSWORD = "correct horse battery"
 _numbers = itertools.count(1)
 
 
-def make_user(email: str = "", *, staff: bool = False) -> User:
-    """A registered user; `staff` makes an administrator."""
+def make_user(email: str = "", *, staff: bool = False, role: str = "") -> User:
+    """A registered user; `staff` makes an administrator with every permission.
+
+    `role` makes one with the permissions of that group only, "none" one without any.
+    """
     email = email or f"user{next(_numbers)}@example.org"
     user = register_user(email=email, password=PASSWORD, confirm_password=PASSWORD)
     if staff:
+        User.objects.filter(pk=user.pk).update(is_staff=True, is_superuser=True)
+        user.refresh_from_db()
+    if role:
         User.objects.filter(pk=user.pk).update(is_staff=True)
         user.refresh_from_db()
+        user.groups.set(Group.objects.filter(name=role))
     return user
 
 

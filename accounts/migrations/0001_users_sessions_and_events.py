@@ -41,10 +41,17 @@ class Migration(migrations.Migration):
                 (
                     "is_staff",
                     models.BooleanField(
-                        default=False, help_text="Administrator: may top up tokens."
+                        default=False,
+                        help_text="May enter the admin; groups say what for.",
+                        verbose_name="administrator",
                     ),
                 ),
-                ("is_active", models.BooleanField(default=True)),
+                (
+                    "is_active",
+                    models.BooleanField(
+                        default=True, help_text="May log in.", verbose_name="active"
+                    ),
+                ),
                 (
                     "created_at",
                     models.DateTimeField(default=django.utils.timezone.now, editable=False),

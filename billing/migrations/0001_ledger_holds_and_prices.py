@@ -65,6 +65,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "permissions": [("top_up", "Can top up the tokens of users")],
+            },
         ),
         migrations.CreateModel(
             name="Hold",
@@ -111,7 +114,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         choices=[
                             ("welcome", "Welcome"),
-                            ("top_up", "Top Up"),
+                            ("top_up", "Top-up"),
                             ("upload", "Upload"),
                             ("hold", "Hold"),
                             ("capture", "Capture"),
@@ -151,6 +154,10 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "verbose_name": "ledger entry",
+                "verbose_name_plural": "ledger entries",
+            },
         ),
         migrations.AddConstraint(
             model_name="account",

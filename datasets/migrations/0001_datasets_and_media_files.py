@@ -30,6 +30,10 @@ class Migration(migrations.Migration):
                 ("blocked_at", models.DateTimeField(blank=True, null=True)),
                 ("block_reason", models.CharField(blank=True, max_length=300)),
                 (
+                    "flagged_at",
+                    models.DateTimeField(blank=True, help_text="Wants a second look.", null=True),
+                ),
+                (
                     "user",
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.PROTECT,
@@ -38,6 +42,9 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "permissions": [("moderate_dataset", "Can flag, block and restore datasets")],
+            },
         ),
         migrations.CreateModel(
             name="ModerationAction",
@@ -51,7 +58,8 @@ class Migration(migrations.Migration):
                 (
                     "kind",
                     models.CharField(
-                        choices=[("block", "Block"), ("restore", "Restore")], max_length=8
+                        choices=[("flag", "Flag"), ("block", "Block"), ("restore", "Restore")],
+                        max_length=8,
                     ),
                 ),
                 ("reason", models.CharField(blank=True, max_length=300)),

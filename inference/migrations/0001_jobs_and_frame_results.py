@@ -30,6 +30,9 @@ class Migration(migrations.Migration):
                 ("device", models.CharField(blank=True, max_length=60)),
                 ("last_seen_at", models.DateTimeField()),
             ],
+            options={
+                "verbose_name": "worker",
+            },
         ),
         migrations.CreateModel(
             name="ModelVersion",
@@ -42,7 +45,12 @@ class Migration(migrations.Migration):
                 ),
                 ("model_id", models.CharField(max_length=40)),
                 ("version", models.CharField(max_length=40)),
-                ("is_active", models.BooleanField(default=True)),
+                (
+                    "is_active",
+                    models.BooleanField(
+                        default=True, help_text="Users may choose it.", verbose_name="offered"
+                    ),
+                ),
                 ("notes", models.TextField(blank=True)),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
@@ -89,6 +97,16 @@ class Migration(migrations.Migration):
                 ),
                 ("weights_sha256", models.CharField(blank=True, max_length=64)),
                 ("error", models.CharField(blank=True, max_length=500)),
+                (
+                    "rerun_of",
+                    models.ForeignKey(
+                        help_text="The job whose files this one looks at again.",
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="reruns",
+                        to="inference.job",
+                    ),
+                ),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
                 ("started_at", models.DateTimeField(null=True)),
                 ("finished_at", models.DateTimeField(null=True)),
@@ -119,6 +137,12 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={
+                "permissions": [
+                    ("abort_job", "Can abort jobs"),
+                    ("rerun_job", "Can run jobs again"),
+                ],
+            },
         ),
         migrations.CreateModel(
             name="WorkUnit",
@@ -176,6 +200,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name": "file of a job",
+                "verbose_name_plural": "files of jobs",
                 "ordering": ["position"],
             },
         ),
@@ -231,6 +257,14 @@ class Migration(migrations.Migration):
                 condition=models.Q(("state__in", ["Pending", "Running"])),
                 fields=["state"],
                 name="job_unfinished",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state__in", ["Pending", "Running"])),
+                fields=("rerun_of",),
+                name="one_unfinished_rerun_per_job",
             ),
         ),
         migrations.AddConstraint(

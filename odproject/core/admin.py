@@ -1,21 +1,168 @@
-"""What the admin pages share: read-only lists, and a page that asks before it acts."""
+"""What the admin pages share: their base classes, and actions that ask before they act.
+
+The pages have django-unfold's looks where it is installed, and the plain admin's where it is not;
+only this module, two templates and a stylesheet know of the difference.
+"""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django import forms
-from django.contrib import admin, messages
-from django.contrib.admin import AdminSite
+from django.apps import apps
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
 from django.db import models
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from odproject.core.errors import DomainError
 
+HAS_UNFOLD = apps.is_installed("unfold")
+if TYPE_CHECKING or not HAS_UNFOLD:
+    from django.contrib.admin import ModelAdmin, TabularInline
+
+    INPUT_CLASSES: list[str] = []
+    TEXTAREA_CLASSES: list[str] = []
+    ActionVariant: Any = None
+else:
+    from unfold.admin import ModelAdmin, TabularInline
+    from unfold.enums import ActionVariant
+    from unfold.widgets import INPUT_CLASSES, TEXTAREA_CLASSES
+
+FormType = TypeVar("FormType", bound=forms.BaseForm)
 ModelType = TypeVar("ModelType", bound=models.Model)
+ParentType = TypeVar("ParentType", bound=models.Model)
+BYTES_PER_UNIT = 1000.0
 
 
-class ReadOnlyAdmin(admin.ModelAdmin[ModelType]):
+@dataclass(frozen=True)
+class ObjectAction(Generic[ModelType]):
+    """What an administrator does to one object, once a page has asked and was answered.
+
+    `act(actor, object, answers)` makes one service call and tells in a sentence what it did; the
+    sentence is also kept in the object's history. A DomainError is shown above the form.
+    `is_fitting` says whether a button is worth showing now; the service decides.
+    """
+
+    name: str
+    title: str
+    permission: str
+    form_class: type[forms.Form]
+    explain: Callable[[ModelType], str]
+    act: Callable[[Any, ModelType, dict[str, Any]], str]
+    is_fitting: Callable[[ModelType], bool] = lambda _: True
+    is_dangerous: bool = False
+
+
+class PortableAdmin(ModelAdmin[ModelType]):
+    """A model's pages, with `object_actions` as buttons of an object and as actions of the list."""
+
+    object_actions: ClassVar[tuple[ObjectAction[Any], ...]] = ()
+    list_per_page = 50
+    list_filter_sheet = False  # django-unfold: filters stand beside the list
+    list_fullwidth = True  # django-unfold: lists need their width
+
+    def get_urls(self) -> list[URLPattern]:
+        """The asking pages of the actions, beside the usual ones."""
+        view = self.admin_site.admin_view
+        return [
+            *(
+                path(
+                    f"<int:object_id>/{action.name}/",
+                    view(partial(self._ask_and_act, action=action)),
+                    name=self._url_name(action),
+                )
+                for action in self.object_actions
+            ),
+            *super().get_urls(),
+        ]
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """The actions that the administrator may take; each on one object of the list."""
+        found = super().get_actions(request)
+        for action in self._allowed(request):
+            chosen: Any = partial(_go_and_ask, action=action)
+            found[action.name] = (chosen, action.name, f"{action.title}…")
+        return found
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """An object's page with the buttons of the actions that fit its state."""
+        buttons: list[dict[str, Any]] = []
+        shown = self.get_object(request, object_id) if object_id else None
+        for action in self._allowed(request) if shown is not None else ():
+            if shown is not None and action.is_fitting(shown):
+                url = self._action_url(action, shown.pk)
+                buttons.append({"title": action.title, "url": url, "variant": _variant(action)})
+        context = {
+            "object_actions": buttons,
+            "has_unfold": HAS_UNFOLD,
+            # One way to save is enough for the few things that are saved here.
+            "show_save_and_add_another": False,
+            "show_save_and_continue": False,
+            **(extra_context or {}),
+        }
+        return super().changeform_view(request, object_id, form_url, context)
+
+    def _allowed(self, request: HttpRequest) -> list[ObjectAction[Any]]:
+        return [one for one in self.object_actions if request.user.has_perm(one.permission)]
+
+    def _url_name(self, action: ObjectAction[Any]) -> str:
+        options = self.model._meta
+        return f"{options.app_label}_{options.model_name}_{action.name.replace('-', '_')}"
+
+    def _action_url(self, action: ObjectAction[Any], object_id: int) -> str:
+        return reverse(f"admin:{self._url_name(action)}", args=[object_id])
+
+    def _ask_and_act(
+        self, request: HttpRequest, object_id: int, *, action: ObjectAction[Any]
+    ) -> HttpResponse:
+        """The page that asks; a valid answer makes the action's one service call."""
+        if not request.user.has_perm(action.permission) or not self.has_view_permission(request):
+            raise PermissionDenied
+        one = get_object_or_404(self.get_queryset(request), pk=object_id)
+        options = self.model._meta
+        back_url = reverse(
+            f"admin:{options.app_label}_{options.model_name}_change", args=[object_id]
+        )
+        form = action.form_class(request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                done = action.act(request.user, one, form.cleaned_data)
+            except DomainError as error:
+                form.add_error(None, error.detail)
+            else:
+                self.log_change(request, one, done)
+                messages.success(request, done)
+                return HttpResponseRedirect(back_url)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": action.title,
+            "subtitle": str(one),
+            "explanation": action.explain(one),
+            "form": dressed(form),
+            "back_url": back_url,
+            "opts": options,
+            "original": one,
+            "danger": action.is_dangerous,
+        }
+        template = "admin/ask_unfold.html" if HAS_UNFOLD else "admin/ask.html"
+        return TemplateResponse(request, template, context)
+
+
+class ReadOnlyAdmin(PortableAdmin[ModelType]):
     """Rows that people look at and services write."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -31,34 +178,71 @@ class ReadOnlyAdmin(admin.ModelAdmin[ModelType]):
         return False
 
 
-def ask_and_act(
-    *,
-    site: AdminSite,
-    request: HttpRequest,
-    form_class: type[forms.Form],
-    title: str,
-    explanation: str,
-    act: Callable[[dict[str, Any]], str],
-    back_url: str,
-    initial: dict[str, Any] | None = None,
-) -> HttpResponse:
-    """A page with a form; on a valid POST `act` makes its one service call and says what it did.
+class ReadOnlyInline(TabularInline[ModelType, ParentType]):
+    """Rows of an object's page, to read."""
 
-    A refusal by the service is shown above the form, which keeps what was typed.
-    """
-    form = form_class(request.POST or None, initial=initial)
-    if request.method == "POST" and form.is_valid():
-        try:
-            messages.success(request, act(form.cleaned_data))
-        except DomainError as error:
-            form.add_error(None, error.detail)
-        else:
-            return HttpResponseRedirect(back_url)
-    context = {
-        **site.each_context(request),
-        "title": title,
-        "explanation": explanation,
-        "form": form,
-        "back_url": back_url,
-    }
-    return TemplateResponse(request, "admin/ask.html", context)
+    extra = 0
+    max_num = 0
+    can_delete = False
+    hide_title = True  # django-unfold: the columns tell what the line above each would repeat
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody adds rows here."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody changes rows here."""
+        return False
+
+
+class ReasonForm(forms.Form):
+    """Why; nobody acts on what is another's without saying so."""
+
+    reason = forms.CharField(
+        max_length=200, widget=forms.Textarea(attrs={"rows": 3, "maxlength": 200})
+    )
+
+
+def badge(text: str, tone: str = "") -> SafeString:
+    """A word on a coloured ground; the tone is good, bad, busy, odd or nothing."""
+    return format_html('<span class="od-badge {}">{}</span>', tone, text)
+
+
+def readable_bytes(size_bytes: int) -> str:
+    """A size as people read it, in powers of 1000."""
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < BYTES_PER_UNIT:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= BYTES_PER_UNIT
+    return f"{size:.1f} TB"
+
+
+def _go_and_ask(
+    model_admin: PortableAdmin[Any],
+    request: HttpRequest,
+    chosen: QuerySet[Any],
+    *,
+    action: ObjectAction[Any],
+) -> HttpResponse | None:
+    """The action of a list: go to the page that asks, for the one object that was chosen."""
+    object_ids = list(chosen.values_list("pk", flat=True)[:2])
+    if len(object_ids) != 1:
+        messages.warning(request, f"{action.title}: choose exactly one.")
+        return None
+    return HttpResponseRedirect(model_admin._action_url(action, object_ids[0]))
+
+
+def _variant(action: ObjectAction[Any]) -> Any:
+    """The colour of a button, as django-unfold names it."""
+    if not HAS_UNFOLD:
+        return None
+    return ActionVariant.DANGER if action.is_dangerous else ActionVariant.DEFAULT
+
+
+def dressed(form: FormType) -> FormType:
+    """The form with the looks of django-unfold, where it is installed."""
+    for field in form.fields.values():
+        is_long = isinstance(field.widget, forms.Textarea)
+        field.widget.attrs["class"] = " ".join(TEXTAREA_CLASSES if is_long else INPUT_CLASSES)
+    return form

@@ -1,0 +1,679 @@
+"""The Django admin: who sees which page, and what each action does and does not do.
+
+`test_everything_here_holds_for_the_plain_admin` runs this file again without django-unfold.
+"""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Group, Permission
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from PIL import Image
+from rest_framework.test import APIClient
+
+from accounts.models import Event, Session, User
+from accounts.services import log_in
+from billing.models import Price, Transfer
+from billing.selectors import balance_hundredths, current_prices, ledger_breaches
+from datasets.models import Dataset, MediaFile, ModerationAction
+from inference import services
+from inference.models import Job, ModelVersion, WorkerHeartbeat
+from inference.selectors import settlement_breaches
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+
+pytestmark = pytest.mark.django_db
+
+PLAIN = "--ds=tests.plain_admin_settings"
+ROLES = ("superuser", "Support", "Moderators", "none", "user")
+LISTS = {
+    "accounts/user": {"superuser", "Support"},
+    "auth/group": {"superuser"},
+    "billing/transfer": {"superuser", "Support"},
+    "billing/hold": {"superuser", "Support"},
+    "billing/price": {"superuser", "Support"},
+    "datasets/dataset": {"superuser", "Support", "Moderators"},
+    "datasets/mediafile": {"superuser", "Moderators"},
+    "inference/job": {"superuser", "Support"},
+    "inference/workunit": {"superuser", "Support"},
+    "inference/modelversion": {"superuser", "Support"},
+    "inference/workerheartbeat": {"superuser", "Support"},
+}
+
+
+def administrator(role: str) -> User:
+    if role == "superuser":
+        return make_user(staff=True)
+    return make_user() if role == "user" else make_user(role=role)
+
+
+def browser_of(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def jpeg() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (32, 24), "teal").save(content, "jpeg")
+    return content.getvalue()
+
+
+@pytest.fixture
+def admin() -> User:
+    return make_user("root@example.org", staff=True)
+
+
+@pytest.fixture
+def owner() -> User:
+    return make_user("owner@example.org")
+
+
+@pytest.fixture
+def dataset(owner) -> Dataset:
+    return make_dataset(owner)
+
+
+@pytest.fixture
+def media_file(dataset) -> MediaFile:
+    media_file = add_media_file(dataset, name="street.jpg", content=b"x" * 1500)
+    media_file.thumbnail = default_storage.save("thumbnails/test.jpg", ContentFile(jpeg()))
+    media_file.save()
+    return media_file
+
+
+@pytest.fixture
+def job(owner, media_file) -> Job:
+    return services.submit_job(
+        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+
+
+def end(job: Job) -> None:
+    services.abort_job(job_id=job.pk, reason="enough")
+
+
+def asking_page(one, name: str) -> str:
+    options = one._meta
+    return f"/admin/{options.app_label}/{options.model_name}/{one.pk}/{name}/"
+
+
+def hidden_key(page: bytes) -> str:
+    found = re.search(rb'name="key"[^>]*value="(\w+)"|value="(\w+)"[^>]*name="key"', page)
+    return (found[1] or found[2]).decode()
+
+
+# -- who sees what -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_reaches_the_lists_and_pages_that_are_its_own(role, job, media_file):
+    WorkerHeartbeat.objects.create(name="w", last_seen_at=job.created_at)
+    browser = browser_of(administrator(role))
+    refused = 302 if role == "user" else 403  # a user is sent to the log-in
+    for name, roles in LISTS.items():
+        expected = 200 if role in roles else refused
+        assert browser.get(f"/admin/{name}/").status_code == expected, name
+        assert browser.get(f"/admin/{name}/", {"q": "12"}).status_code == expected, name
+        first = apps.get_model(*name.split("/")).objects.order_by("pk").first()
+        page = f"/admin/{name}/{first.pk}/"
+        assert browser.get(f"{page}change/").status_code == expected, page
+        assert browser.get(f"{page}history/").status_code == expected, page
+        # Nobody deletes anything but a group.
+        deletes = 200 if (role, name) == ("superuser", "auth/group") else refused
+        assert browser.get(f"{page}delete/").status_code == deletes, page
+
+
+def test_nobody_without_a_session_sees_anything(job):
+    for name in LISTS:
+        answer = Client().get(f"/admin/{name}/")
+        assert (answer.status_code, answer["Location"]) == (
+            302,
+            f"/admin/login/?next=/admin/{name}/",
+        )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_front_page_lists_only_what_the_role_can_read(role):
+    page = browser_of(administrator(role)).get("/admin/", follow=role != "user").content.decode()
+    hidden = {"datasets/mediafile", "inference/workunit"}
+    for name, roles in LISTS.items():
+        listed = f'href="/admin/{name}/"' in page
+        assert listed == (role in roles and name not in hidden), name
+
+
+ACTIONS = {
+    ("user", "top-up"): {"superuser", "Support"},
+    ("dataset", "flag"): {"superuser", "Moderators"},
+    ("dataset", "block"): {"superuser", "Moderators"},
+    ("dataset", "restore"): {"superuser", "Moderators"},
+    ("job", "abort"): {"superuser"},
+    ("job", "run-again"): {"superuser"},
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_acts_only_where_it_may(role, owner, dataset, job):
+    objects = {"user": owner, "dataset": dataset, "job": job}
+    browser = browser_of(administrator(role))
+    transfers = Transfer.objects.count()
+    for (kind, name), roles in ACTIONS.items():
+        page = asking_page(objects[kind], name)
+        expected = 200 if role in roles else (302 if role == "user" else 403)
+        assert browser.get(page).status_code == expected, page
+        if role not in roles:
+            answers = {"amount": "5", "reason": "because", "key": "k"}
+            assert browser.post(page, answers).status_code == expected, page
+    # Asking changes nothing, and a refused answer changes nothing either.
+    job.refresh_from_db()
+    dataset.refresh_from_db()
+    assert Transfer.objects.count() == transfers
+    assert (job.state, dataset.blocked_at, dataset.flagged_at) == ("Pending", None, None)
+    assert not ModerationAction.objects.exists()
+    assert not LogEntry.objects.exists()
+
+
+def test_pictures_are_for_moderators_and_not_for_support(media_file):
+    address = f"/admin/datasets/mediafile/{media_file.pk}/thumbnail/"
+    answer = browser_of(make_user(role="Moderators")).get(address)
+    assert (answer.status_code, answer["Content-Type"]) == (200, "image/jpeg")
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert answer["Cache-Control"] == "private, max-age=3600"
+    assert answer.content == jpeg()
+    assert browser_of(make_user(role="Support")).get(address).status_code == 403
+    assert browser_of(media_file.dataset.user).get(address).status_code == 302
+    page = f"/admin/datasets/dataset/{media_file.dataset_id}/change/"
+    assert address in browser_of(make_user(role="Moderators")).get(page).content.decode()
+    assert address not in browser_of(make_user(role="Support")).get(page).content.decode()
+
+
+def test_file_without_a_thumbnail_has_none_to_show(admin, dataset):
+    media_file = add_media_file(dataset)
+    address = f"/admin/datasets/mediafile/{media_file.pk}/thumbnail/"
+    assert browser_of(admin).get(address).status_code == 404
+    page = browser_of(admin).get(f"/admin/datasets/dataset/{dataset.pk}/change/").content.decode()
+    assert "no picture" in page
+    assert address not in page
+
+
+def test_roles_hold_no_permission_that_is_not_theirs():
+    held = {
+        group.name: set(group.permissions.values_list("codename", flat=True))
+        for group in Group.objects.all()
+    }
+    assert held["Moderators"] == {
+        "view_dataset",
+        "moderate_dataset",
+        "view_mediafile",
+        "view_moderationaction",
+    }
+    assert held["Support"] - {"top_up"} == {
+        name for name in held["Support"] if name.startswith("view_")
+    }
+    assert "view_mediafile" not in held["Support"]
+
+
+def test_permissions_of_the_roles_are_the_ones_that_django_makes():
+    for permission in Permission.objects.filter(codename__startswith="view_"):
+        model = permission.content_type.model_class()
+        assert permission.name == f"Can view {model._meta.verbose_name_raw}"
+
+
+# -- tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["superuser", "Support"])
+def test_top_up_adds_the_tokens_and_keeps_who_and_why(role, owner):
+    actor = administrator(role)
+    browser = browser_of(actor)
+    key = hidden_key(browser.get(asking_page(owner, "top-up")).content)
+    answers = {"amount": "250.50", "reason": "refund of a failed flight", "key": key}
+    answer = browser.post(asking_page(owner, "top-up"), answers, follow=True)
+    assert answer.redirect_chain == [(f"/admin/accounts/user/{owner.pk}/change/", 302)]
+    assert (
+        "250.50 tokens were added to the balance of owner@example.org." in answer.content.decode()
+    )
+    assert balance_hundredths(user=owner) == 100_000 + 25_050
+    transfer = Transfer.objects.get(kind="top_up")
+    assert (transfer.actor, transfer.reason) == (actor, "refund of a failed flight")
+    assert Event.objects.get(user=owner).kind == "balance.topped_up"
+    assert LogEntry.objects.get().user == actor
+    assert ledger_breaches() == []
+
+
+def test_top_up_sent_twice_counts_once(admin, owner):
+    browser = browser_of(admin)
+    answers = {"amount": "5", "reason": "gift", "key": "0123456789abcdef"}
+    for _ in range(2):
+        assert browser.post(asking_page(owner, "top-up"), answers).status_code == 302
+    assert balance_hundredths(user=owner) == 100_500
+
+
+@pytest.mark.parametrize(
+    ("amount", "reason"),
+    [
+        *((amount, "gift") for amount in ("", "0", "-1", "0.001", "20000.01", "NaN")),
+        *(("5", reason) for reason in ("", "   ", "x" * 201)),
+    ],
+)
+def test_impossible_top_up_is_refused_on_the_page(admin, owner, amount, reason):
+    answers = {"amount": amount, "reason": reason, "key": "k"}
+    answer = browser_of(admin).post(asking_page(owner, "top-up"), answers)
+    assert answer.status_code == 200
+    assert not Transfer.objects.filter(kind="top_up").exists()
+    assert not LogEntry.objects.exists()
+
+
+def test_action_of_a_list_asks_for_the_one_that_was_chosen(admin, owner):
+    browser = browser_of(admin)
+    chosen = {"action": "top-up", "_selected_action": [owner.pk]}
+    answer = browser.post("/admin/accounts/user/", chosen)
+    assert (answer.status_code, answer["Location"]) == (302, asking_page(owner, "top-up"))
+    two = {**chosen, "_selected_action": [owner.pk, admin.pk]}
+    answer = browser.post("/admin/accounts/user/", two, follow=True)
+    assert "Top up tokens: choose exactly one." in answer.content.decode()
+    assert not Transfer.objects.filter(kind="top_up").exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "status"),
+    [("superuser", 200), ("Support", 200), ("Moderators", 403), ("none", 403), ("user", 403)],
+)
+def test_api_lets_top_up_whom_the_admin_lets(role, status, owner):
+    client = APIClient()
+    token = log_in(email=administrator(role).email, password=PASSWORD).access
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
+    answer = client.patch("/token", {"topUpUserEmail": owner.email, "topUpAmount": "5"})
+    assert answer.status_code == status
+    assert balance_hundredths(user=owner) == (100_500 if status == 200 else 100_000)
+
+
+def test_ledger_is_found_by_user_and_by_job(admin, owner, job):
+    other = make_user("other@example.org")
+    balance_hundredths(user=other)
+    browser = browser_of(admin)
+
+    def found(query: str) -> int:
+        return browser.get("/admin/billing/transfer/", {"q": query}).context["cl"].result_count
+
+    assert found("owner@example.org") == 2  # the welcome and the hold
+    assert found("other@") == 1
+    assert found(str(job.pk)) == 1
+    assert found(str(job.pk + 1)) == 0
+    page = browser.get("/admin/billing/transfer/", {"kind__exact": "hold"}).content.decode()
+    assert "available → held" in page
+    assert "1.50" in page
+    by_job = browser.get("/admin/billing/transfer/", {"job_id": job.pk})
+    assert by_job.context["cl"].result_count == 1
+
+
+@pytest.mark.parametrize("role", ["superuser", "Support"])
+def test_nobody_writes_to_the_ledger(role, owner, job):
+    browser = browser_of(administrator(role))
+    transfer = Transfer.objects.earliest("pk")
+    for name in ("transfer", "hold"):
+        assert browser.get(f"/admin/billing/{name}/add/").status_code == 403
+        assert browser.post(f"/admin/billing/{name}/add/", {}).status_code == 403
+    page = f"/admin/billing/transfer/{transfer.pk}/change/"
+    assert browser.post(page, {"amount_hundredths": 5}).status_code == 403
+    assert browser.get(page).status_code == 200
+    assert ledger_breaches() == []
+
+
+def test_prices_are_read_and_given_in_tokens(admin):
+    browser = browser_of(admin)
+    assert "0.75" in browser.get("/admin/billing/price/").content.decode()
+    form = {
+        "upload_image": "1",
+        "upload_frame": "0.5",
+        "inference_image": "2.25",
+        "inference_frame": "0",
+    }
+    assert browser.post("/admin/billing/price/add/", form).status_code == 302
+    assert vars(current_prices()) == {
+        "upload_image_hundredths": 100,
+        "upload_frame_hundredths": 50,
+        "inference_image_hundredths": 225,
+        "inference_frame_hundredths": 0,
+    }
+    for bad in ("0.001", "-1", "NaN", ""):
+        answer = browser.post("/admin/billing/price/add/", {**form, "upload_image": bad})
+        assert answer.status_code == 200, bad
+    assert Price.objects.count() == 2
+    assert browser_of(make_user(role="Support")).get("/admin/billing/price/add/").status_code == 403
+
+
+# -- users ---------------------------------------------------------------------------------------
+
+
+def test_users_are_found_by_address_and_role(admin, owner):
+    make_user("carer@example.org", role="Support")
+    browser = browser_of(admin)
+
+    def addresses(**query) -> set[str]:
+        answer = browser.get("/admin/accounts/user/", query)
+        return {user.email for user in answer.context["cl"].result_list}
+
+    assert addresses(q="owner") == {"owner@example.org"}
+    assert addresses(is_staff__exact="1") == {"root@example.org", "carer@example.org"}
+    support = Group.objects.get(name="Support")
+    assert addresses(groups__id__exact=support.pk) == {"carer@example.org"}
+    assert addresses(is_active__exact="0") == set()
+    page = browser.get("/admin/accounts/user/").content.decode()
+    assert "1,000.00" in page
+
+
+def access_form(**changes) -> dict:
+    return {"is_active": "on", **changes}
+
+
+def test_superuser_gives_a_role(admin, owner):
+    support = Group.objects.get(name="Support")
+    page = f"/admin/accounts/user/{owner.pk}/change/"
+    form = access_form(is_staff="on", groups=[support.pk])
+    assert browser_of(admin).post(page, form).status_code == 302
+    owner.refresh_from_db()
+    assert (owner.is_staff, owner.is_superuser, owner.is_active) == (True, False, True)
+    assert list(owner.groups.all()) == [support]
+    assert User.objects.get(pk=owner.pk).has_perm("billing.top_up")
+
+
+def test_user_made_inactive_is_logged_out(admin, owner):
+    token = log_in(email=owner.email, password=PASSWORD).access
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
+    assert client.get("/token").status_code == 200
+    page = f"/admin/accounts/user/{owner.pk}/change/"
+    assert browser_of(admin).post(page, {}).status_code == 302
+    assert client.get("/token").status_code == 401
+    assert Session.objects.get(user=owner).revoked_at is not None
+
+
+@pytest.mark.parametrize("role", ["Support", "Moderators", "none"])
+def test_no_other_administrator_gives_rights(role, owner):
+    actor = administrator(role)
+    browser = browser_of(actor)
+    for user in (owner, actor):
+        page = f"/admin/accounts/user/{user.pk}/change/"
+        form = access_form(is_staff="on", is_superuser="on")
+        assert browser.post(page, form).status_code == 403
+        user.refresh_from_db()
+        assert not user.is_superuser
+    assert browser.get("/admin/accounts/user/add/").status_code == 403
+
+
+def test_superuser_cannot_lock_himself_out(admin):
+    page = f"/admin/accounts/user/{admin.pk}/change/"
+    assert browser_of(admin).post(page, {}).status_code == 403
+    admin.refresh_from_db()
+    assert (admin.is_active, admin.is_superuser) == (True, True)
+
+
+# -- datasets ------------------------------------------------------------------------------------
+
+
+def test_dataset_shows_tags_size_and_cost(admin, owner, dataset, media_file):
+    add_media_file(dataset, name="a.mp4", content=b"x" * 500, media_type="video", frame_count=30)
+    Dataset.objects.filter(pk=dataset.pk).update(tags=["bridge", "dawn"])
+    for page in ("/admin/datasets/dataset/", f"/admin/datasets/dataset/{dataset.pk}/change/"):
+        shown = browser_of(admin).get(page).content.decode()
+        assert "bridge, dawn" in shown
+        assert "1 image, 30 video frames" in shown
+        assert "2.0 kB" in shown
+        assert "31.50" in shown
+
+
+@pytest.mark.parametrize("name", ["accounts/user", "billing/transfer", "datasets/dataset"])
+def test_longer_list_asks_the_database_no_more_often(admin, name):
+    browser = browser_of(admin)
+
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as asked:
+            browser.get(f"/admin/{name}/")
+        return len(asked)
+
+    def grow(count: int) -> None:
+        for _ in range(count):
+            user = make_user()
+            balance_hundredths(user=user)
+            add_media_file(make_dataset(user))
+
+    grow(2)
+    queries()
+    few = queries()
+    grow(5)
+    assert queries() == few
+
+
+def test_block_stops_the_dataset_and_its_owner_reads_why(owner, dataset, job):
+    moderator = make_user("moderator@example.org", role="Moderators")
+    browser = browser_of(moderator)
+    answer = browser.post(asking_page(dataset, "block"), {"reason": "licence plates"}, follow=True)
+    assert "street is blocked: licence plates" in answer.content.decode()
+    dataset.refresh_from_db()
+    job.refresh_from_db()
+    assert dataset.blocked_at is not None
+    assert (job.state, job.charged_hundredths) == ("Aborted", 0)
+    assert balance_hundredths(user=owner) == 100_000
+    action = ModerationAction.objects.get()
+    assert (action.kind, action.actor, action.reason) == ("block", moderator, "licence plates")
+    page = browser.get(f"/admin/datasets/dataset/{dataset.pk}/change/").content.decode()
+    assert "moderator@example.org" in page
+
+    client = APIClient()
+    client.force_authenticate(owner)
+    shown = client.get(f"/api/v1/datasets/{dataset.pk}/").json()
+    assert (shown["is_blocked"], shown["block_reason"]) == (True, "licence plates")
+    assert Event.objects.filter(user=owner, kind="dataset.blocked").count() == 1
+    assert ledger_breaches() + settlement_breaches() == []
+
+
+def test_block_without_a_reason_is_asked_again(admin, dataset):
+    answer = browser_of(admin).post(asking_page(dataset, "block"), {"reason": " "})
+    assert answer.status_code == 200
+    dataset.refresh_from_db()
+    assert dataset.blocked_at is None
+
+
+def test_flag_keeps_the_dataset_in_use_and_is_not_told_to_its_owner(admin, owner, dataset, job):
+    browser = browser_of(admin)
+    browser.post(asking_page(dataset, "flag"), {"reason": "faces?"})
+    dataset.refresh_from_db()
+    job.refresh_from_db()
+    assert (dataset.flagged_at is not None, dataset.blocked_at) == (True, None)
+    assert job.state == "Pending"
+    assert not Event.objects.filter(user=owner, kind__startswith="dataset.").exists()
+
+    def queue() -> list[Dataset]:
+        answer = browser.get("/admin/datasets/dataset/", {"moderation": "flagged"})
+        return list(answer.context["cl"].result_list)
+
+    assert queue() == [dataset]
+    browser.post(asking_page(dataset, "restore"), {"reason": "statues"})
+    assert queue() == []
+    assert not Event.objects.filter(user=owner, kind__startswith="dataset.").exists()
+    told = ModerationAction.objects.order_by("pk").values_list("kind", "reason")
+    assert list(told) == [("flag", "faces?"), ("restore", "statues")]
+
+
+def test_restored_dataset_takes_jobs_again(admin, owner, dataset, media_file):
+    browser = browser_of(admin)
+    browser.post(asking_page(dataset, "block"), {"reason": "plates"})
+    browser.post(asking_page(dataset, "restore"), {"reason": "they are painted over"})
+    dataset.refresh_from_db()
+    assert (dataset.blocked_at, dataset.block_reason) == (None, "")
+    kinds = Event.objects.filter(user=owner).order_by("seq").values_list("kind", flat=True)
+    assert list(kinds) == ["dataset.blocked", "dataset.restored"]
+    services.submit_job(
+        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+
+
+def test_moderation_that_changes_nothing_is_told_and_not_recorded(admin, dataset):
+    browser = browser_of(admin)
+    answer = browser.post(asking_page(dataset, "restore"), {"reason": "mistake"})
+    assert "is neither blocked nor flagged" in answer.content.decode()
+    browser.post(asking_page(dataset, "block"), {"reason": "plates"})
+    for name in ("block", "flag"):
+        answer = browser.post(asking_page(dataset, name), {"reason": "again"})
+        assert "blocked already" in answer.content.decode()
+    dataset.refresh_from_db()
+    assert dataset.block_reason == "plates"
+    assert ModerationAction.objects.count() == 1
+
+
+def test_buttons_fit_the_state_of_the_dataset(admin, dataset):
+    browser = browser_of(admin)
+
+    def buttons() -> set[str]:
+        page = browser.get(f"/admin/datasets/dataset/{dataset.pk}/change/").content.decode()
+        return {n for n in ("flag", "block", "restore") if asking_page(dataset, n) in page}
+
+    assert buttons() == {"flag", "block"}
+    browser.post(asking_page(dataset, "flag"), {"reason": "?"})
+    assert buttons() == {"block", "restore"}
+    browser.post(asking_page(dataset, "block"), {"reason": "!"})
+    assert buttons() == {"restore"}
+
+
+def test_names_of_users_are_never_markup(admin, owner):
+    hostile = "<script>alert(1)</script>"
+    dataset = make_dataset(owner, hostile)
+    add_media_file(dataset, name=hostile)
+    for page in (
+        "/admin/datasets/dataset/",
+        f"/admin/datasets/dataset/{dataset.pk}/change/",
+        "/admin/datasets/mediafile/",
+        asking_page(dataset, "block"),
+    ):
+        shown = browser_of(admin).get(page).content.decode()
+        assert hostile not in shown, page
+        assert "&lt;script&gt;" in shown, page
+
+
+# -- jobs and models -----------------------------------------------------------------------------
+
+
+def test_abort_ends_the_job_and_its_owner_reads_why(admin, owner, job):
+    answer = browser_of(admin).post(asking_page(job, "abort"), {"reason": "maintenance"})
+    assert answer.status_code == 302
+    job.refresh_from_db()
+    assert job.state == "Aborted"
+    assert job.error == "Aborted by an administrator: maintenance"
+    assert balance_hundredths(user=owner) == 100_000
+    assert LogEntry.objects.get().user == admin
+    again = browser_of(admin).post(asking_page(job, "abort"), {"reason": "once more"})
+    assert f"Job {job.pk} is Aborted already." in again.content.decode()
+    job.refresh_from_db()
+    assert job.error == "Aborted by an administrator: maintenance"
+
+
+def test_run_again_is_a_new_job_that_its_owner_pays(admin, owner, dataset, job):
+    end(job)
+    add_media_file(dataset, name="later.jpg")
+    answer = browser_of(admin).post(asking_page(job, "run-again"), {"reason": "our fault"})
+    assert answer.status_code == 302
+    again = Job.objects.latest("pk")
+    assert (again.rerun_of, again.user, again.state) == (job, owner, "Pending")
+    assert again.model_version == job.model_version
+    # The files of the job, not the one that was added later.
+    assert [unit.media_file.name for unit in again.units.all()] == ["street.jpg"]
+    assert balance_hundredths(user=owner) == 100_000 - 150
+    job.refresh_from_db()
+    assert job.state == "Aborted"
+    assert ledger_breaches() + settlement_breaches() == []
+
+
+def test_job_runs_again_once_at_a_time(admin, job):
+    browser = browser_of(admin)
+    answer = browser.post(asking_page(job, "run-again"), {"reason": "hurry"})
+    assert f"Job {job.pk} has not ended yet." in answer.content.decode()
+    end(job)
+    for _ in range(2):
+        answer = browser.post(asking_page(job, "run-again"), {"reason": "our fault"})
+    assert f"is running job {job.pk} again already." in answer.content.decode()
+    assert Job.objects.count() == 2
+
+
+def test_run_again_that_cannot_be_is_refused_and_costs_nothing(admin, owner, dataset, job):
+    end(job)
+    browser = browser_of(admin)
+
+    def refusal() -> str:
+        return browser.post(asking_page(job, "run-again"), {"reason": "try"}).content.decode()
+
+    Price.objects.create(
+        upload_image_hundredths=0,
+        upload_frame_hundredths=0,
+        inference_image_hundredths=100_001,
+        inference_frame_hundredths=0,
+    )
+    assert "1000.01 tokens are needed, the balance is 1000." in refusal()
+    browser.post(asking_page(dataset, "block"), {"reason": "plates"})
+    assert "is blocked: plates" in refusal()
+    Dataset.objects.filter(pk=dataset.pk).update(deleted_at=job.created_at)
+    assert "The dataset was deleted by its owner." in refusal()
+    ModelVersion.objects.filter(pk=job.model_version_id).update(is_active=False)
+    assert "There is no model YOLO8/YOLO8s_FSR" in refusal()
+    assert Job.objects.count() == 1
+    assert balance_hundredths(user=owner) == 100_000
+
+
+def test_job_page_leads_to_its_files_and_its_money(admin, job):
+    page = browser_of(admin).get(f"/admin/inference/job/{job.pk}/change/").content.decode()
+    for link in (
+        f"/admin/inference/workunit/?job={job.pk}",
+        f"/admin/billing/transfer/?job_id={job.pk}",
+    ):
+        assert link in page
+        answer = browser_of(admin).get(link)
+        assert answer.status_code == 200
+        assert answer.context["cl"].result_count == 1
+
+
+def test_model_version_is_withdrawn_and_offered_again(admin, owner, media_file):
+    version = ModelVersion.objects.get(version="YOLO8m_FSR")
+    page = f"/admin/inference/modelversion/{version.pk}/change/"
+    assert browser_of(admin).post(page, {"notes": "slow today"}).status_code == 302
+    version.refresh_from_db()
+    assert (version.is_active, version.notes) == (False, "slow today")
+    with pytest.raises(services.UnknownModelError):
+        services.submit_job(
+            user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8m_FSR"
+        )
+    support = browser_of(make_user(role="Support"))
+    assert support.post(page, {"is_active": "on", "notes": ""}).status_code == 403
+    version.refresh_from_db()
+    assert not version.is_active
+
+
+# -- the looks -----------------------------------------------------------------------------------
+
+
+def test_pages_name_no_other_host(admin, job):
+    browser = browser_of(admin)
+    for page in ("/admin/", "/admin/inference/job/", f"/admin/inference/job/{job.pk}/change/"):
+        shown = browser.get(page).content.decode()
+        assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+"', shown), page
+
+
+def test_everything_here_holds_for_the_plain_admin():
+    if not apps.is_installed("unfold"):
+        return  # this is the run that the test below started
+    again = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, PLAIN],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
