@@ -73,6 +73,7 @@ class MediaFile(models.Model):
     upload = models.ForeignKey(Upload, on_delete=models.PROTECT, related_name="media_files")
     name = models.CharField(max_length=1000, help_text="As the user calls it; never a path.")
     content = models.FileField(max_length=200)
+    thumbnail = models.FileField(max_length=200, blank=True, help_text="JPEG, 320 pixels at most.")
     media_type = models.CharField(max_length=5, choices=MediaType.choices)
     format = models.CharField(max_length=20)
     size_bytes = models.BigIntegerField()

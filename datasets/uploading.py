@@ -5,11 +5,12 @@ removed again. So a refusal leaves the ledger, the rows and the files as they we
 """
 
 import contextlib
+import errno
 import logging
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
-from django.db import transaction
+from django.db import DatabaseError, InterfaceError, transaction
 
 from accounts.models import User
 from accounts.services import append_event
@@ -48,6 +49,14 @@ class UnacceptableMediaError(DomainError):
         super().__init__(error.detail, errors=(FieldError("file", error.code, error.detail),))
 
 
+class StorageUnavailableError(DomainError):
+    """The upload cannot be stored now, for a reason that is not the client's."""
+
+    status = 503
+    code = "storage_unavailable"
+    title = "The upload cannot be stored now"
+
+
 class StorageFullError(DomainError):
     """The disk has no room for the upload."""
 
@@ -62,7 +71,17 @@ class AcceptedFile:
 
     name: str
     path: Path
+    thumbnail_path: Path | None
     facts: MediaFacts
+
+    @classmethod
+    def inspected(cls, name: str, path: Path, facts: MediaFacts, folder: Path) -> "AcceptedFile":
+        """The file, with its thumbnail put aside into `folder`, because there may be thousands."""
+        thumbnail_path = None
+        if facts.thumbnail_jpeg is not None:
+            thumbnail_path = folder / f"{path.name}.thumbnail"
+            thumbnail_path.write_bytes(facts.thumbnail_jpeg)
+        return cls(name, path, thumbnail_path, replace(facts, thumbnail_jpeg=None))
 
     @property
     def size_bytes(self) -> int:
@@ -120,7 +139,8 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
     """Take in one image, one video or a zip of them, and charge what was accepted.
 
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402) and StorageFullError (507); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageFullError (507) and
+    StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, name=dataset_name)
     limits = media_limits()
@@ -145,7 +165,9 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
             raise UnacceptableMediaError(error) from error
         except OSError as error:
             logger.exception("An upload could not be stored")
-            raise StorageFullError("The service has no room for this upload now.") from error
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise StorageFullError("The service has no room for this upload now.") from error
+            raise StorageUnavailableError("The upload could not be stored; try again.") from error
 
 
 def _on_disk(content: UploadedFile[Any], folder: Path) -> Path:
@@ -166,7 +188,8 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspec
     with Inspector(limits=limits) as inspector:
         if sniff(path).kind != "archive":
             facts = inspector.inspect(path)
-            inspection.accepted.append(AcceptedFile(name or "upload", path, facts))
+            accepted = AcceptedFile.inspected(name or "upload", path, facts, folder)
+            inspection.accepted.append(accepted)
             return inspection
         for position, member in enumerate(open_archive(path, limits=limits)):
             target = folder / f"{position:06}"
@@ -177,7 +200,8 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits) -> Inspec
                 target.unlink(missing_ok=True)
                 inspection.refused.append(RefusedFile(member_name, error))
             else:
-                inspection.accepted.append(AcceptedFile(member_name, target, facts))
+                accepted = AcceptedFile.inspected(member_name, target, facts, folder)
+                inspection.accepted.append(accepted)
     return inspection
 
 
@@ -212,21 +236,52 @@ def _require_balance(user: User, price_hundredths: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """Where a file and its thumbnail went; the thumbnail's name is empty where there is none."""
+
+    content: str
+    thumbnail: str
+
+
 @contextlib.contextmanager
-def _stored(accepted: list[AcceptedFile]) -> Iterator[list[str]]:
+def _stored(accepted: list[AcceptedFile]) -> Iterator[list[StoredFile]]:
     """Put the files into storage under names of our own; take them out again on an error."""
-    names: list[str] = []
+    stored: list[StoredFile] = []
     try:
         for one in accepted:
-            name = f"uploads/{uuid.uuid4().hex}.{one.facts.format}"
-            names.append(name)
-            with one.path.open("rb") as content:
-                default_storage.save(name, File(content))
-        yield names
+            stem = uuid.uuid4().hex
+            file = StoredFile(
+                content=f"uploads/{stem}.{one.facts.format}",
+                thumbnail=f"thumbnails/{stem}.jpg" if one.thumbnail_path else "",
+            )
+            stored.append(file)
+            _save(one.path, file.content)
+            if one.thumbnail_path:
+                _save(one.thumbnail_path, file.thumbnail)
+        yield stored
     except BaseException:
-        for name in names:
-            default_storage.delete(name)
+        for file in stored:
+            _discard_unless_kept(file)
         raise
+
+
+def _save(path: Path, name: str) -> None:
+    with path.open("rb") as content:
+        default_storage.save(name, File(content))
+
+
+def _discard_unless_kept(file: StoredFile) -> None:
+    """Remove a file that belongs to no row.
+
+    A commit whose answer got lost looks like a failure, so the database is asked; while it
+    cannot be, a file too many is better than one too few.
+    """
+    with contextlib.suppress(DatabaseError, InterfaceError, OSError):
+        if not MediaFile.objects.filter(content=file.content).exists():
+            default_storage.delete(file.content)
+            if file.thumbnail:
+                default_storage.delete(file.thumbnail)
 
 
 @transaction.atomic
@@ -236,7 +291,7 @@ def _record(
     dataset_name: str,
     file_name: str,
     inspection: Inspection,
-    stored: list[str],
+    stored: list[StoredFile],
     prices: PriceList,
 ) -> Upload:
     """The rows, the charge and the event of an upload, all or nothing."""
@@ -253,7 +308,8 @@ def _record(
             dataset=dataset,
             upload=upload,
             name=one.name,
-            content=name,
+            content=file.content,
+            thumbnail=file.thumbnail,
             media_type=one.facts.kind,
             format=one.facts.format,
             size_bytes=one.size_bytes,
@@ -263,7 +319,7 @@ def _record(
             duration_seconds=one.facts.duration_seconds,
             cost_hundredths=one.price_hundredths(prices),
         )
-        for one, name in zip(inspection.accepted, stored, strict=True)
+        for one, file in zip(inspection.accepted, stored, strict=True)
     )
     ledger.charge_upload(user=user, amount_hundredths=cost_hundredths, upload_id=upload.pk)
     append_event(

@@ -14,4 +14,5 @@ urlpatterns = [
     re_path(rf"{DATASET}/uploads/?$", v1.UploadsView.as_view()),
     re_path(rf"{MEDIA_FILE}/?$", v1.MediaFileView.as_view()),
     re_path(rf"{MEDIA_FILE}/content/?$", v1.MediaContentView.as_view()),
+    re_path(rf"{MEDIA_FILE}/thumbnail/?$", v1.ThumbnailView.as_view()),
 ]

@@ -97,6 +97,7 @@ class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
     """An image or a video."""
 
     content_url = serializers.SerializerMethodField()
+    thumbnail_url = serializers.SerializerMethodField()
     cost_tokens = serializers.SerializerMethodField(help_text="What its upload cost.")
 
     class Meta:
@@ -115,6 +116,7 @@ class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
             "duration_seconds",
             "cost_tokens",
             "content_url",
+            "thumbnail_url",
             "created_at",
         )
         read_only_fields = fields
@@ -122,6 +124,12 @@ class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
     def get_content_url(self, media_file: MediaFile) -> str:
         """Where its owner gets it as it was uploaded."""
         return f"/api/v1/media-files/{media_file.pk}/content/"
+
+    def get_thumbnail_url(self, media_file: MediaFile) -> str | None:
+        """Where its owner gets a small picture of it, if there is one."""
+        if not media_file.thumbnail:
+            return None
+        return f"/api/v1/media-files/{media_file.pk}/thumbnail/"
 
     def get_cost_tokens(self, media_file: MediaFile) -> float:
         """Its price at the time."""
@@ -288,6 +296,25 @@ class MediaContentView(APIView):
             stored_name=str(media_file.content.name),
             file_name=media_file.name.rpartition("/")[2],
             content_type=CONTENT_TYPES.get(media_file.format, "application/octet-stream"),
+        )
+
+
+class ThumbnailView(APIView):
+    """A small picture of a file."""
+
+    @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})
+    def get(self, request: Request, media_file_id: int) -> FileResponse | Response:
+        """A JPEG of at most 320 x 320 pixels."""
+        media_file = selectors.media_file_by_id(
+            user=cast(User, request.user), media_file_id=media_file_id
+        )
+        if not media_file.thumbnail:
+            raise selectors.MediaFileNotFoundError("This file has no thumbnail.")
+        return stored_file_response(
+            request,
+            stored_name=str(media_file.thumbnail.name),
+            file_name=f"thumbnail-{media_file.pk}.jpg",
+            content_type="image/jpeg",
         )
 
 

@@ -205,6 +205,11 @@ def record_model(*, claim: Claim, class_names: Sequence[str], weights_sha256: st
     )
 
 
+def renew_lease(*, claim: Claim) -> bool:
+    """Keep a unit for as long as a lease lasts from now; returns whether it is still ours."""
+    return bool(_own_unit(claim).update(lease_expires_at=_lease_end(timezone.now())))
+
+
 @transaction.atomic
 def store_frames(*, claim: Claim, frames: Sequence[FrameResult], frames_done: int) -> None:
     """Write a batch of frame results and renew the lease; raises LeaseLostError.

@@ -143,6 +143,47 @@ def while_database_is_away(work: Callable[[], Outcome]) -> Outcome:
             time.sleep(DATABASE_RETRY_SECONDS)
 
 
+class LeaseKeeper(threading.Thread):
+    """Renews the lease of the unit that this process runs, while there is progress.
+
+    A picture of 200 megapixels on a slow machine, or the end of a long video, can take longer
+    than a lease without a batch to store. A process that is killed or stopped renews nothing, and
+    neither does one whose work hangs: after too long without progress the lease runs out.
+    """
+
+    def __init__(self, *, claim: Claim) -> None:
+        super().__init__(name="lease", daemon=True)
+        self._claim = claim
+        self._ended = threading.Event()
+        self._progress_at = time.monotonic()
+
+    def note_progress(self) -> None:
+        """The work goes on."""
+        self._progress_at = time.monotonic()
+
+    def run(self) -> None:
+        """Renew until the work ends, hangs, or the unit is somebody else's."""
+        while not self._ended.wait(settings.UNIT_LEASE_SECONDS / 4):
+            if time.monotonic() - self._progress_at > settings.UNIT_SILENT_SECONDS:
+                logger.error("Work unit %s makes no progress", self._claim.unit_id)
+                break
+            try:
+                if not services.renew_lease(claim=self._claim):
+                    break
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("A lease was not renewed: %s", error)
+                close_old_connections()
+        connection.close()
+
+    def __enter__(self) -> "LeaseKeeper":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
 def run_unit(
     *,
     unit_id: int,
@@ -161,7 +202,8 @@ def run_unit(
     if claim is None:
         return False
     try:
-        _process(claim, detector_of, should_stop)
+        with LeaseKeeper(claim=claim) as lease:
+            _process(claim, detector_of, should_stop, lease)
     except LeaseLostError as error:
         logger.info("%s", error)
     except WorkerStoppingError:
@@ -189,7 +231,10 @@ def _hand_back(claim: Claim, *, counts_as_try: bool) -> None:
 
 
 def _process(
-    claim: Claim, detector_of: Callable[[str], Detector], should_stop: Callable[[], bool]
+    claim: Claim,
+    detector_of: Callable[[str], Detector],
+    should_stop: Callable[[], bool],
+    lease: LeaseKeeper,
 ) -> None:
     """Detect, store and draw one file, and end the unit."""
     unit = WorkUnit.objects.select_related("media_file", "job__model_version").get(pk=claim.unit_id)
@@ -200,7 +245,9 @@ def _process(
         class_names=detector.class_names,
         weights_sha256=getattr(detector, "sha256", ""),
     )
-    sink = ResultSink(claim=claim, unit=unit, detector=detector, should_stop=should_stop)
+    sink = ResultSink(
+        claim=claim, unit=unit, detector=detector, should_stop=should_stop, lease=lease
+    )
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
         annotated = Path(folder) / f"annotated.{annotated_extension(media_file)}"
         if media_file.media_type == MediaFile.MediaType.IMAGE:
@@ -252,7 +299,9 @@ class ResultSink:
         unit: WorkUnit,
         detector: Detector,
         should_stop: Callable[[], bool],
+        lease: LeaseKeeper,
     ) -> None:
+        self._lease = lease
         self._claim = claim
         self._unit = unit
         self._class_names = detector.class_names
@@ -262,6 +311,7 @@ class ResultSink:
 
     def __call__(self, frames: Sequence[FrameDetections]) -> None:
         """Store a batch; raises WorkerStoppingError or LeaseLostError to end the unit."""
+        self._lease.note_progress()
         if self._should_stop():
             raise WorkerStoppingError
         self._frames_done += len(frames)

@@ -3,6 +3,8 @@
 import os
 
 from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import re_path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
@@ -11,6 +13,11 @@ from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets 
 from inference.consumers import JobEventsConsumer
 from odproject.bridge import http_application
 from odproject.core.websockets import RefusedPath
+
+if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
+    raise ImproperlyConfigured(
+        "OD_SECRET_KEY is not set. `manage.py up` makes one; elsewhere give a long random text."
+    )
 
 application = ProtocolTypeRouter(
     {

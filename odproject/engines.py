@@ -41,6 +41,7 @@ import redis
 from psycopg import sql
 
 from odproject.core.process import SAME_IDENTITY, Identity, launcher_argv
+from odproject.database_roles import let_application_work
 
 POSTGRES_MAJOR_VERSION = 18
 DATABASE_NAME = "odproject"
@@ -254,7 +255,9 @@ class EmbeddedPostgres:
         # Databases made later are copies of template1 and inherit these grants.
         for database in (DATABASE_NAME, "template1"):
             with self._connect(database) as connection:
-                _grant_rows_to_application(connection)
+                let_application_work(
+                    connection, owner_role=OWNER_ROLE, application_role=APPLICATION_ROLE
+                )
 
     def _create_cluster(self) -> None:
         """Make the cluster beside its place and move it there when it is whole."""
@@ -369,22 +372,6 @@ def _exists(connection: psycopg.Connection, catalogue: str, column: str, name: s
         sql.Identifier(catalogue), sql.Identifier(column)
     )
     return connection.execute(query, (name,)).fetchone() is not None
-
-
-def _grant_rows_to_application(connection: psycopg.Connection) -> None:
-    """Let the application work with the rows of every table that the owner makes from now on."""
-    for privileges, objects in (
-        ("SELECT, INSERT, UPDATE, DELETE", "TABLES"),
-        ("USAGE, SELECT", "SEQUENCES"),
-    ):
-        connection.execute(
-            sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} GRANT {} ON {} TO {}").format(
-                sql.Identifier(OWNER_ROLE),
-                sql.SQL(privileges),
-                sql.SQL(objects),
-                sql.Identifier(APPLICATION_ROLE),
-            )
-        )
 
 
 def _processes_in(folder: Path) -> list[int]:

@@ -49,7 +49,8 @@ DATA_DIR = Path(env("OD_DATA_DIR", str(BASE_DIR / ".data"))).resolve()
 DEBUG = env_bool("OD_DEBUG", False)
 # `manage.py up` generates a secret once and keeps it in the data folder. The value below serves
 # only commands that sign nothing (migrate, checks).
-SECRET_KEY = env("OD_SECRET_KEY", "insecure-and-only-for-commands-that-sign-nothing")
+INSECURE_SECRET_KEY = "insecure-and-only-for-commands-that-sign-nothing"
+SECRET_KEY = env("OD_SECRET_KEY", INSECURE_SECRET_KEY)
 # The API builds no absolute address from the Host header, so any host may be answered.
 ALLOWED_HOSTS = env_list("OD_ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = env_list("OD_CSRF_TRUSTED_ORIGINS", "")
@@ -80,6 +81,7 @@ INSTALLED_APPS = [
     "django.contrib.postgres",
 ]
 MIDDLEWARE = [
+    "odproject.core.request_id.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -279,6 +281,7 @@ TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 
 # -- jobs ----------------------------------------------------------------------------------------
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
+UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
@@ -292,8 +295,17 @@ PROGRESS_INTERVAL_SECONDS = 0.5
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "line": {"format": "{asctime} {levelname} {request_id} {name}: {message}", "style": "{"}
+    },
+    "filters": {"request_id": {"()": "odproject.core.request_id.RequestIdFilter"}},
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["request_id"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": env("OD_LOG_LEVEL", "INFO")},
     "loggers": {"django.request": {"level": "ERROR"}, "httpx": {"level": "WARNING"}},
 }

@@ -9,6 +9,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.utils import timezone
+from PIL import Image
 from rest_framework.test import APIClient
 
 from accounts.models import Session
@@ -186,6 +187,14 @@ class TestMediaFiles:
         assert listed["results"] == [accepted]
         uploads = client.get(f"/api/v1/datasets/{dataset.pk}/uploads/").json()
         assert uploads["results"] == [report]
+
+    def test_thumbnail_is_a_small_jpeg(self, client, dataset):
+        content = image_bytes("PNG", noise((900, 600)))
+        media_file = self.upload(client, dataset, content).json()["accepted"][0]
+        answer = client.get(media_file["thumbnail_url"])
+        assert answer["Content-Type"] == "image/jpeg"
+        with Image.open(io.BytesIO(b"".join(answer.streaming_content))) as thumbnail:
+            assert (thumbnail.format, thumbnail.size) == ("JPEG", (320, 213))
 
     def test_refused_upload_says_why(self, client, dataset):
         answer = self.upload(client, dataset, b"<html>", name="a.jpg")
@@ -381,6 +390,7 @@ def test_nobody_reaches_what_is_anothers(user, dataset, media_root):
         f"/api/v1/datasets/{dataset.pk}/uploads/",
         f"/api/v1/media-files/{media_file.pk}/",
         f"/api/v1/media-files/{media_file.pk}/content/",
+        f"/api/v1/media-files/{media_file.pk}/thumbnail/",
         f"/api/v1/jobs/{job.pk}/",
         f"/api/v1/jobs/{job.pk}/frame-results/",
         f"/api/v1/jobs/{job.pk}/annotated-files/1/",

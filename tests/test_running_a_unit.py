@@ -9,11 +9,9 @@ from inference import queue, services
 from inference.models import FrameResult, Job, WorkUnit
 from inference.pipeline.types import Detections
 from inference.results import annotated_zip, result_json
-from inference.worker import run_unit
+from inference.worker import LeaseKeeper, run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
-
-pytestmark = pytest.mark.django_db
 
 
 class FakeDetector:
@@ -68,6 +66,7 @@ def run(job, detector, *, position=0, **arguments):
     return taken, unit
 
 
+@pytest.mark.django_db
 def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
@@ -92,6 +91,7 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     assert b"".join(annotated_zip(job))[:2] == b"PK"
 
 
+@pytest.mark.django_db
 def test_video_stores_every_frame_in_batches(user, dataset, tmp_path):
     write_video(tmp_path / "a.mp4", frames=5)
     add_media_file(
@@ -110,6 +110,7 @@ def test_video_stores_every_frame_in_batches(user, dataset, tmp_path):
     assert job.charged_hundredths == 500
 
 
+@pytest.mark.django_db
 def test_corrupt_file_fails_alone(user, dataset, tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="bad.png", content=b"no picture", image_format="png")
@@ -124,6 +125,7 @@ def test_corrupt_file_fails_alone(user, dataset, tmp_path):
     assert first in "".join(result_json(job))
 
 
+@pytest.mark.django_db
 def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
@@ -140,6 +142,7 @@ def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, 
     assert balance_hundredths(user=user) == 100_000
 
 
+@pytest.mark.django_db
 def test_stopping_worker_hands_the_unit_back(user, dataset, tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
@@ -149,6 +152,7 @@ def test_stopping_worker_hands_the_unit_back(user, dataset, tmp_path):
     assert not FrameResult.objects.exists()
 
 
+@pytest.mark.django_db
 def test_job_aborted_in_the_middle_stops_and_leaves_no_file(user, dataset, tmp_path, media_root):
     write_video(tmp_path / "a.mp4", frames=6)
     add_media_file(
@@ -174,13 +178,46 @@ def test_job_aborted_in_the_middle_stops_and_leaves_no_file(user, dataset, tmp_p
     assert not (media_root / "results").exists()
 
 
+@pytest.mark.django_db
 def test_unknown_unit_is_not_there_to_be_taken(user):
     assert run_unit(unit_id=10**12, worker_name="w1", detector_of=lambda v: FakeDetector()) is False
 
 
+@pytest.mark.django_db
 def test_job_with_no_completed_file_still_gives_an_empty_zip(user, dataset):
     add_media_file(dataset, name="bad.png", content=b"no picture", image_format="png")
     job = submit(user)
     run(job, FakeDetector())
     assert Job.objects.get().state == "Failed"
     assert b"".join(annotated_zip(job))[:4] == b"PK\x05\x06"
+
+
+class TestLease:
+    """A lease is kept while there is progress, with a real second connection."""
+
+    @pytest.fixture
+    def held(self, committed_db, settings, monkeypatch):
+        settings.UNIT_LEASE_SECONDS = 0.4
+        monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+        user = make_user()
+        add_media_file(make_dataset(user))
+        submit(user)
+        return services.claim_unit(unit_id=WorkUnit.objects.get().pk, worker_name="w1")
+
+    def renewed(self, held):
+        before = WorkUnit.objects.get().lease_expires_at
+        with LeaseKeeper(claim=held) as keeper:
+            keeper.join(0.5)
+        return WorkUnit.objects.get().lease_expires_at > before
+
+    def test_long_step_keeps_its_lease(self, held):
+        assert self.renewed(held)
+
+    def test_work_that_hangs_loses_its_lease(self, held, settings):
+        settings.UNIT_SILENT_SECONDS = -1
+        assert not self.renewed(held)
+
+    def test_unit_of_somebody_else_is_not_renewed(self, held):
+        services.reclaim_units(worker_name="w1")
+        services.claim_unit(unit_id=held.unit_id, worker_name="w2")
+        assert not self.renewed(held)

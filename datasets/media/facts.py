@@ -1,6 +1,7 @@
 """What the inspection of one file finds out; imports no decoder."""
 
-from dataclasses import asdict, dataclass
+import base64
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -10,6 +11,7 @@ class MediaFacts:
 
     `size_wh` is the upright size in pixels. An image has one frame and none of the members from
     `duration_seconds` on. `rotation_degrees` is how far a stored video is turned clockwise.
+    `thumbnail_jpeg` is a small upright picture of the image or of the video's first frame.
     """
 
     kind: Literal["image", "video"]
@@ -21,13 +23,20 @@ class MediaFacts:
     codec: str | None = None
     rotation_degrees: int | None = None
     has_audio: bool | None = None
+    thumbnail_jpeg: bytes | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can carry; `from_dict` reads them back."""
-        return asdict(self)
+        values = asdict(self)
+        if self.thumbnail_jpeg is not None:
+            values["thumbnail_jpeg"] = base64.b64encode(self.thumbnail_jpeg).decode()
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MediaFacts":
         """Rebuild what `to_dict` gave. Raises TypeError, KeyError or ValueError on nonsense."""
         width, height = values["size_wh"]
-        return cls(**{**values, "size_wh": (int(width), int(height))})
+        encoded = values["thumbnail_jpeg"]
+        thumbnail = None if encoded is None else base64.b64decode(encoded, validate=True)
+        changed = {"size_wh": (int(width), int(height)), "thumbnail_jpeg": thumbnail}
+        return cls(**{**values, **changed})

@@ -5,12 +5,13 @@ purpose: other libraries replace it while the program runs, it tries every forma
 registered, and its check of the size warns instead of refusing.
 """
 
+import io
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +64,20 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _TRANSPOSED = {5, 6, 7, 8}
+THUMBNAIL_PIXELS = 320  # of the longer side
 _SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The upright size in pixels (width, height) and the format in the words of `sniff`."""
+    """The upright size in pixels (width, height), the format in the words of `sniff`, a thumbnail.
+
+    The thumbnail is missing where the picture decodes but cannot be made small.
+    """
 
     size_wh: tuple[int, int]
     format: str
+    thumbnail_jpeg: bytes | None = field(default=None, compare=False, repr=False)
 
 
 def probe_image(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> ImageFacts:
@@ -84,7 +90,8 @@ def probe_image(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> ImageFac
     with _loaded(path, limits) as (image, image_format):
         width, height = image.size
         size_wh = (height, width) if _orientation(image) in _TRANSPOSED else (width, height)
-    return ImageFacts(size_wh=size_wh, format=image_format)
+        thumbnail_jpeg = _thumbnail(image)
+    return ImageFacts(size_wh=size_wh, format=image_format, thumbnail_jpeg=thumbnail_jpeg)
 
 
 def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
@@ -96,6 +103,39 @@ def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
     """
     with _loaded(path, limits or DEFAULT_LIMITS) as (image, _), _damage_refused():
         return _to_rgb(_upright(image))
+
+
+def thumbnail_of(picture: np.ndarray) -> bytes:
+    """A JPEG of at most 320 x 320 pixels of a picture RGB uint8 (h, w, 3)."""
+    return _small_jpeg(Image.fromarray(picture))
+
+
+def _thumbnail(image: Image.Image) -> bytes | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            small = _shrunk(image)
+            orientation = _orientation(image)
+            if orientation != 1:
+                small = small.transpose(_TRANSPOSITIONS[orientation])
+            return _small_jpeg(Image.fromarray(_to_rgb(small)))
+    except _DAMAGE:
+        return None
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """The image fitted into a thumbnail, made small before anything else is done to it."""
+    scale = THUMBNAIL_PIXELS / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _small_jpeg(image: Image.Image) -> bytes:
+    target = io.BytesIO()
+    _shrunk(image).save(target, "JPEG", quality=80)
+    return target.getvalue()
 
 
 @contextmanager

@@ -24,7 +24,13 @@ def inspect_here(
         raise unsupported_type("The file is an archive, neither an image nor a video.")
     if sniffed.kind == "image":
         image = probe_image(path, limits=limits)
-        return MediaFacts("image", image.format, image.size_wh, frame_count=1)
+        return MediaFacts(
+            kind="image",
+            format=image.format,
+            size_wh=image.size_wh,
+            frame_count=1,
+            thumbnail_jpeg=image.thumbnail_jpeg,
+        )
     video = count_frames(path, format=sniffed.format, limits=limits, on_progress=on_progress)
     return MediaFacts(
         kind="video",
@@ -36,4 +42,5 @@ def inspect_here(
         codec=video.codec,
         rotation_degrees=video.rotation_degrees,
         has_audio=video.has_audio,
+        thumbnail_jpeg=video.thumbnail_jpeg,
     )

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_TIMEOUT_SECONDS = 60.0
-_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_ANSWER_BYTES = 256 * 1024  # a thumbnail is in it
 # Nothing of the service's environment (passwords, addresses) reaches the child. One thread for
 # numeric libraries and two arenas keep its address space, which is limited, for the pictures.
 _ENVIRONMENT = {

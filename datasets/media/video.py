@@ -9,7 +9,7 @@ import errno
 import io
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
+from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.sniff import sniff
 
@@ -86,6 +87,7 @@ class VideoFacts:
     container: str
     rotation_degrees: int
     has_audio: bool
+    thumbnail_jpeg: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def count_frames(
         max_frames = limits.max_gif_frames if video.format == "gif" else limits.max_frames
         # There is a first frame, or the decoding raises. One that cannot be painted is not billed.
         first = last = next(decoded)
-        _Painter().paint(first)
+        thumbnail_jpeg = thumbnail_of(_Painter().paint(first))
         for last in decoded:
             if last.frame_index >= max_frames:
                 raise refused(
@@ -262,6 +264,7 @@ def count_frames(
             container=video.format,
             rotation_degrees=first.turn.clockwise_degrees,
             has_audio=video.has_audio,
+            thumbnail_jpeg=thumbnail_jpeg,
         )
 
 

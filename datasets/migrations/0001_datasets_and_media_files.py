@@ -112,6 +112,15 @@ class Migration(migrations.Migration):
                 ),
                 ("content", models.FileField(max_length=200, upload_to="")),
                 (
+                    "thumbnail",
+                    models.FileField(
+                        blank=True,
+                        help_text="JPEG, 320 pixels at most.",
+                        max_length=200,
+                        upload_to="",
+                    ),
+                ),
+                (
                     "media_type",
                     models.CharField(
                         choices=[("image", "Image"), ("video", "Video")], max_length=5

@@ -1,7 +1,7 @@
 // Tokens: the balance in the page's head, and the dialog with prices and movements.
 
 import { ask, nextPath } from "./api.js";
-import { amount, announce, byId, element, moment, plural, showAlert, signal, signedAmount } from "./page.js";
+import { amount, announce, byId, element, moment, showAlert, signal, signedAmount } from "./page.js";
 
 const MOVEMENTS = "/api/v1/ledger/?page_size=25";
 const KINDS = {
@@ -86,7 +86,7 @@ function movementRow(movement) {
 }
 
 function noteOf({ kind, moved_tokens: moved, reason }) {
-  if (kind === "capture") return `${plural(moved, "token").replace(/^\S+/, amount(moved))} of the held ones`;
+  if (kind === "capture") return `${amount(moved)} of the tokens held before`;
   return kind === "top_up" ? reason : "";
 }
 

@@ -21,7 +21,6 @@ export async function showMediaFiles(dataset) {
   state.datasetId = dataset?.id ?? null;
   byId("media").hidden = !dataset || !(dataset.image_count || dataset.frame_count);
   if (byId("media").hidden) return;
-  byId("media-title").textContent = contentText(dataset);
   state.more = `${listPath(dataset.id)}?ordering=-id&page_size=${SHOWN_FIRST}`;
   await showPage(version, (tiles) => byId("media-files").replaceChildren(...tiles));
 }

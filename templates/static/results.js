@@ -73,7 +73,9 @@ function sliderOf(view) {
     shown.textContent = `${view.percent}%`;
     for (const file of view.files) showFile(view, file);
   });
-  return element("label", { className: "slider" }, element("span", {}, "Show detections of at least ", shown, " confidence"), input);
+  const title = element("span", {}, "Show detections of at least ", shown, " confidence");
+  const text = `Annotated videos and downloads always show ${DRAWN_PERCENT}% and more.`;
+  return element("label", { className: "slider" }, title, input, element("span", { className: "aside" }, text));
 }
 
 // -- detections

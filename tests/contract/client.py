@@ -17,6 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 PASSWORD = "correct horse battery"
 ENCODINGS = ("json", "form", "multipart")
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code", "name", "message"}
+MONEY_MEMBERS = frozenset({"needed_tokens", "balance_tokens"})
 JOB_SECONDS = 240.0
 _numbers = itertools.count(1)
 
@@ -175,12 +176,20 @@ def receive(socket: ClientConnection, count: int, timeout: float = 30) -> list[d
     return [json.loads(message) for message in messages]
 
 
-def assert_problem(response: httpx.Response, status: int, name: str = "") -> dict[str, Any]:
+def assert_short_of_tokens(response: httpx.Response, *, needed: float, balance: float) -> None:
+    """The answer is a 402 that says what was needed and what there is."""
+    document = assert_problem(response, 402, "InsufficientTokensError", MONEY_MEMBERS)
+    assert (document["needed_tokens"], document["balance_tokens"]) == (needed, balance)
+
+
+def assert_problem(
+    response: httpx.Response, status: int, name: str = "", more: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """The answer is one problem document with the members of the original, and no more said."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"].partition(";")[0] == "application/problem+json"
     document = response.json()
-    assert set(document) - {"errors"} == PROBLEM_MEMBERS
+    assert set(document) - {"errors"} == PROBLEM_MEMBERS | more
     assert document["status"] == status
     assert document["message"] == document["detail"]
     for word in ("Traceback", "settings.", "/site-packages", "psycopg", "SELECT "):
