@@ -32,6 +32,8 @@ function enter() {
   refreshBalance();
   refreshDatasets();
   showModels();
+  // Another tab may have spent something meanwhile.
+  document.addEventListener("visibilitychange", () => document.hidden || refreshBalance());
   follow({ onMessage: hearOfJobs, poll: askAboutJobs });
 }
 

@@ -88,18 +88,17 @@ function showWhatThereIs() {
 }
 
 // What the websocket tells.
-export function hearOfJobs(message) {
-  const { kind, job_id: id, state: jobState, error = "" } = message;
+export function hearOfJobs({ kind, job_id: id, jobs, ...news }) {
+  if (jobs) askAboutJobs(); // something may have been missed before this greeting
+  if (!kind) return;
+  const isNew = !state.jobs.has(id);
   if (kind === "job.progress") {
-    const { progress_percent, frames_done, frame_count } = message;
+    const { progress_percent, frames_done, frame_count } = news;
     learn(id, { state: "Running", progress_percent, frames_done, frame_count });
-  } else if (kind) {
-    learn(id, { state: jobState, error });
-    // Of a job that another tab or program has started nothing else is known yet.
-    if (!state.jobs.get(id).model_version) askAbout(id);
-  } else if (message.jobs) {
-    askAboutJobs(); // something may have been missed before this greeting
+  } else {
+    learn(id, { state: news.state, error: news.error || "" });
   }
+  if (isNew) askAbout(id); // another tab or program has started it
 }
 
 export function openNewJob(job) {

@@ -63,11 +63,16 @@ export function confirmed({ title, text, action }) {
   });
 }
 
-// Every dialog closes by its own buttons, by Escape and by a click beside it.
+function isBeside(element, { clientX: x, clientY: y }) {
+  const { left, right, top, bottom } = element.getBoundingClientRect();
+  return x < left || x > right || y < top || y > bottom;
+}
+
+// Every dialog closes by its own buttons, by Escape and by a press beside it.
 export function listenToDialogs() {
   for (const dialog of document.querySelectorAll("dialog")) {
-    dialog.addEventListener("click", (event) => {
-      if (event.target === dialog) dialog.close();
+    dialog.addEventListener("pointerdown", (event) => {
+      if (event.target === dialog && isBeside(dialog, event)) dialog.close();
     });
     for (const closer of dialog.querySelectorAll("[data-closes]")) {
       closer.addEventListener("click", () => dialog.close(closer.dataset.closes));

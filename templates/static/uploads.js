@@ -122,6 +122,12 @@ export function listenToUploads() {
   choiceChanges.listen((dataset) => {
     if (dataset?.id !== state.reportedId && !state.isBusy) clearReport(null);
   });
-  sessionEnds.listen(() => state.current?.abort());
+  sessionEnds.listen(() => {
+    state.isBusy = false;
+    state.current?.abort();
+  });
+  window.addEventListener("beforeunload", (event) => {
+    if (state.isBusy) event.preventDefault(); // the browser asks whether to leave
+  });
   acceptDrops();
 }
