@@ -370,6 +370,29 @@ def test_dataset_is_deleted_only_after_a_question(page, service):
     expect(page.locator("#datasets label")).to_have_count(1)
 
 
+def test_blocked_dataset_says_why_and_takes_nothing(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Blocked")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
+
+    def block(route: Route) -> None:
+        answer = route.fetch()
+        page_of_datasets = answer.json()
+        for dataset in page_of_datasets["results"]:
+            dataset |= {"is_blocked": True, "block_reason": "Faces can be seen."}
+        route.fulfill(response=answer, json=page_of_datasets)
+
+    page.route(re.compile(r"/api/v1/datasets/\?"), block)
+    page.reload()
+    expect(page.locator("#blocked")).to_have_text(
+        "An administrator has blocked this dataset. The reason: Faces can be seen."
+    )
+    expect(page.locator("#drop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    expect(page.locator("#quote")).to_have_text("No job can be started on a blocked dataset.")
+
+
 def test_aborted_job_gives_back_what_was_not_done(page, service, tmp_path):
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Long film")
