@@ -55,10 +55,10 @@ def jobs_of(*, user: User) -> list[Job]:
 
 
 def jobs_with_progress(*, user: User) -> QuerySet[Job]:
-    """The user's jobs with `frames_done` and their model version."""
+    """The user's jobs with `frames_done`, their dataset and their model version."""
     return (
         Job.objects.filter(user=user)
-        .select_related("model_version")
+        .select_related("model_version", "dataset")
         .annotate(frames_done=Sum("units__frames_done"))
     )
 

@@ -17,4 +17,5 @@ urlpatterns = [
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/frame-results/?$", v1.FrameResultsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{UNIT}/?$", v1.AnnotatedFileView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/annotated-zip/?$", v1.AnnotatedZipView.as_view()),
 ]

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import django_filters
 from django.db.models import QuerySet
-from django.http import FileResponse
+from django.http import FileResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import generics, serializers
@@ -19,7 +19,7 @@ from inference import results, selectors, services
 from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
 from inference.serializers import LARGEST_ID
 from odproject.core.api import validated
-from odproject.core.errors import NotFoundError
+from odproject.core.errors import ConflictError, NotFoundError
 from odproject.core.files import stored_file_response
 from odproject.core.listing import NewestFirst, Pages, StrictFilters, StrictOrdering
 
@@ -29,6 +29,13 @@ class AnnotatedFileNotFoundError(NotFoundError):
 
     code = "annotated_file_not_found"
     title = "Annotated file not found"
+
+
+class JobNotFinishedError(ConflictError):
+    """The job goes on, so its annotated files are not all there."""
+
+    code = "job_not_finished"
+    title = "The job has not ended"
 
 
 class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
@@ -79,6 +86,9 @@ class JobFileSerializer(serializers.ModelSerializer[WorkUnit]):
 class JobSerializer(serializers.ModelSerializer[Job]):
     """A job."""
 
+    dataset_name = serializers.CharField(
+        source="dataset.name", read_only=True, help_text="Also of a dataset deleted since."
+    )
     model_version = serializers.CharField(source="model_version.version", read_only=True)
     frames_done = serializers.SerializerMethodField()
     progress_percent = serializers.SerializerMethodField()
@@ -91,6 +101,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "id",
             "state",
             "dataset_id",
+            "dataset_name",
             "model_version",
             "frame_count",
             "frames_done",
@@ -344,3 +355,17 @@ class AnnotatedFileView(APIView):
             file_name=results.annotated_name(unit).rpartition("/")[2],
             content_type=results.annotated_content_type(unit),
         )
+
+
+class AnnotatedZipView(APIView):
+    """All annotated files of a job at once."""
+
+    @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
+    def get(self, request: Request, job_id: int) -> StreamingHttpResponse:
+        """A zip of the annotated files of a job that has ended, aborted and failed ones too."""
+        job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
+        if job.finished_at is None:
+            raise JobNotFinishedError(f"Job {job_id} is {job.state}.")
+        response = StreamingHttpResponse(results.annotated_zip(job), content_type="application/zip")
+        response["Content-Disposition"] = f'attachment; filename="job-{job.pk}.zip"'
+        return response

@@ -77,7 +77,7 @@ def sign_up(page: Page, base_url: str, email: str) -> None:
 def create_dataset(page: Page, name: str, tags: str = "") -> None:
     """Create a dataset, which is then the chosen one."""
     page.get_by_label("New dataset").fill(name)
-    page.get_by_label("Tags").fill(tags)
+    page.get_by_label("Tags (optional").fill(tags)
     page.get_by_role("button", name="Create dataset").click()
     page.get_by_role("heading", name=name, exact=True).wait_for()
 

@@ -47,6 +47,10 @@ def _photograph(browser: Browser, base_url: str, folder: Path) -> None:
     create_dataset(page, "Ring road cameras", "road")
     create_dataset(page, "Morning flight", "drone, junction")
     upload(page, _video(folder / "junction.mp4"), _archive(folder))
+    thumbnails = page.locator("#media-files img:not(.icon)")
+    expect(thumbnails).to_have_count(4)
+    for thumbnail in thumbnails.all():
+        expect(thumbnail).not_to_have_js_property("naturalWidth", 0)
     _save(page, "page-upload.png")
 
     card = start_job(page)

@@ -1,6 +1,7 @@
 """The resources of /api/v1/: what each answers, refuses and keeps from strangers."""
 
 import io
+import zipfile
 from datetime import timedelta
 
 import numpy as np
@@ -316,6 +317,35 @@ class TestJobs:
             b"picture",
         )
 
+    def test_zip_holds_what_was_annotated_before_the_job_was_aborted(
+        self, client, user, dataset, media_root
+    ):
+        add_media_file(dataset)
+        add_media_file(dataset, name="b.jpg")
+        job = submit(user)
+        path = f"/api/v1/jobs/{job.pk}/annotated-zip/"
+        unit = WorkUnit.objects.order_by("position")[0]
+        claim = services.claim_unit(unit_id=unit.pk, worker_name="w")
+        (media_root / "results").mkdir(parents=True)
+        (media_root / "results/x.jpg").write_bytes(b"picture")
+        services.complete_unit(claim=claim, annotated_name="results/x.jpg")
+        refused = client.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
+        services.abort_job(job_id=job.pk)
+        answer = client.get(path)
+        assert answer["Content-Disposition"] == f'attachment; filename="job-{job.pk}.zip"'
+        with zipfile.ZipFile(io.BytesIO(b"".join(answer.streaming_content))) as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {
+                "a.jpg": b"picture"
+            }
+
+    def test_job_names_its_dataset_also_after_the_deletion(self, client, user, dataset):
+        add_media_file(dataset)
+        submit(user)
+        assert client.delete(f"/api/v1/datasets/{dataset.pk}/").status_code == 204
+        (job,) = client.get("/api/v1/jobs/").json()["results"]
+        assert (job["dataset_id"], job["dataset_name"]) == (dataset.pk, "street")
+
 
 def test_ledger_shows_every_movement_newest_first(client, user, dataset):
     add_media_file(dataset)
@@ -364,6 +394,7 @@ def test_nobody_reaches_what_is_anothers(user, dataset, media_root):
         f"/api/v1/jobs/{job.pk}/",
         f"/api/v1/jobs/{job.pk}/frame-results/",
         f"/api/v1/jobs/{job.pk}/annotated-files/1/",
+        f"/api/v1/jobs/{job.pk}/annotated-zip/",
     ]
     for path in owned:
         assert APIClient().get(path).status_code == 401, path

@@ -1,4 +1,4 @@
-"""The page for people, used in a real browser against the running service."""
+"""The dashboard, used in a real browser against the running service."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+from playwright.sync_api import Browser, Page, Route, WebSocketRoute, expect
 
 from tests.browser import (
     PASSWORD,
@@ -22,6 +22,7 @@ from tests.browser import (
     start_job,
     upload,
 )
+from tests.service import running_service
 
 pytestmark = pytest.mark.service
 
@@ -80,6 +81,18 @@ def number_of(card) -> int:
     return int(card.get_attribute("data-job"))
 
 
+def session_of(page: Page) -> dict:
+    return json.loads(page.evaluate("localStorage.getItem('odproject.session')"))
+
+
+def movements(page: Page) -> list[tuple[str, str]]:
+    """Kind and amount of each movement that the open dialog shows."""
+    rows = page.locator("#movements tr").all()
+    amounts = [row.locator("td.number").inner_text() for row in rows]
+    plain = [told.replace("\N{MINUS SIGN}", "-") for told in amounts]
+    return [(row.get_attribute("data-kind"), told) for row, told in zip(rows, plain, strict=True)]
+
+
 def watch_annotated_files(page: Page) -> None:
     """See the annotated picture (1280 pixels wide) and play the annotated video (640 wide)."""
     picture, video = page.locator("figure img"), page.locator("figure video")
@@ -91,6 +104,33 @@ def watch_annotated_files(page: Page) -> None:
     video.evaluate("element => element.play()")
     expect(video).not_to_have_js_property("currentTime", 0)
     expect(video).to_have_js_property("error", None)
+
+
+def wait_for_greetings(page: Page, traffic: Traffic, count: int) -> None:
+    """Return when so many sockets of a tab have been greeted with the list of jobs."""
+    for _ in range(600):
+        if sum("jobs" in message for message in traffic.heard) >= count:
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"Not {count} sockets, but this was heard: {traffic.heard}")
+
+
+def see_movements_of_the_journey(page: Page) -> None:
+    """A picture and three frames were uploaded and processed; every amount is shown."""
+    page.get_by_role("button", name="993.25 tokens").click()
+    expect(page.locator("#available-tokens")).to_have_text("993.25")
+    expect(page.locator("#held-tokens")).to_have_text("0")
+    expect(page.locator("#movements tr")).to_have_count(5)
+    assert movements(page) == [
+        ("capture", "0"),
+        ("hold", "-4.5"),
+        ("upload", "-1.5"),
+        ("upload", "-0.75"),
+        ("welcome", "+1,000"),
+    ]
+    expect(page.locator("#movements tr").first).to_contain_text("4.5 of the tokens held before")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="993.25 tokens")).to_be_focused()
 
 
 def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path):
@@ -135,6 +175,7 @@ def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path)
     expect(rows.nth(1)).to_contain_text("at most in one of 3 frames")
     watch_annotated_files(page)
 
+    see_movements_of_the_journey(page)
     with page.expect_download() as downloading:
         card.get_by_role("button", name="Download everything (zip)").click()
     with zipfile.ZipFile(downloading.value.path()) as archive:
@@ -143,11 +184,11 @@ def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path)
 
     assert page.evaluate("window.neverReloaded") is True
     assert traffic.hosts == {urlsplit(service.base_url).netloc}
-    token = page.evaluate("sessionStorage.getItem('odproject.token')")
-    assert token.count(".") == 2
-    assert not [url for url in [*traffic.urls, page.url] if token in url or "eyJ" in url]
+    assert not [url for url in [*traffic.urls, page.url] if "eyJ" in url]  # as every JWT begins
+    asked = {urlsplit(url).path for url in traffic.urls if not url.startswith("blob:")} - {"/"}
+    assert [path for path in asked if not path.startswith(("/api/v1/", "/static/"))] == []
     # A browser itself complains about every refusal by a server; there was one, of the bad file.
-    assert [url for url, _ in traffic.complaints] == [f"{service.base_url}/upload/"]
+    assert [urlsplit(url).path.split("/")[-2] for url, _ in traffic.complaints] == ["uploads"]
 
 
 def test_archive_is_reported_file_by_file(page, service, tmp_path):
@@ -292,22 +333,300 @@ def test_refusals_are_told_in_the_service_s_own_words(page, service):
     expect(page.locator("#datasets label")).to_have_count(1)
 
 
-def test_logging_out_forgets_the_token(page, service):
+def test_dataset_gets_another_name_and_other_tags(page, service):
     sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Taken")
+    create_dataset(page, "First name", "drone")
+    page.get_by_role("button", name="Rename or tag").click()
+    expect(page.locator("#change-tags")).to_have_value("drone")
+    page.get_by_label("Name", exact=True).fill("Taken")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#change-alert")).to_have_text("You have a dataset named Taken already.")
+    page.get_by_label("Name", exact=True).fill("Second name")
+    page.locator("#change-tags").fill("bridge, night, bridge")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("heading", name="Second name", exact=True)).to_be_visible()
+    expect(page.locator("#datasets")).to_contain_text("Second name" + "empty · #bridge · #night")
+    expect(page.locator("#datasets label")).to_have_count(2)
+    page.reload()
+    expect(page.locator("#datasets")).to_contain_text("#bridge · #night")
+    expect(page.locator("#datasets")).not_to_contain_text("First name")
+
+
+def test_dataset_is_deleted_only_after_a_question(page, service):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Kept")
+    create_dataset(page, "Deleted")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#datasets label")).to_have_count(2)
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="Delete Deleted?")).to_be_visible()
+    page.get_by_role("button", name="Delete dataset").click()
+    expect(page.locator("#datasets label")).to_have_count(1)
+    expect(page.get_by_role("heading", name="Kept", exact=True)).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Kept", exact=True)).to_be_visible()
+    expect(page.locator("#datasets label")).to_have_count(1)
+
+
+def test_blocked_dataset_says_why_and_takes_nothing(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Blocked")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
+
+    def block(route: Route) -> None:
+        answer = route.fetch()
+        page_of_datasets = answer.json()
+        for dataset in page_of_datasets["results"]:
+            dataset |= {"is_blocked": True, "block_reason": "Faces can be seen."}
+        route.fulfill(response=answer, json=page_of_datasets)
+
+    page.route(re.compile(r"/api/v1/datasets/\?"), block)
+    page.reload()
+    expect(page.locator("#blocked")).to_have_text(
+        "An administrator has blocked this dataset. The reason: Faces can be seen."
+    )
+    expect(page.locator("#drop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    expect(page.locator("#quote")).to_have_text("No job can be started on a blocked dataset.")
+
+
+def test_aborted_job_gives_back_what_was_not_done(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Long film")
+    upload(page, drawn_video(tmp_path / "long.mp4", 100))
+    expect(page.locator("#balance")).to_have_text("950")
+    card = start_job(page)
+    expect(page.locator("#balance")).to_have_text("850")
+    card.get_by_role("button", name="Abort").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(card.locator(".state")).not_to_have_text("Aborted")
+    card.get_by_role("button", name="Abort").click()
+    page.get_by_role("button", name="Abort job", exact=True).click()
+    expect(card.locator(".state")).to_have_text("Aborted")
+    expect(card).to_contain_text(re.compile(r"Aborted by its owner\. Charged "))
+    charged = float(re.search(r"Charged ([\d.]+) tokens", card.inner_text())[1])
+    assert 0 <= charged < 100
+    expect(page.locator("#balance")).to_have_text(f"{950 - charged:g}")
+    expect(card.get_by_role("button", name="Abort")).to_be_hidden()
+    page.locator("#open-tokens").click()
+    expect(page.locator("#movements tr").first).to_have_attribute("data-kind", "release")
+    assert movements(page)[0] == ("release", f"+{100 - charged:g}")
+    assert movements(page)[-3:] == [("hold", "-100"), ("upload", "-50"), ("welcome", "+1,000")]
+
+
+def test_slider_shows_detections_of_another_confidence(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Slider")
+    upload(page, drawn_image(tmp_path / "street.jpg"))
+    card = start_job(page)
+    expect(card.locator("figure img")).to_be_visible(timeout=JOB_TIMEOUT_MS)
+    slider, chip = card.get_by_role("slider"), card.locator(".chip")
+    counts = []
+    for percent in (5, 25, 60):
+        slider.fill(str(percent))
+        expect(card.locator(".slider output")).to_have_text(f"{percent}%")
+        counts.append(sum(int(text.split()[0]) for text in chip.all_inner_texts()))
+        if percent == 25:
+            expect(card.locator("figure svg")).to_have_count(0)  # the annotated file has its own
+        else:
+            expect(card.locator("figure rect")).to_have_count(counts[-1])
+    assert counts[0] > counts[1] > counts[2] > 0
+    expect(page.locator("article.job")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("997.75")
+
+
+def test_files_of_a_dataset_are_shown_as_thumbnails(page, service, tmp_path):
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Thumbnails")
+    upload(page, drawn_image(tmp_path / "street.jpg"), drawn_video(tmp_path / "a.mp4", 3))
+    tiles = page.locator("#media-files li")
+    expect(tiles).to_have_count(2)
+    expect(tiles.nth(0)).to_contain_text("a.mp4" + "640 \N{MULTIPLICATION SIGN} 360, 3 frames")
+    expect(tiles.nth(1)).to_contain_text("street.jpg" + "1280 \N{MULTIPLICATION SIGN} 720")
+    for tile in tiles.all():
+        expect(tile.locator("img")).to_have_attribute("src", re.compile("^blob:"))
+        expect(tile.locator("img")).not_to_have_js_property("naturalWidth", 0)
+    create_dataset(page, "Another one")
+    expect(page.locator("#media")).to_be_hidden()
+    expect(tiles).to_have_count(0)
+    assert traffic.complaints == []
+
+
+def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Many jobs")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    page.evaluate(
+        """async count => {
+            const { access } = JSON.parse(localStorage.getItem("odproject.session"));
+            const type = { "Content-Type": "application/json" };
+            const headers = { Authorization: `Bearer ${access}`, ...type };
+            const ask = async (path, body) => {
+                const settings = body ? { method: "POST", headers, body } : { headers };
+                return (await fetch(`/api/v1/${path}`, settings)).json();
+            };
+            const dataset_id = (await ask("datasets/")).results[0].id;
+            const body = JSON.stringify({ dataset_id, model_version: "YOLO8s_FSR" });
+            for (let made = 0; made < count; made++) {
+                const { id } = await ask("jobs/", body);
+                await ask(`jobs/${id}/abort/`, "{}");
+            }
+        }""",
+        26,
+    )
+    page.reload()
+    cards = page.locator("article.job")
+    expect(cards).to_have_count(24)
+    page.get_by_role("button", name="Show older jobs").click()
+    expect(cards).to_have_count(26)
+    expect(page.locator("#more-jobs")).to_be_hidden()
+    ids = [number_of(card) for card in cards.all()]
+    assert ids == sorted(ids, reverse=True)
+
+
+def test_second_person_sees_nothing_of_the_first(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Private street")
+    upload(page, drawn_image(tmp_path / "private.jpg", size_wh=(640, 360)))
+    expect(start_job(page).locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    page.get_by_role("button", name="Log out").click()
+    sign_up(page, service.base_url, unique_email())
+    expect(page.locator("#balance")).to_have_text("1,000")
+    expect(page.locator("#connection")).to_have_text("Live")
+    expect(page.locator("#no-datasets")).to_be_visible()
+    expect(page.locator("#no-jobs")).to_be_visible()
+    page.locator("#open-tokens").click()
+    expect(page.locator("#movements tr")).to_have_count(1)
+    assert movements(page) == [("welcome", "+1,000")]
+    content = page.content()
+    assert not [word for word in ("Private street", "private.jpg") if word in content]
+
+
+def test_log_out_ends_the_session_of_every_tab_and_of_the_service(page, service):
+    sign_up(page, service.base_url, unique_email())
+    other = page.context.new_page()
+    other.goto(service.base_url)
+    expect(other.locator("#connection")).to_have_text("Live")
+    old = session_of(page)
+
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in", exact=True)).to_be_visible()
-    expect(page.locator("#workplace")).to_be_hidden()
-    assert page.evaluate("sessionStorage.getItem('odproject.token')") is None
-    assert page.evaluate("localStorage.length") == 0
+    expect(other.get_by_role("alert")).to_have_text("You have logged out in another tab.")
+    for tab in (page, other):
+        expect(tab.locator("#workplace")).to_be_hidden()
+        assert tab.evaluate("localStorage.length + sessionStorage.length") == 0
     assert page.context.cookies() == []
+
+    bearer = {"Authorization": f"Bearer {old['access']}"}
+    assert page.request.get(f"{service.base_url}/api/v1/me/", headers=bearer).status == 401
+    keys = {"refresh": old["refresh"]}
+    refused = page.request.post(f"{service.base_url}/api/v1/tokens/refresh/", data=keys)
+    assert refused.status == 401
+
+
+def test_tab_of_another_person_is_not_used_for_this_one(page, service):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Of the first")
+    other = page.context.new_page()
+    other.goto(service.base_url)
+    expect(other.locator("#datasets")).to_contain_text("Of the first")
+    page.get_by_role("button", name="Log out").click()
+    second = unique_email()
+    sign_up(page, service.base_url, second)
+    expect(other.locator("#email")).to_have_text(second)
+    expect(other.locator("#no-datasets")).to_be_visible()
+    assert "Of the first" not in other.content()
 
 
 def test_ended_session_leads_back_to_the_log_in(page, service):
     sign_up(page, service.base_url, unique_email())
-    page.evaluate("sessionStorage.setItem('odproject.token', 'a.b.c')")
+    page.evaluate(
+        """() => {
+            const session = JSON.parse(localStorage.getItem("odproject.session"));
+            const ended = { ...session, access: "a.b.c", refresh: "a.b.c" };
+            localStorage.setItem("odproject.session", JSON.stringify(ended));
+        }"""
+    )
     page.reload()
     expect(page.get_by_role("alert")).to_have_text("Your session has ended. Please log in again.")
-    assert page.evaluate("sessionStorage.getItem('odproject.token')") is None
+    assert page.evaluate("localStorage.length") == 0
+
+
+def test_refused_access_token_is_renewed_once_for_all_requests(page, service):
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    expect(page.locator("#connection")).to_have_text("Live")
+    page.evaluate(
+        """() => {
+            const session = JSON.parse(localStorage.getItem("odproject.session"));
+            const refused = { ...session, access: "a.b.c" };
+            localStorage.setItem("odproject.session", JSON.stringify(refused));
+        }"""
+    )
+    page.reload()  # a page that begins asks for many things at once
+    expect(page.locator("#balance")).to_have_text("1,000")
+    expect(page.locator("#connection")).to_have_text("Live")
+    refreshes = [url for url in traffic.urls if url.endswith("/tokens/refresh/")]
+    assert len(refreshes) == 1
+    assert {"401" in text for _, text in traffic.complaints} == {True}
+    create_dataset(page, "After the renewal")
+
+
+def test_two_tabs_without_locks_survive_an_exchange_in_the_same_moment(page, service):
+    # A browser offers locks only to pages of a secure address.
+    page.context.add_init_script("Object.defineProperty(navigator, 'locks', { value: undefined })")
+    sign_up(page, service.base_url, unique_email())
+    tabs = [page, page.context.new_page()]
+    tabs[1].goto(service.base_url)
+    exchanges: list[Route] = []
+
+    def hold_until_both_have_come(route: Route) -> None:
+        exchanges.append(route)
+        if len(exchanges) == 2:
+            for one in exchanges:
+                one.continue_()
+
+    for tab in tabs:
+        expect(tab.locator("#connection")).to_have_text("Live")
+        tab.evaluate("window.neverReloaded = true")
+    page.context.route("**/api/v1/tokens/refresh/", hold_until_both_have_come)
+    page.evaluate(
+        """() => {
+            const session = JSON.parse(localStorage.getItem("odproject.session"));
+            const old = { ...session, renewAt: 0 };
+            localStorage.setItem("odproject.session", JSON.stringify(old));
+        }"""
+    )
+    for tab in tabs:
+        tab.locator("#open-tokens").click()
+    for tab in tabs:
+        expect(tab.locator("#movements tr")).to_have_count(1)
+        assert tab.evaluate("window.neverReloaded") is True
+    assert len(exchanges) == 2
+    assert sorted(route.request.response().status for route in exchanges) == [201, 401]
+
+
+def test_expired_access_tokens_are_renewed_silently_in_two_tabs(page, tmp_path):
+    with running_service(tmp_path, OD_ACCESS_TOKEN_MINUTES="0.1") as service:
+        sign_up(page, service.base_url, unique_email())
+        tabs = [page, page.context.new_page()]
+        traffic = [Traffic(tab) for tab in tabs]
+        for tab in tabs:
+            tab.goto(service.base_url)
+            tab.evaluate("window.neverReloaded = true")
+        first = session_of(page)["refresh"]
+        for heard in traffic:  # a socket ends with its access token, and the next one opens
+            wait_for_greetings(page, heard, 4)
+        assert session_of(page)["refresh"] != first
+        create_dataset(tabs[1], "Still here")
+        for tab, seen in zip(tabs, traffic, strict=True):
+            assert tab.evaluate("window.neverReloaded") is True
+            assert seen.complaints == []
+        page.context.close()
 
 
 def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path):
@@ -322,11 +641,28 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
         page.keyboard.type(keys)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Datasets", exact=True)).to_be_visible()
+    page.locator("#open-tokens").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#movements tr")).to_have_count(1)
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("#tokens").evaluate("one => one.scrollWidth <= one.clientWidth")
+    page.keyboard.press("Enter")
+    expect(page.locator("#tokens")).to_be_hidden()
     page.get_by_label("New dataset").focus()
     page.keyboard.type("A dataset whose name has forty characters")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Choose files")).to_be_focused()
     upload(page, drawn_image(tmp_path / f"{'long' * 30}.jpg", size_wh=(640, 360)))
+    page.get_by_role("button", name="Rename or tag").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Name", exact=True)).to_be_focused()
+    page.keyboard.press("End")
+    page.keyboard.type(" or not")  # the field takes forty characters and no more
+    page.keyboard.press("Tab")
+    page.keyboard.type("t" * 100)
+    page.keyboard.press("Enter")
+    expect(page.locator("#dataset-about")).to_contain_text("#ttt")
     page.get_by_role("button", name="Start detection").focus()
     page.keyboard.press("Enter")
     card = page.locator("article.job")

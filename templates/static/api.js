@@ -1,0 +1,239 @@
+// The HTTP API: the session and its tokens, requests, and refusals.
+//
+// All tabs of a browser share one session, kept in localStorage. An access token lasts minutes; a
+// refresh token is good for one exchange, and the service ends the session of one that comes again
+// later. So tabs exchange in turn, and always look first whether another tab was quicker.
+
+import { signal } from "./page.js";
+
+const SESSION_KEY = "odproject.session";
+const REASON_KEY = "odproject.reason"; // why the session ended, told on the page after it
+const ENDED = "Your session has ended. Please log in again.";
+const RENEW_AFTER = 0.8; // of an access token's life
+const TURN_NAME = "odproject.renewal";
+const OTHER_TAB_MS = 3000;
+const UNREACHABLE = "The service cannot be reached. Please try again in a moment.";
+const BROKEN_OFF = "The connection broke off. If the price below has grown, the file did arrive.";
+
+export const sessionEnds = signal();
+
+export class Refusal extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+function refusalOf(status, text) {
+  let message = "";
+  try {
+    message = JSON.parse(text).detail;
+  } catch {
+    // Not a problem document: a proxy may have answered.
+  }
+  return new Refusal(message || `The service answered with status ${status}.`, status);
+}
+
+// -- the session
+
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(SESSION_KEY));
+  } catch {
+    return null; // not ours
+  }
+}
+
+// Whose page this is. Another tab may log in as somebody else: then this page is at an end.
+const owner = stored()?.email || "";
+let isLeaving = false;
+
+function session() {
+  const now = stored();
+  return now && now.email === owner ? now : null;
+}
+
+export function hasSession() {
+  return session() !== null;
+}
+
+function keep({ access, refresh }, email) {
+  const [, payload] = access.split(".");
+  const { iat, exp } = JSON.parse(atob(payload.replaceAll("-", "+").replaceAll("_", "/")));
+  // Counted from now, by this computer's clock, because that may differ from the service's.
+  const renewAt = Date.now() + (exp - iat) * 1000 * RENEW_AFTER;
+  localStorage.setItem(SESSION_KEY, JSON.stringify({ access, refresh, renewAt, email }));
+}
+
+// A new page is the surest way to forget everything that the old one knew.
+function turnPage(reason) {
+  if (isLeaving) return;
+  isLeaving = true;
+  sessionEnds.tell();
+  sessionStorage.setItem(REASON_KEY, reason);
+  location.reload();
+}
+
+function endSession(reason) {
+  if (session()) localStorage.removeItem(SESSION_KEY);
+  turnPage(reason);
+}
+
+export function takeReason() {
+  const reason = sessionStorage.getItem(REASON_KEY) || "";
+  sessionStorage.removeItem(REASON_KEY);
+  return reason;
+}
+
+export function followOtherTabs() {
+  window.addEventListener("storage", ({ key }) => {
+    if (key !== SESSION_KEY && key !== null) return;
+    const now = stored()?.email || "";
+    if (now !== owner) turnPage(now ? "" : "You have logged out in another tab.");
+  });
+}
+
+export async function register(email, password) {
+  const keys = { email, password };
+  await accepted(await send("/api/v1/users/", { method: "POST", keys }));
+}
+
+export async function logIn(email, password) {
+  const keys = { email, password };
+  const answer = await accepted(await send("/api/v1/tokens/", { method: "POST", keys }));
+  keep(await answer.json(), email);
+  location.reload();
+}
+
+export async function logOut() {
+  let reason = "";
+  try {
+    await request("/api/v1/tokens/revoke/", { method: "POST" });
+  } catch (refusal) {
+    if (refusal.status !== 401) reason = "You are logged out here, but the service was not reached.";
+  }
+  endSession(reason);
+}
+
+// -- renewal of tokens
+
+// Without a secure address a browser has no locks. Then two tabs may exchange at once: the service
+// bears that, one of them is refused, and finds the other one's new tokens.
+const inTurn = navigator.locks
+  ? (work) => navigator.locks.request(TURN_NAME, work)
+  : (work) => work();
+let renewing = null;
+
+function renew(staleAccess) {
+  renewing ??= inTurn(() => exchange(staleAccess)).finally(() => {
+    renewing = null;
+  });
+  return renewing;
+}
+
+async function exchange(staleAccess) {
+  const now = session();
+  if (!now || now.access !== staleAccess) return; // ended, or another tab was quicker
+  const keys = { refresh: now.refresh };
+  const answer = await send("/api/v1/tokens/refresh/", { method: "POST", keys });
+  if (answer.ok) {
+    const tokens = await answer.json();
+    if (session()?.refresh === now.refresh) keep(tokens, now.email); // nobody logged out meanwhile
+  } else if (answer.status !== 401) {
+    throw refusalOf(answer.status, await answer.text());
+  } else if (navigator.locks || !(await renewedElsewhere(staleAccess))) {
+    endSession(ENDED);
+  }
+}
+
+async function renewedElsewhere(staleAccess) {
+  const deadline = Date.now() + OTHER_TAB_MS;
+  while (Date.now() < deadline) {
+    if (session()?.access !== staleAccess) return true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return false;
+}
+
+// An access token to work with; renewed before its time is over.
+async function freshAccess() {
+  const now = session();
+  if (now && Date.now() >= now.renewAt) {
+    await renew(now.access).catch(() => {}); // the old one may still do
+  }
+  const { access } = session() || {};
+  if (access) return access;
+  endSession(ENDED);
+  throw new Refusal(ENDED, 401);
+}
+
+// Tries with a token, and once more with a new one if the service refuses the first.
+async function withAccess(attempt) {
+  const access = await freshAccess();
+  const answer = await attempt(access);
+  if (answer.status !== 401 || isLeaving) return answer;
+  await renew(access);
+  const again = await attempt(await freshAccess());
+  if (again.status === 401) endSession(ENDED);
+  return again;
+}
+
+// -- requests
+
+async function send(path, { method = "GET", keys = null } = {}, access = "") {
+  const headers = access ? { Authorization: `Bearer ${access}` } : {};
+  const body = keys ? JSON.stringify(keys) : undefined;
+  if (body) headers["Content-Type"] = "application/json";
+  try {
+    return await fetch(path, { method, headers, body, cache: "no-store", credentials: "omit" });
+  } catch {
+    throw new Refusal(UNREACHABLE);
+  }
+}
+
+async function accepted(answer) {
+  if (answer.ok) return answer;
+  throw refusalOf(answer.status, await answer.text());
+}
+
+export async function request(path, options) {
+  return accepted(await withAccess((access) => send(path, options, access)));
+}
+
+export async function ask(path, options) {
+  return (await request(path, options)).json();
+}
+
+export async function fetchBlob(path) {
+  return (await request(path)).blob();
+}
+
+// Where a list goes on, or "". Only the query of `next` counts: a proxy may know us by another name.
+export function nextPath(path, { next }) {
+  return next ? path.split("?")[0] + new URL(next, location.href).search : "";
+}
+
+// XMLHttpRequest, because fetch tells nothing about the progress of an upload. `onStart` is given
+// each request made, `onProgress` the share that was sent, and null when all was.
+export async function uploadFile(path, file, { onStart, onProgress }) {
+  const attempt = (access) =>
+    new Promise((resolve, reject) => {
+      const upload = new XMLHttpRequest();
+      const body = new FormData();
+      body.append("file", file, file.name);
+      upload.upload.onprogress = (event) => {
+        if (event.lengthComputable) onProgress(event.loaded / event.total);
+      };
+      upload.upload.onload = () => onProgress(null);
+      upload.onload = () => resolve({ status: upload.status, text: upload.responseText });
+      upload.onerror = () => reject(new Refusal(BROKEN_OFF));
+      upload.onabort = () => reject(Object.assign(new Refusal("Cancelled."), { cancelled: true }));
+      upload.open("POST", path);
+      upload.setRequestHeader("Authorization", `Bearer ${access}`);
+      upload.send(body);
+      onStart(upload);
+    });
+  const { status, text } = await withAccess(attempt);
+  if (status === 201) return JSON.parse(text);
+  throw refusalOf(status, text);
+}

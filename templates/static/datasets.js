@@ -1,0 +1,152 @@
+// The list of datasets: create, choose, change, delete.
+
+import { ask, nextPath, request } from "./api.js";
+import { amount, announce, byId, confirmed, element, showAlert, signal } from "./page.js";
+import { contentText } from "./media.js";
+
+const PATH = "/api/v1/datasets/";
+const PAGE_SIZE = 50;
+
+export const choiceChanges = signal(); // another dataset is chosen, or the chosen one is another now
+
+const state = { datasets: [], chosenId: null, asked: PAGE_SIZE, more: false };
+
+export function chosenDataset() {
+  return state.datasets.find((dataset) => dataset.id === state.chosenId);
+}
+
+export async function refreshDatasets() {
+  try {
+    state.datasets = await newestDatasets();
+  } catch (refusal) {
+    showAlert("create-alert", refusal.message);
+    return;
+  }
+  if (!chosenDataset()) state.chosenId = state.datasets[0]?.id ?? null;
+  draw();
+  choiceChanges.tell(chosenDataset());
+}
+
+async function newestDatasets() {
+  const found = [];
+  let path = `${PATH}?page_size=${PAGE_SIZE}`;
+  while (path && found.length < state.asked) {
+    const page = await ask(path);
+    found.push(...page.results);
+    path = nextPath(path, page);
+  }
+  state.more = Boolean(path);
+  return found;
+}
+
+function draw() {
+  const focused = document.activeElement?.name === "dataset";
+  const labels = state.datasets.map(label);
+  byId("datasets").replaceChildren(byId("datasets").querySelector("legend"), ...labels);
+  if (focused) byId("datasets").querySelector(":checked")?.focus();
+  byId("no-datasets").hidden = labels.length > 0;
+  byId("more-datasets").hidden = !state.more;
+  drawChosen(chosenDataset());
+}
+
+function label(dataset) {
+  const input = element("input", { type: "radio", name: "dataset", value: dataset.id });
+  input.checked = dataset.id === state.chosenId;
+  input.addEventListener("change", () => choose(dataset.id));
+  const name = element("b", { textContent: dataset.name });
+  const cost = dataset.inference_cost_tokens;
+  const details = [cost ? `detection ${amount(cost)} tokens` : "empty", ...tagTexts(dataset)];
+  if (dataset.is_blocked) details.unshift("blocked");
+  return element("label", {}, input, element("span", {}, name, details.join(" · ")));
+}
+
+function tagTexts({ tags }) {
+  return tags.map((tag) => `#${tag}`);
+}
+
+function drawChosen(dataset) {
+  byId("dataset").hidden = !dataset;
+  if (!dataset) return;
+  byId("dataset-title").textContent = dataset.name;
+  byId("dataset-about").textContent = [contentText(dataset), ...tagTexts(dataset)].join(" · ");
+  const reason = dataset.block_reason ? ` The reason: ${dataset.block_reason}` : "";
+  showAlert("blocked", dataset.is_blocked ? `An administrator has blocked this dataset.${reason}` : "");
+  byId("files").disabled = dataset.is_blocked;
+  byId("drop").hidden = dataset.is_blocked;
+}
+
+function choose(id) {
+  state.chosenId = id;
+  draw();
+  choiceChanges.tell(chosenDataset());
+}
+
+// -- create, change, delete
+
+function tagsIn(text) {
+  const words = text.split(",").map((word) => word.trim());
+  return [...new Set(words.filter(Boolean))];
+}
+
+async function create(event) {
+  event.preventDefault();
+  showAlert("create-alert", "");
+  const keys = { name: byId("create-name").value, tags: tagsIn(byId("create-tags").value) };
+  try {
+    const dataset = await ask(PATH, { method: "POST", keys });
+    byId("create").reset();
+    state.chosenId = dataset.id;
+    await refreshDatasets();
+    announce(`Dataset ${dataset.name} was created.`);
+    byId("files").focus();
+  } catch (refusal) {
+    showAlert("create-alert", refusal.message);
+  }
+}
+
+function openChange() {
+  const dataset = chosenDataset();
+  byId("change-name").value = dataset.name;
+  byId("change-tags").value = dataset.tags.join(", ");
+  showAlert("change-alert", "");
+  byId("change").showModal();
+}
+
+async function change(event) {
+  event.preventDefault();
+  showAlert("change-alert", "");
+  const keys = { name: byId("change-name").value, tags: tagsIn(byId("change-tags").value) };
+  try {
+    const dataset = await ask(`${PATH}${state.chosenId}/`, { method: "PATCH", keys });
+    byId("change").close();
+    announce(`Dataset ${dataset.name} was changed.`);
+    await refreshDatasets();
+  } catch (refusal) {
+    showAlert("change-alert", refusal.message);
+  }
+}
+
+async function remove() {
+  const { id, name } = chosenDataset();
+  const text = "Its files can no longer be used. Its jobs and their results stay. This cannot be undone.";
+  if (!(await confirmed({ title: `Delete ${name}?`, text, action: "Delete dataset" }))) return;
+  try {
+    await request(`${PATH}${id}/`, { method: "DELETE" });
+    announce(`Dataset ${name} was deleted.`);
+  } catch (refusal) {
+    showAlert("create-alert", refusal.message);
+  }
+  await refreshDatasets();
+  (byId("datasets").querySelector(":checked") || byId("create-name")).focus();
+}
+
+export function listenToDatasets() {
+  byId("create").addEventListener("submit", create);
+  byId("change-dataset").addEventListener("click", openChange);
+  byId("change-form").addEventListener("submit", change);
+  byId("delete-dataset").addEventListener("click", remove);
+  byId("more-datasets").addEventListener("click", () => {
+    state.asked += PAGE_SIZE;
+    refreshDatasets();
+  });
+}

@@ -1,0 +1,101 @@
+// Tokens: the balance in the page's head, and the dialog with prices and movements.
+
+import { ask, nextPath } from "./api.js";
+import { amount, announce, byId, element, moment, showAlert, signal, signedAmount } from "./page.js";
+
+const MOVEMENTS = "/api/v1/ledger/?page_size=25";
+const KINDS = {
+  welcome: () => "Welcome gift",
+  top_up: () => "Top-up",
+  upload: ({ upload_id }) => `Upload ${upload_id}`,
+  hold: ({ job_id }) => `Held for job ${job_id}`,
+  capture: ({ job_id }) => `Spent on job ${job_id}`,
+  release: ({ job_id }) => `Came back from job ${job_id}`,
+};
+
+export const balanceChanges = signal();
+
+const state = { available: null, more: "" };
+
+export function availableTokens() {
+  return state.available;
+}
+
+export async function refreshBalance() {
+  try {
+    const { available_tokens: available, held_tokens: held } = await ask("/api/v1/balance/");
+    state.available = available;
+    byId("balance").textContent = amount(available);
+    byId("available-tokens").textContent = amount(available);
+    byId("held-tokens").textContent = amount(held);
+  } catch (refusal) {
+    announce(refusal.message);
+    return;
+  }
+  balanceChanges.tell();
+  if (byId("tokens").open) showNewestMovements();
+}
+
+export async function showPrices() {
+  const prices = await ask("/api/v1/prices/");
+  const image = amount(prices.upload_image_tokens);
+  const frame = amount(prices.upload_frame_tokens);
+  byId("upload-price").textContent = `${image} tokens a picture, ${frame} a video frame`;
+  byId("price-list").replaceChildren(
+    ...priceRow("Upload", image, frame),
+    ...priceRow("Detection", amount(prices.inference_image_tokens), amount(prices.inference_frame_tokens)),
+  );
+}
+
+function priceRow(what, image, frame) {
+  const term = element("dt", { textContent: what });
+  return [term, element("dd", { textContent: `${image} a picture, ${frame} a video frame` })];
+}
+
+// -- movements
+
+async function showNewestMovements() {
+  state.more = MOVEMENTS;
+  await showMovements((rows) => byId("movements").replaceChildren(...rows));
+}
+
+async function showMovements(place) {
+  showAlert("movements-alert", "");
+  try {
+    const page = await ask(state.more);
+    state.more = nextPath(MOVEMENTS, page);
+    place(page.results.map(movementRow));
+  } catch (refusal) {
+    showAlert("movements-alert", refusal.message);
+  }
+  byId("more-movements").hidden = !state.more;
+}
+
+function movementRow(movement) {
+  const what = KINDS[movement.kind]?.(movement) || movement.kind;
+  const about = element("th", { scope: "row" }, what);
+  const note = noteOf(movement);
+  if (note) about.append(element("span", { className: "aside", textContent: note }));
+  const sign = Math.sign(movement.amount_tokens);
+  const className = `number ${["taken", "", "given"][sign + 1]}`;
+  const change = element("td", { className, textContent: signedAmount(movement.amount_tokens) });
+  const time = element("td", { className: "aside", textContent: moment(movement.created_at) });
+  const row = element("tr", {}, about, time, change);
+  row.dataset.kind = movement.kind;
+  return row;
+}
+
+function noteOf({ kind, moved_tokens: moved, reason }) {
+  if (kind === "capture") return `${amount(moved)} of the tokens held before`;
+  return kind === "top_up" ? reason : "";
+}
+
+export function listenToLedger() {
+  byId("open-tokens").addEventListener("click", () => {
+    byId("tokens").showModal();
+    refreshBalance();
+  });
+  byId("more-movements").addEventListener("click", () => {
+    showMovements((rows) => byId("movements").append(...rows));
+  });
+}

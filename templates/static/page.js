@@ -1,0 +1,97 @@
+// Small helpers for the page itself.
+// Whatever comes from the service or from a file's name reaches the page as text, never as HTML.
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+export function button(text, action, className = "quiet") {
+  const made = element("button", { type: "button", className, textContent: text });
+  made.addEventListener("click", action);
+  return made;
+}
+
+export function showAlert(id, text) {
+  byId(id).textContent = text;
+  byId(id).hidden = !text;
+}
+
+export function announce(text) {
+  byId("announcer").textContent = text;
+}
+
+export function amount(tokens) {
+  return tokens.toLocaleString("en", { maximumFractionDigits: 2 });
+}
+
+export function signedAmount(tokens) {
+  if (!tokens) return "0";
+  return `${tokens < 0 ? "−" : "+"}${amount(Math.abs(tokens))}`;
+}
+
+export function plural(count, word) {
+  return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+}
+
+export function moment(isoTime) {
+  return new Date(isoTime).toLocaleString();
+}
+
+// Something that happens, and who wants to hear of it.
+export function signal() {
+  const listeners = [];
+  return {
+    listen: (listener) => listeners.push(listener),
+    tell: (...news) => listeners.forEach((listener) => listener(...news)),
+  };
+}
+
+// Asks before something that cannot be undone; resolves to whether the person agreed.
+export function confirmed({ title, text, action }) {
+  const dialog = byId("confirm");
+  byId("confirm-title").textContent = title;
+  byId("confirm-text").textContent = text;
+  byId("confirm-yes").textContent = action;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+function isBeside(element, { clientX: x, clientY: y }) {
+  const { left, right, top, bottom } = element.getBoundingClientRect();
+  return x < left || x > right || y < top || y > bottom;
+}
+
+// Every dialog closes by its own buttons, by Escape and by a press beside it.
+export function listenToDialogs() {
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.addEventListener("pointerdown", (event) => {
+      if (event.target === dialog && isBeside(dialog, event)) dialog.close();
+    });
+    for (const closer of dialog.querySelectorAll("[data-closes]")) {
+      closer.addEventListener("click", () => dialog.close(closer.dataset.closes));
+    }
+  }
+}
+
+// Runs an action for each element once it comes near the screen.
+const observer = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries.filter((one) => one.isIntersecting)) {
+      observer.unobserve(entry.target);
+      entry.target.dispatchEvent(new Event("seen"));
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+export function whenSeen(target, action) {
+  target.addEventListener("seen", action, { once: true });
+  observer.observe(target);
+}

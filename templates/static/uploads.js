@@ -1,0 +1,133 @@
+// Uploads by a choice of files or by drag and drop, with progress and a report file by file.
+
+import { sessionEnds, uploadFile } from "./api.js";
+import { choiceChanges, chosenDataset, refreshDatasets } from "./datasets.js";
+import { refreshBalance } from "./ledger.js";
+import { amount, announce, byId, element, plural } from "./page.js";
+
+const LONGEST_REPORT = 500;
+
+const state = {
+  current: null, // the XMLHttpRequest under way
+  isBusy: false,
+  reportedId: null, // the dataset that the report is about
+  report: { accepted: 0, refused: 0, tokens: 0 },
+};
+
+async function uploadFiles(files) {
+  const dataset = chosenDataset();
+  if (!files.length || !dataset || dataset.is_blocked || state.isBusy) return;
+  state.isBusy = true;
+  clearReport(dataset.id);
+  announce(`Uploading ${plural(files.length, "file")}.`);
+  byId("uploading").hidden = false;
+  for (const [position, file] of [...files].entries()) {
+    const which = files.length > 1 ? ` (${position + 1} of ${files.length})` : "";
+    try {
+      addReport(file.name, await uploadOne(file, dataset.id, which));
+    } catch (refusal) {
+      addReport(file.name, { refused: [{ filename: file.name, error: refusal.message }] });
+      if (refusal.cancelled) break;
+    }
+  }
+  byId("uploading").hidden = true;
+  byId("files").value = "";
+  state.isBusy = false;
+  refreshBalance();
+  refreshDatasets();
+}
+
+function uploadOne(file, datasetId, which) {
+  const draw = (share) => {
+    const verb = share === null ? "Checking" : "Uploading";
+    drawProgress(`${verb} ${file.name}${which}`, share);
+  };
+  draw(0);
+  const onStart = (upload) => (state.current = upload);
+  const path = `/api/v1/datasets/${datasetId}/uploads/`;
+  return uploadFile(path, file, { onStart, onProgress: draw }).finally(() => {
+    state.current = null;
+  });
+}
+
+function drawProgress(text, share) {
+  const bar = byId("upload-progress");
+  const percent = share === null ? "" : ` – ${Math.floor(share * 100)}%`;
+  byId("upload-label").textContent = text + percent;
+  // What has arrived is charged when it is accepted; then there is nothing left to cancel.
+  byId("upload-cancel").hidden = share === null;
+  if (share === null) bar.removeAttribute("value");
+  else bar.value = share * 100;
+}
+
+// -- the report
+
+function clearReport(datasetId) {
+  byId("report").replaceChildren();
+  state.reportedId = datasetId;
+  state.report = { accepted: 0, refused: 0, tokens: 0 };
+}
+
+function addReport(uploadName, { accepted = [], refused = [], cost_tokens: cost = 0 }) {
+  if (!byId("report").firstChild) byId("report").append(element("h4"), element("ul"));
+  const [title, list] = byId("report").children;
+  state.report.accepted += accepted.length;
+  state.report.refused += refused.length;
+  state.report.tokens += cost;
+  title.textContent = reportTitle(state.report);
+  // What went wrong comes first: it is what the reader can do something about.
+  const lines = [
+    ...refused.map((file) => line(uploadName, file.filename, `Refused: ${file.error}`, "refused")),
+    ...accepted.map((file) => line(uploadName, file.name, acceptedText(file))),
+  ];
+  list.append(...lines.slice(0, LONGEST_REPORT));
+  const rest = lines.length - LONGEST_REPORT;
+  if (rest > 0) list.append(element("li", { textContent: `and ${rest} more of ${uploadName}` }));
+}
+
+function reportTitle({ accepted, refused, tokens }) {
+  const told = [];
+  if (accepted) told.push(`${plural(accepted, "file")} accepted for ${amount(tokens)} tokens`);
+  if (refused) told.push(`${plural(refused, "file")} refused, free of charge`);
+  return told.join(", ");
+}
+
+function acceptedText({ media_type: type, frame_count: frames, cost_tokens: cost }) {
+  const what = type === "video" ? `Video, ${plural(frames, "frame")}` : "Image";
+  return `${what}, ${amount(cost)} tokens`;
+}
+
+function line(uploadName, fileName, text, className = "") {
+  const name = fileName === uploadName ? uploadName : `${uploadName}: ${fileName}`;
+  return element("li", { className }, name, element("span", { textContent: text }));
+}
+
+// -- what starts an upload
+
+function acceptDrops() {
+  const zone = byId("drop");
+  // A file dropped beside the zone would otherwise replace the page.
+  for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
+  zone.addEventListener("dragover", () => zone.classList.add("over"));
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => {
+    zone.classList.remove("over");
+    uploadFiles(event.dataTransfer.files);
+  });
+}
+
+export function listenToUploads() {
+  byId("files").addEventListener("change", () => uploadFiles(byId("files").files));
+  byId("upload-cancel").addEventListener("click", () => state.current?.abort());
+  choiceChanges.listen((dataset) => {
+    if (dataset?.id !== state.reportedId && !state.isBusy) clearReport(null);
+  });
+  sessionEnds.listen(() => {
+    state.isBusy = false;
+    state.current?.abort();
+  });
+  window.addEventListener("beforeunload", (event) => {
+    if (state.isBusy) event.preventDefault(); // the browser asks whether to leave
+  });
+  acceptDrops();
+}
