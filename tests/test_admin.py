@@ -668,7 +668,7 @@ def test_pages_name_no_other_host(admin, job):
 
 def test_everything_here_holds_for_the_plain_admin():
     if not apps.is_installed("unfold"):
-        return  # this is the run that the test below started
+        pytest.skip("This is the run that the same test started.")
     again = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, PLAIN],
         cwd=Path(__file__).resolve().parent.parent,

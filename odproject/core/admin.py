@@ -66,7 +66,6 @@ class PortableAdmin(ModelAdmin[ModelType]):
 
     object_actions: ClassVar[tuple[ObjectAction[Any], ...]] = ()
     list_per_page = 50
-    list_filter_sheet = False  # django-unfold: filters stand beside the list
     list_fullwidth = True  # django-unfold: lists need their width
 
     def get_urls(self) -> list[URLPattern]:
