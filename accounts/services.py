@@ -128,8 +128,12 @@ def refresh_session(*, raw_refresh_token: str, access_lifetime: timedelta) -> Lo
     now, new_jti = timezone.now(), _new_jti()
     session_id = token.get("sid")
     sessions = Session.objects.filter(pk=session_id if isinstance(session_id, int) else 0)
-    living = sessions.filter(revoked_at__isnull=True, user__is_active=True)
-    if living.filter(refresh_jti=token["jti"]).update(refresh_jti=new_jti, refreshed_at=now):
+    living = sessions.filter(revoked_at__isnull=True)
+    # The update looks at columns of the session alone. With a join it would be a subquery, which
+    # PostgreSQL does not ask again after waiting for another exchange: then both would win.
+    if sessions.filter(user__is_active=True).exists() and living.filter(
+        refresh_jti=token["jti"]
+    ).update(refresh_jti=new_jti, refreshed_at=now):
         return _tokens(sessions.get(), new_jti, access_lifetime)
     replayed_before = now - timedelta(seconds=settings.REFRESH_GRACE_SECONDS)
     if stolen := living.filter(refreshed_at__lt=replayed_before).first():
