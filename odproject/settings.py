@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import dj_database_url
 import django_stubs_ext
+from kombu import Exchange, Queue
 
 django_stubs_ext.monkeypatch()  # ModelAdmin[User] and its like, at run time too
 
@@ -197,7 +198,10 @@ CELERY_BROKER_URL = celery_url(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_DEFAULT_QUEUE = "units"
 # A message is a hint: what it says stands in PostgreSQL, and the sweeper repeats what gets lost.
-# So it is acknowledged at once and never redelivered by the broker.
+# So it is not acknowledged at all and never redelivered by the broker. An acknowledgement that a
+# hanging Redis does not take would count against the prefetch limit for ever: the worker would be
+# deaf, with nothing to show for it.
+CELERY_TASK_QUEUES = [Queue("units", Exchange("units"), routing_key="units", no_ack=True)]
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

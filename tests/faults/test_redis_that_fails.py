@@ -60,7 +60,9 @@ def test_job_is_accepted_while_redis_hangs_and_runs_when_it_is_back(victim, cust
     assert tries_of(victim, job_id) == [(1, 1)]
 
 
-def test_websocket_greets_while_redis_hangs_and_tells_of_jobs_by_its_timer(victim, customer):
+def test_websocket_greets_while_redis_hangs_and_tells_of_jobs_by_its_timer(
+    victim, customer, short_video
+):
     redis_pid = child_pid(victim, "redis")
     job_id = customer.submit()
     customer.wait_until_it_runs(job_id)
@@ -69,6 +71,8 @@ def test_websocket_greets_while_redis_hangs_and_tells_of_jobs_by_its_timer(victi
         eventually(lambda: observer.kinds(job_id), "the websocket tells of the end")
         assert observer.kinds(job_id) == ["job.completed"]
         assert observer.connections == 1
+    # A worker whose job ends while Redis hangs could be left waiting for an acknowledgement.
+    assert_new_hints_arrive(victim, short_video)
 
 
 def test_running_job_does_not_wait_for_a_redis_that_hangs(victim, customer, observer, short_video):
