@@ -10,6 +10,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def draw_media(folder: Path) -> DrawnMedia:
     media.files.append(path)
     media.true_boxes_xyxy[path.name] = [frame.boxes_xyxy for frame in frames]
     return media
+
+
+def keep_drawn(media: DrawnMedia, folder: Path) -> None:
+    """Leave the drawn files as they were uploaded, to try the service on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in media.files:
+        shutil.copyfile(path, folder / path.name)
 
 
 def find_media(folder: Path) -> DrawnMedia:
@@ -324,6 +332,8 @@ def run_demo(*, media_folder: Path | None, output_folder: Path, out: TextIO = sy
             job_id = client.detect()
             entries, files = client.result(job_id)
             paths = client.download(job_id, output_folder)
+            if media_folder is None:
+                keep_drawn(media, output_folder / "drawn")
             client.say()
             client.say(table(entries, files, media))
             client.say()

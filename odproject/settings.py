@@ -4,6 +4,7 @@
 who runs PostgreSQL and Redis elsewhere sets them.
 """
 
+import json
 import os
 import re
 from datetime import timedelta
@@ -146,9 +147,18 @@ UNFOLD = {
     },
 }
 
+
 # -- engines -------------------------------------------------------------------------------------
-DATABASE_URL = env("DATABASE_URL")
-REDIS_URL = env("REDIS_URL", "redis://localhost:6379/0")
+def embedded(name: str) -> str:
+    """What a running `manage.py up` over the same folder says of itself, for commands beside it."""
+    try:
+        return str(json.loads((DATA_DIR / "up.json").read_text()).get(name, ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+DATABASE_URL = env("DATABASE_URL") or embedded("database_url")
+REDIS_URL = env("REDIS_URL") or embedded("redis_url") or "redis://localhost:6379/0"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES: dict[str, Any] = {
     "default": dj_database_url.parse(
