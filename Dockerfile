@@ -30,7 +30,7 @@ COPY datasets datasets
 COPY inference inference
 COPY templates templates
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    OD_DATA_DIR=/data OD_ENVIRONMENT=production \
+    OD_DATA_DIR=/data \
     YOLO_AUTOINSTALL=false YOLO_OFFLINE=true YOLO_CONFIG_DIR=/data/ultralytics
 USER od
 VOLUME /data

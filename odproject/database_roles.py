@@ -43,7 +43,7 @@ def ensure_application_role(*, owner_url: str, application_url: str) -> bool:
         return False
     with psycopg.connect(owner_url, autocommit=True) as connection:
         known = connection.execute(
-            "SELECT FROM pg_roles WHERE rolname = %s", [application_role]
+            "SELECT 1 FROM pg_roles WHERE rolname = %s", [application_role]
         ).fetchone()
         statement = (
             "ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}"
