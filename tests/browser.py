@@ -74,6 +74,12 @@ def sign_up(page: Page, base_url: str, email: str) -> None:
     page.get_by_role("heading", name="Datasets", exact=True).wait_for()
 
 
+def log_out(page: Page) -> None:
+    """End the session and wait for the page, which begins anew by itself."""
+    with page.expect_navigation():
+        page.get_by_role("button", name="Log out").click()
+
+
 def create_dataset(page: Page, name: str, tags: str = "") -> None:
     """Create a dataset, which is then the chosen one."""
     page.get_by_label("New dataset").fill(name)

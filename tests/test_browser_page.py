@@ -18,6 +18,7 @@ from tests.browser import (
     create_dataset,
     drawn_image,
     drawn_video,
+    log_out,
     sign_up,
     start_job,
     upload,
@@ -493,7 +494,7 @@ def test_second_person_sees_nothing_of_the_first(page, service, tmp_path):
     create_dataset(page, "Private street")
     upload(page, drawn_image(tmp_path / "private.jpg", size_wh=(640, 360)))
     expect(start_job(page).locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
-    page.get_by_role("button", name="Log out").click()
+    log_out(page)
     sign_up(page, service.base_url, unique_email())
     expect(page.locator("#balance")).to_have_text("1,000")
     expect(page.locator("#connection")).to_have_text("Live")
@@ -534,7 +535,7 @@ def test_tab_of_another_person_is_not_used_for_this_one(page, service):
     other = page.context.new_page()
     other.goto(service.base_url)
     expect(other.locator("#datasets")).to_contain_text("Of the first")
-    page.get_by_role("button", name="Log out").click()
+    log_out(page)
     second = unique_email()
     sign_up(page, service.base_url, second)
     expect(other.locator("#email")).to_have_text(second)
