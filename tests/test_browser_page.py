@@ -552,7 +552,8 @@ def test_ended_session_leads_back_to_the_log_in(page, service):
             localStorage.setItem("odproject.session", JSON.stringify(ended));
         }"""
     )
-    page.reload()
+    # Not page.reload(), which fails when the page that it loads begins anew by itself.
+    page.evaluate("() => { setTimeout(() => location.reload()) }")
     expect(page.get_by_role("alert")).to_have_text("Your session has ended. Please log in again.")
     assert page.evaluate("localStorage.length") == 0
 
