@@ -554,6 +554,8 @@ def test_ended_session_leads_back_to_the_log_in(page, service):
     )
     # Not page.reload(), which fails when the page that it loads begins anew by itself.
     page.evaluate("() => { setTimeout(() => location.reload()) }")
+    # Only the page that has begun anew shows this.
+    expect(page.get_by_role("heading", name="Log in", exact=True)).to_be_visible()
     expect(page.get_by_role("alert")).to_have_text("Your session has ended. Please log in again.")
     assert page.evaluate("localStorage.length") == 0
 
