@@ -255,7 +255,7 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Pu
     """Inspect a file or the members of an archive.
 
     Raises MediaError for what fails as a whole, and InsufficientTokensError as soon as what was
-    found costs more than there is.
+    found costs far more than there is.
     """
     inspection = Inspection()
     with Inspector(limits=limits) as inspector:

@@ -7,6 +7,8 @@ from celery import current_app
 from django.conf import settings
 from kombu.exceptions import OperationalError
 
+from odproject.core.redis_client import impatient_redis
+
 logger = logging.getLogger(__name__)
 MOST_WAITING_HINTS = 1000
 RUN_UNIT = "inference.run_unit"
@@ -14,17 +16,11 @@ RUN_UNIT = "inference.run_unit"
 
 def is_crowded() -> bool:
     """Whether so many hints wait that more would only fill Redis."""
-    client = redis.Redis.from_url(
-        settings.REDIS_URL,
-        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
-        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
-    )
     try:
-        return client.llen(settings.CELERY_TASK_DEFAULT_QUEUE) > MOST_WAITING_HINTS
+        with impatient_redis() as client:
+            return client.llen(settings.CELERY_TASK_DEFAULT_QUEUE) > MOST_WAITING_HINTS
     except (redis.RedisError, OSError):
         return False  # sending will find out
-    finally:
-        client.close()
 
 
 def send_unit(unit_id: int) -> bool:

@@ -1,4 +1,4 @@
-"""A job's result as the original API shows it: streamed JSON, and a zip of annotated files."""
+"""A job's result as the original API shows it, piece by piece: JSON, and annotated files."""
 
 import json
 import posixpath
@@ -113,7 +113,7 @@ class _Pipe:
 
 
 def annotated_zip(job: Job) -> Iterator[bytes]:
-    """A zip of the job's annotated files, made while it is sent, in constant memory.
+    """A zip of the job's annotated files, piece by piece, in constant memory.
 
     Nothing is compressed, because pictures and videos are compressed already. Of two files of one
     name the second gets a number.

@@ -1,11 +1,11 @@
 """Is the process alive, and is the service ready to work?"""
 
 import redis
-from django.conf import settings
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
 
 from inference.selectors import ready_workers
+from odproject.core.redis_client import impatient_redis
 
 
 def livez(request: HttpRequest) -> JsonResponse:
@@ -40,17 +40,11 @@ def _database_reason() -> str:
 
 
 def _redis_reason() -> str:
-    client = redis.Redis.from_url(
-        settings.REDIS_URL,
-        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
-        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
-    )
     try:
-        client.ping()
+        with impatient_redis() as client:
+            client.ping()
     except (redis.RedisError, OSError):
         return "Redis does not answer."
-    finally:
-        client.close()
     return ""
 
 

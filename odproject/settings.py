@@ -294,7 +294,6 @@ SPECTACULAR_SETTINGS = {
 }
 
 # -- limits --------------------------------------------------------------------------------------
-MAX_REQUEST_BYTES = env_int("OD_MAX_REQUEST_BYTES", 2 * 1024**3)
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)
 MAX_IMAGE_PIXELS = env_int("OD_MAX_IMAGE_PIXELS", 200_000_000)
 MAX_VIDEO_FRAMES = env_int("OD_MAX_VIDEO_FRAMES", 100_000)
