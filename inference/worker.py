@@ -32,9 +32,10 @@ from datasets.models import MediaFile
 from datasets.uploading import media_limits
 from inference import services
 from inference.models import FrameResult, WorkUnit
-from inference.pipeline.detector import Detector
+from inference.pipeline.detector import Detector, YoloDetector
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.network import YoloDetector, load_detector
+from inference.pipeline.network import load_detector
+from inference.pipeline.options import DetectionOptions
 from inference.pipeline.run import process_image, process_video
 from inference.pipeline.types import FrameDetections
 from inference.services import Claim, LeaseLostError
@@ -64,13 +65,21 @@ class Detectors:
             weights = Path(settings.WEIGHTS[version])
             detector = load_detector(
                 weights,
-                confidence_floor=settings.CONFIDENCE_FLOOR,
-                max_detections=settings.MAX_DETECTIONS_PER_FRAME,
-                image_size=settings.NETWORK_IMAGE_SIZE,
+                options=DetectionOptions(
+                    confidence_floor=settings.CONFIDENCE_FLOOR,
+                    max_detections=settings.MAX_DETECTIONS_PER_FRAME,
+                    image_size=settings.NETWORK_IMAGE_SIZE,
+                ),
                 threads=settings.TORCH_THREADS or None,
             )
             detector.warm_up()
-            logger.info("Loaded %s (%s, %s)", version, detector.device, detector.precision)
+            logger.info(
+                "Loaded %s (%s, %s, %s)",
+                version,
+                detector.device,
+                detector.network.runtime,
+                detector.precision,
+            )
             self._loaded[version] = detector
         return self._loaded[version]
 
