@@ -36,7 +36,7 @@ from inference.pipeline.detector import Detector, YoloDetector
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.network import load_detector
 from inference.pipeline.options import DetectionOptions
-from inference.pipeline.run import process_image, process_video
+from inference.pipeline.run import ImageTask, process_images, process_video
 from inference.pipeline.types import FrameDetections
 from inference.services import Claim, LeaseLostError
 
@@ -266,9 +266,11 @@ def _process(
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
         annotated = Path(folder) / f"annotated.{annotated_extension(media_file)}"
         if media_file.media_type == MediaFile.MediaType.IMAGE:
-            process_image(
-                source, detector, annotated=annotated, on_frames=sink, limits=media_limits()
-            )
+            tasks = [ImageTask(source, annotated)]
+            (outcome,) = process_images(tasks, detector, limits=media_limits())
+            if outcome.error is not None:
+                raise outcome.error
+            sink([FrameDetections(0, 0.0, outcome.detections)])
         else:
             process_video(
                 source,

@@ -209,9 +209,10 @@ def iter_frames(
     `format` is what `sniff` told (it is sniffed when missing). Frames before `first_frame_index`
     are decoded and passed over, which is the only way to reach a frame exactly in every codec; at
     most `max_frames` frames are given, of those whose index is a multiple of `frame_stride`. A
-    damaged packet is skipped, a damaged tail ends the video. Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
-    opened, 415 for something that is no video, 422 for a video without pictures, with pictures
-    above `limits.max_frame_pixels` or without a decoder.
+    damaged packet is skipped, a damaged tail ends the video. Transparent pixels are put over
+    white. Raises MediaError: 400 for a container that cannot be opened, 415 for something that is
+    no video, 422 for a video without pictures, with pictures above `limits.max_frame_pixels` or
+    without a decoder.
     """
     with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
         painter = _Painter()

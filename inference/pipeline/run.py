@@ -117,27 +117,6 @@ def _finish_image(
     return ImageOutcome(detections, MediaSummary(1, (width, height), path is not None))
 
 
-def process_image(
-    source: Path,
-    detector: Detector,
-    *,
-    annotated: Path | None,
-    on_frames: OnFrames,
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> MediaSummary:
-    """Detects in one image, and hands the result to `on_frames` once its drawn copy is written.
-
-    `annotated`: where the drawn copy goes, in the format that its name ends with; None for no
-    copy. Raises MediaError for a file that is no sound image, DrawingError when the copy cannot
-    be written, and what `on_frames` raises.
-    """
-    (outcome,) = process_images([ImageTask(source, annotated)], detector, limits=limits)
-    if outcome.summary is None:
-        raise outcome.error or RuntimeError("an image came to nothing")
-    on_frames([FrameDetections(0, 0.0, outcome.detections)])
-    return outcome.summary
-
-
 def process_video(
     source: Path,
     detector: Detector,
