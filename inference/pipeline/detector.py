@@ -131,14 +131,15 @@ class YoloDetector:
         )
 
     def _placed(self, part: Part, found: Candidates) -> Candidates:
-        """Candidates of a part as boxes on the image; those wholly in the margin are left out."""
+        """Candidates of a part as boxes on the image, as far as the part is the one to tell."""
         if self._wanted_ids is not None:
             wanted = np.isin(found.class_ids, self._wanted_ids)
             found = Candidates(*(array[wanted] for array in found))
         boxes = part.letterbox.to_image(found.boxes_xyxy)
-        visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        boxes = boxes[visible] + np.array([*part.left_top, *part.left_top], np.float32)
-        return Candidates(found.class_ids[visible], found.confidences[visible], boxes)
+        boxes += np.array([*part.left_top, *part.left_top], np.float32)
+        # What lies wholly in the grey margin has no area left on the image.
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & part.counts(boxes)
+        return Candidates(found.class_ids[kept], found.confidences[kept], boxes[kept])
 
 
 _NOTHING: Image = np.zeros((0, 0, 3), np.uint8)

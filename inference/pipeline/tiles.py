@@ -22,12 +22,35 @@ MAX_PARTS = 1024
 """Of one image; an image that needs more is cut into larger tiles."""
 
 
+# A box this close to a tile's edge, in pixels of the input, is taken for one that goes on beyond.
+_EDGE_PIXELS = 2.0
+# Of the overlap: what is larger may be cut by every tile, so that only the whole image shows it.
+_LARGE = 0.8
+
+
 class Part(NamedTuple):
-    """One look at an image: a rectangle of it, in pixels, and how it lies in the input."""
+    """One look at an image: a rectangle of it, in pixels, and how it lies in the input.
+
+    An object that is smaller than the overlap of the tiles is whole in one of them at least.
+    Hence the whole image only counts for boxes whose longer side has `least_pixels` or more,
+    and a box of less than `fragment_pixels` is a fragment when it reaches beyond `inner_xyxy`,
+    the tile without the rim along its neighbours.
+    """
 
     left_top: tuple[int, int]
     right_bottom: tuple[int, int]
     letterbox: Letterbox
+    least_pixels: float = 0.0
+    fragment_pixels: float = 0.0
+    inner_xyxy: tuple[float, float, float, float] = (-np.inf, -np.inf, np.inf, np.inf)
+
+    def counts(self, boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which of these boxes (n, 4), in pixels of the image, this part is the one to tell of."""
+        longer = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, initial=0)
+        left, top, right, bottom = self.inner_xyxy
+        is_cut = (boxes_xyxy[:, :2] < (left, top)).any(axis=1)
+        is_cut |= (boxes_xyxy[:, 2:] > (right, bottom)).any(axis=1)
+        return (longer >= self.least_pixels) & ~(is_cut & (longer < self.fragment_pixels))
 
 
 class View(NamedTuple):
@@ -49,18 +72,38 @@ def plan(size_wh: tuple[int, int], options: DetectionOptions) -> list[Part]:
     brought to the size of the input. The last of a row or column is moved back into the image
     rather than padded, so that all have one shape.
     """
-    whole = _part((0, 0), size_wh, options.image_size)
     tiling = _chosen(size_wh, options)
     if tiling is None or max(size_wh) <= tiling.tile:
-        return [whole]
+        return [Part((0, 0), size_wh, Letterbox.fit(size_wh, options.image_size))]
+    overlap_pixels = tiling.tile * tiling.overlap
+    whole = Part(
+        (0, 0),
+        size_wh,
+        Letterbox.fit(size_wh, options.image_size),
+        least_pixels=_LARGE * overlap_pixels,
+    )
     columns, rows = (_starts(side, tiling) for side in size_wh)
-    width, height = (min(side, tiling.tile) for side in size_wh)
-    tiles = [
-        _part((left, top), (left + width, top + height), options.image_size)
-        for top in rows
-        for left in columns
-    ]
-    return [whole, *tiles]
+    tile_wh = min(size_wh[0], tiling.tile), min(size_wh[1], tiling.tile)
+    letterbox = Letterbox.fit(tile_wh, options.image_size)
+    rim = _EDGE_PIXELS * tile_wh[0] / letterbox.resized_wh[0]
+
+    def tile(left: int, top: int) -> Part:
+        right, bottom = left + tile_wh[0], top + tile_wh[1]
+        inner_xyxy = (
+            left + rim if left > 0 else -np.inf,
+            top + rim if top > 0 else -np.inf,
+            right - rim if right < size_wh[0] else np.inf,
+            bottom - rim if bottom < size_wh[1] else np.inf,
+        )
+        return Part(
+            (left, top),
+            (right, bottom),
+            letterbox,
+            fragment_pixels=overlap_pixels,
+            inner_xyxy=inner_xyxy,
+        )
+
+    return [whole, *(tile(left, top) for top in rows for left in columns)]
 
 
 def lay_out(views: Sequence[View]) -> npt.NDArray[np.uint8]:
@@ -105,8 +148,3 @@ def _starts(side_pixels: int, tiling: Tiling) -> list[int]:
     step = max(1.0, tiling.tile * (1 - tiling.overlap))
     count = int(np.ceil(room / step)) + 1
     return [round(room * index / (count - 1)) for index in range(count)]
-
-
-def _part(left_top: tuple[int, int], right_bottom: tuple[int, int], image_size: int) -> Part:
-    size_wh = right_bottom[0] - left_top[0], right_bottom[1] - left_top[1]
-    return Part(left_top, right_bottom, Letterbox.fit(size_wh, image_size))
