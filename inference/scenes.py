@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from inference.pipeline.detector import DEFAULT_IMAGE_SIZE
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE
 
 Picture = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]

@@ -32,10 +32,11 @@ from datasets.models import MediaFile
 from datasets.uploading import media_limits
 from inference import services
 from inference.models import FrameResult, WorkUnit
-from inference.pipeline.detector import Detector
+from inference.pipeline.detector import Detector, YoloDetector
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.network import YoloDetector, load_detector
-from inference.pipeline.run import process_image, process_video
+from inference.pipeline.network import load_detector
+from inference.pipeline.options import DetectionOptions
+from inference.pipeline.run import ImageTask, process_images, process_video
 from inference.pipeline.types import FrameDetections
 from inference.services import Claim, LeaseLostError
 
@@ -64,13 +65,21 @@ class Detectors:
             weights = Path(settings.WEIGHTS[version])
             detector = load_detector(
                 weights,
-                confidence_floor=settings.CONFIDENCE_FLOOR,
-                max_detections=settings.MAX_DETECTIONS_PER_FRAME,
-                image_size=settings.NETWORK_IMAGE_SIZE,
+                options=DetectionOptions(
+                    confidence_floor=settings.CONFIDENCE_FLOOR,
+                    max_detections=settings.MAX_DETECTIONS_PER_FRAME,
+                    image_size=settings.NETWORK_IMAGE_SIZE,
+                ),
                 threads=settings.TORCH_THREADS or None,
             )
             detector.warm_up()
-            logger.info("Loaded %s (%s, %s)", version, detector.device, detector.precision)
+            logger.info(
+                "Loaded %s (%s, %s, %s)",
+                version,
+                detector.device,
+                detector.network.runtime,
+                detector.precision,
+            )
             self._loaded[version] = detector
         return self._loaded[version]
 
@@ -257,9 +266,11 @@ def _process(
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
         annotated = Path(folder) / f"annotated.{annotated_extension(media_file)}"
         if media_file.media_type == MediaFile.MediaType.IMAGE:
-            process_image(
-                source, detector, annotated=annotated, on_frames=sink, limits=media_limits()
-            )
+            tasks = [ImageTask(source, annotated)]
+            (outcome,) = process_images(tasks, detector, limits=media_limits())
+            if outcome.error is not None:
+                raise outcome.error
+            sink([FrameDetections(0, 0.0, outcome.detections)])
         else:
             process_video(
                 source,

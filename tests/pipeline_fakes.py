@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets.media.video import VideoFrame
-from inference.pipeline.network import YoloDetector, load_detector
+from inference.pipeline.detector import YoloDetector
+from inference.pipeline.network import Runtime, load_detector
+from inference.pipeline.options import DetectionOptions
 from inference.pipeline.types import Detections
 
 REPOSITORY = Path(__file__).parent.parent
@@ -18,12 +21,13 @@ WEIGHTS = REPOSITORY / "inference" / "weights" / "YOLO8s_FSR.pt"
 @cache
 def real_detector() -> YoloDetector:
     """The committed weights at the default settings, in full precision on the CPU."""
-    return load_detector(WEIGHTS, device="cpu", precision="fp32")
+    return load_detector(WEIGHTS, device="cpu", options=DetectionOptions(precision="fp32"))
 
 
-def small_detector() -> YoloDetector:
+def small_detector(runtime: Runtime = "auto", **options: Any) -> YoloDetector:
     """The same with a small input, a new one each time: for what does not depend on the input."""
-    return load_detector(WEIGHTS, device="cpu", precision="fp32", image_size=320)
+    chosen = DetectionOptions.parse({"precision": "fp32", "image_size": 320, **options})
+    return load_detector(WEIGHTS, device="cpu", runtime=runtime, options=chosen)
 
 
 def shared_data() -> Path | None:
@@ -32,18 +36,29 @@ def shared_data() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-class FakeDetector:
+class OneByOne:
+    """What a fake needs beside `detect` to be a `Detector`."""
+
+    def stream(self, items, image_of):
+        for item in items:
+            image = image_of(item)
+            found = Detections.empty() if image is None else self.detect([image])[0]
+            del image
+            yield item, found
+            del item
+
+
+class FakeDetector(OneByOne):
     """Finds one car in every image, at the image's top left pixel value."""
 
     class_names = ("car", "truck")
-    preferred_batch_size = 4
 
     def __init__(self, on_detect: Callable[[], None] = lambda: None) -> None:
-        self.batch_lengths: list[int] = []
+        self.image_count = 0
         self._on_detect = on_detect
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        self.batch_lengths.append(len(images))
+        self.image_count += len(images)
         self._on_detect()
         return [one_car(float(image[0, 0, 0]) / 255) for image in images]
 

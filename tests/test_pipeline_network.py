@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.letterbox import Letterbox
-from inference.pipeline.network import load_detector
+from inference.pipeline.network import fastest_batch_size, load_detector
+from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
+from inference.pipeline.tiles import View, lay_out, plan
+from inference.pipeline.torch_network import lay_out_on
 from inference.scenes import draw_scene, match_boxes
 from tests.pipeline_fakes import REPOSITORY, WEIGHTS, real_detector, shared_data, small_detector
 
@@ -35,10 +39,13 @@ def as_ultralytics_finds(image, *, confidence, iou):
     return scale_boxes(fitted.shape[:2], found[:, :4], image.shape[:2]).numpy(), found[:, 4:]
 
 
-def test_detections_are_those_of_ultralytics_own_steps():
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_detections_are_those_of_ultralytics_own_steps(runtime):
     image = draw_scene(1).image
     boxes, rest = as_ultralytics_finds(image, confidence=0.05, iou=0.5)
-    found = real_detector().detect([image])[0]
+    detector = load_detector(WEIGHTS, runtime=runtime, options=DetectionOptions(precision="fp32"))
+    assert detector.network.runtime == runtime
+    found = detector.detect([image])[0]
     assert len(found) == len(boxes) >= 10
     np.testing.assert_allclose(found.confidences, rest[:, 0], atol=1e-4)
     np.testing.assert_array_equal(found.class_ids, rest[:, 1])
@@ -95,9 +102,10 @@ def test_detector_describes_itself():
     assert detector.sha256 == "42ed6700193f5791eb025c68435fff794c91226b90de1a6295b2b3df394b9e2c"
 
 
-def test_reduced_precision_on_the_cpu_finds_the_same_vehicles():
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_reduced_precision_on_the_cpu_finds_the_same_vehicles(runtime):
     scene = draw_scene(4)
-    detector = load_detector(WEIGHTS, device="cpu", precision="bf16")
+    detector = load_detector(WEIGHTS, runtime=runtime, options=DetectionOptions(precision="bf16"))
     found = detector.detect([scene.image])[0].above(0.25)
     in_full = real_detector().detect([scene.image])[0].above(0.25)
     assert detector.precision == "bf16"
@@ -107,8 +115,10 @@ def test_reduced_precision_on_the_cpu_finds_the_same_vehicles():
 
 
 def test_batch_is_halved_when_the_memory_does_not_suffice():
-    detector = small_detector()
-    run, batch_lengths = detector.run_network, []
+    detector = small_detector("torch")
+    network = detector.network
+    network.lanes, network.batch_size = 1, 3
+    run, batch_lengths = network.run_network, []
 
     def scarce(inputs):
         batch_lengths.append(len(inputs))
@@ -116,26 +126,102 @@ def test_batch_is_halved_when_the_memory_does_not_suffice():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(inputs)
 
-    detector.run_network = scarce
+    network.run_network = scarce
     image = draw_scene(1, (640, 360), 8, input_size=320).image
     found = detector.detect([image] * 3)
     assert batch_lengths == [3, 1, 1, 1]
-    assert detector.preferred_batch_size == 1
+    assert network.batch_size == 1
     expected = small_detector().detect([image])[0]
     assert len(expected) > 0
     assert [len(one) for one in found] == [len(expected)] * 3
 
 
 def test_image_for_which_the_memory_never_suffices_is_an_error():
-    detector = small_detector()
+    detector = small_detector("torch")
 
     def never(inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    detector.run_network = never
+    detector.network.run_network = never
     with pytest.raises(PipelineError) as caught:
         detector.detect([np.zeros((64, 64, 3), np.uint8)])
     assert caught.value.code == "out_of_memory"
+
+
+def test_batch_is_the_largest_that_pays_and_fits(monkeypatch):
+    seconds_an_image = {1: 1.0, 2: 0.8, 4: 0.5, 8: 0.49, 16: 0.1}
+    clock = [0.0]
+    monkeypatch.setattr("inference.pipeline.network.time.perf_counter", lambda: clock[0])
+    tried = []
+
+    def run(size):
+        tried.append(size)
+        if size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        clock[0] += size * seconds_an_image[size]
+
+    assert fastest_batch_size(run, (1, 2, 4, 8, 16)) == 4  # eight are hardly faster than four
+    assert tried == [1, 1, 2, 2, 4, 4, 8, 8]
+    seconds_an_image[8] = 0.3
+    assert fastest_batch_size(run, (1, 2, 4, 8, 16)) == 8  # the memory ends there
+
+
+def test_images_are_laid_out_on_a_device_as_on_the_processor():
+    """What CUDA does on the device, here on the CPU: the same pixels, rounding apart."""
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 255, (300, 500, 3), np.uint8)
+    image = image.repeat(2, axis=0).repeat(2, axis=1)
+    parts = plan((1000, 600), DetectionOptions(image_size=320, tiling=Tiling(320, 0.1)))
+    for group in (parts[:1], parts[1:]):
+        views = [View(image, part) for part in group]
+        expected = lay_out(views).astype(np.float32)
+        np.testing.assert_allclose(lay_out_on(torch.device("cpu"), views), expected, atol=1)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_batch_of_sixteen_finds_what_single_images_give(runtime):
+    """Also across files: the parts of pictures of four sizes share the batches."""
+    scene = draw_scene(2, (640, 360), 8, input_size=320).image
+    images = [scene, scene[:, ::-1], scene[40:], scene[:200, :250], scene[::-1], scene[20:340]]
+    detector = small_detector(runtime, image_size=192, tiling={"tile": 320, "overlap": 0.2})
+    detector.network.batch_size = 1
+    alone = detector.detect(images)
+    detector.network.batch_size = 16
+    together = detector.detect(images)
+    for ours, expected in zip(together, alone, strict=True):
+        # A candidate that lies at the floor may fall on either side of it.
+        one, other = ours.above(0.051), expected.above(0.051)
+        assert len(one) == len(other) > 0
+        np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=0.5)
+        np.testing.assert_allclose(one.confidences, other.confidences, atol=1e-3)
+
+
+def test_only_the_wanted_classes_are_found():
+    image = draw_scene(1).image
+    everything = real_detector().detect([image])[0]
+    wanted = DetectionOptions(precision="fp32", class_names=("car",))
+    found = YoloDetector(real_detector().network, wanted).detect([image])[0]
+    assert (found.class_ids == 0).all()
+    assert len(found) == (everything.class_ids == 0).sum() > 0
+    none = DetectionOptions(precision="fp32", class_names=("truck",))
+    assert (YoloDetector(real_detector().network, none).detect([image])[0].class_ids == 1).all()
+
+
+def test_class_that_the_model_does_not_know_is_refused():
+    with pytest.raises(OptionsError) as caught:
+        YoloDetector(real_detector().network, DetectionOptions(class_names=("car", "boat")))
+    (fault,) = caught.value.faults
+    assert (fault.field, fault.code) == ("class_names", "unknown")
+    assert fault.detail == "The model knows no class boat, only car, truck, bus, minibus."
+
+
+def test_int8_without_a_twin_is_refused(tmp_path):
+    weights = tmp_path / "plain.pt"
+    weights.symlink_to(WEIGHTS)
+    for runtime in ("openvino", "torch"):
+        with pytest.raises(WeightsError) as caught:
+            load_detector(weights, runtime=runtime, options=DetectionOptions(precision="int8"))
+        assert caught.value.code == "precision_not_available"
 
 
 def test_missing_weights_are_refused(tmp_path):
@@ -173,12 +259,6 @@ def test_code_planted_in_weights_is_not_run(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 650}, {"image_size": 0}, {"iou": 1.1}])
-def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"must be|out of its range"):
-        load_detector(WEIGHTS, **wrong)
-
-
 def test_loading_leaves_the_process_as_it_was(tmp_path):
     """In a process of its own, because importing happens once."""
     script = f"""
@@ -193,6 +273,8 @@ assert PIL.Image.open is opened_by
 assert "OMP_NUM_THREADS" not in os.environ
 assert "torchvision" not in sys.modules
 assert not any(name.split(".")[0] == "django" for name in sys.modules)
+import threading
+assert threading.enumerate() == [threading.main_thread()]
 """
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],

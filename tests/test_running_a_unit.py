@@ -16,13 +16,13 @@ from inference.results import annotated_zip, result_json
 from inference.worker import LeaseKeeper, run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
+from tests.pipeline_fakes import OneByOne
 
 
-class FakeDetector:
+class FakeDetector(OneByOne):
     """Finds one car and one doubtful bus in every image."""
 
     class_names = ("car", "bus")
-    preferred_batch_size = 2
     sha256 = "f" * 64
 
     def __init__(self, error=None):

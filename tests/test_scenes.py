@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.pipeline.detector import DEFAULT_IMAGE_SIZE
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE
 from inference.scenes import draw_scene, draw_video_scene, match_boxes
 from tests.pipeline_fakes import real_detector
 

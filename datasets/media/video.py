@@ -201,16 +201,18 @@ def iter_frames(
     format: str | None = None,  # noqa: A002 - the word of `Sniffed.format`
     first_frame_index: int = 0,
     max_frames: int | None = None,
+    frame_stride: int = 1,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Iterator[VideoFrame]:
     """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
 
     `format` is what `sniff` told (it is sniffed when missing). Frames before `first_frame_index`
     are decoded and passed over, which is the only way to reach a frame exactly in every codec; at
-    most `max_frames` frames are given. A damaged packet is skipped, a damaged tail ends the video.
-    Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
-    opened, 415 for something that is no video, 422 for a video without pictures, with pictures
-    above `limits.max_frame_pixels` or without a decoder.
+    most `max_frames` frames are given, of those whose index is a multiple of `frame_stride`. A
+    damaged packet is skipped, a damaged tail ends the video. Transparent pixels are put over
+    white. Raises MediaError: 400 for a container that cannot be opened, 415 for something that is
+    no video, 422 for a video without pictures, with pictures above `limits.max_frame_pixels` or
+    without a decoder.
     """
     with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
         painter = _Painter()
@@ -218,7 +220,7 @@ def iter_frames(
         if max_frames is not None and max_frames <= 0:
             return
         for item in decoded:
-            if item.frame_index < first_frame_index:
+            if item.frame_index < first_frame_index or item.frame_index % frame_stride:
                 painter.see(item)
                 continue
             yield VideoFrame(item.frame_index, item.time_seconds, painter.paint(item))

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -15,12 +15,19 @@ class ChannelClosedError(Exception):
 class Channel(Generic[Item]):
     """Carries items in order from one thread to another, at most `capacity` at a time.
 
+    With `weigh` what waits may also weigh at most `limit` together; a single item may be heavier.
+
     The producer ends it with `finish`, after the items that wait, or with `stop`, at once. The
     consumer ends it with `abandon`, which makes the producer's `put` raise.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(
+        self, capacity: int, weigh: Callable[[Item], int] = lambda _: 0, limit: int = 0
+    ) -> None:
         self._capacity = capacity
+        self._weigh = weigh
+        self._limit = limit
+        self._weight = 0
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._finished = False
@@ -29,12 +36,19 @@ class Channel(Generic[Item]):
 
     def put(self, item: Item) -> None:
         """Waits for room. Raises ChannelClosedError when the consumer has abandoned."""
+        weight = self._weigh(item)
         with self._changed:
-            self._changed.wait_for(lambda: self._abandoned or len(self._items) < self._capacity)
+            self._changed.wait_for(lambda: self._abandoned or self._has_room(weight))
             if self._abandoned:
                 raise ChannelClosedError
             self._items.append(item)
+            self._weight += weight
             self._changed.notify_all()
+
+    def _has_room(self, weight: int) -> bool:
+        if not self._items:
+            return True
+        return len(self._items) < self._capacity and self._weight + weight <= self._limit
 
     def finish(self, error: BaseException | None = None) -> None:
         """No more items will come; `error` is raised in the consumer after the last one."""
@@ -68,6 +82,7 @@ class Channel(Generic[Item]):
                         raise self._error
                     return
                 item = self._items.popleft()
+                self._weight -= self._weigh(item)
                 self._changed.notify_all()
             yield item
             # The consumer's last reference to a frame must not live on while it waits.

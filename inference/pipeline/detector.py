@@ -1,32 +1,241 @@
-"""The seam between the pipeline and whatever network runs behind it."""
+"""Finds objects in images: parts are batched across images, run in lanes, merged per image."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.pipeline.heads import MAX_CANDIDATES, Candidates
+from inference.pipeline.letterbox import Letterbox
+from inference.pipeline.merge import merge
+from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
+from inference.pipeline.tiles import Part, View, plan
 from inference.pipeline.types import Detections, Image
 
-# Measured on the 25 street frames with the first weights (inference/weights/YOLO8s_FSR.md): at
-# 640 pixels 72% of the vehicles are found, at 768 90%, for 1.4 times the time. Two neighbouring
-# small vehicles seldom overlap, so boxes that overlap by half are the same one.
-DEFAULT_IMAGE_SIZE = 768
-DEFAULT_IOU = 0.5
-DEFAULT_CONFIDENCE_FLOOR = 0.05
-DEFAULT_MAX_DETECTIONS = 500
+if TYPE_CHECKING:
+    from inference.pipeline.network import Network
+
+Item = TypeVar("Item")
+
+HELD_BYTES = 512 * 1024**2
+"""Of images that wait for results; one image may be larger than that."""
 
 
 class Detector(Protocol):
-    """Finds objects in images; tests pass a fake, the workers `network.load_detector`'s."""
+    """Finds objects in images; tests pass a fake, the workers a `YoloDetector`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names behind the class ids, in their order."""
-
-    @property
-    def preferred_batch_size(self) -> int:
-        """How many images at a time run fastest here."""
 
     def detect(self, images: Sequence[Image]) -> list[Detections]:
         """One `Detections` per image, in order.
 
         `images`: RGB uint8 of any sizes, also mixed; boxes come back in the pixels of each.
         """
+
+    def stream(
+        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+    ) -> Iterator[tuple[Item, Detections]]:
+        """Each item with what its image shows, in order, while later ones are under way.
+
+        An item without an image shows nothing. Closing the iterator ends the work. What `items`
+        raises passes through.
+        """
+
+
+class YoloDetector:
+    """A network and the options of a detection; cheap to make, networks are shared."""
+
+    def __init__(self, network: Network, options: DetectionOptions) -> None:
+        """Raises OptionsError for class names that the network does not know."""
+        self.network = network
+        self.options = options
+        self._wanted_ids = _class_ids(network.class_names, options.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names behind the class ids, in their order."""
+        return self.network.class_names
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        return self.network.sha256
+
+    @property
+    def device(self) -> str:
+        """Where the network runs."""
+        return self.network.device
+
+    @property
+    def precision(self) -> str:
+        """Of the network's arithmetic."""
+        return self.network.precision
+
+    @property
+    def image_size(self) -> int:
+        """The longer side of the network's input in pixels."""
+        return self.options.image_size
+
+    def warm_up(self, size_wh: tuple[int, int] | None = None) -> None:
+        """Lets the network measure its best batch, for images of this size or square ones."""
+        size = size_wh or (self.image_size, self.image_size)
+        self.network.tune(Letterbox.fit(size, self.image_size).input_wh)
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """See `Detector`. Raises PipelineError (`out_of_memory`)."""
+        return [found for _, found in self.stream(images, lambda image: image)]
+
+    def stream(
+        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+    ) -> Iterator[tuple[Item, Detections]]:
+        """See `Detector`. Raises PipelineError (`out_of_memory`).
+
+        Parts whose input has the same size share batches, across images; at most some
+        HELD_BYTES of images are held.
+        """
+        pool = ThreadPoolExecutor(self.network.lanes, thread_name_prefix="lane")
+        try:
+            work: _Assembly[Item] = _Assembly(self, pool)
+            for item in items:
+                work.add(item, image_of(item))
+                del item
+                yield from work.finished()
+            work.drain()
+            yield from work.finished()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def merged(self, parts: Sequence[Part], found: Sequence[Candidates]) -> Detections:
+        """One box per object, from the candidates of all parts of an image."""
+        if not parts:
+            return Detections.empty()
+        placed = [
+            self._placed(part, candidates) for part, candidates in zip(parts, found, strict=True)
+        ]
+        class_ids, confidences, boxes = (
+            np.concatenate(arrays) if len(placed) > 1 else arrays[0]
+            for arrays in zip(*placed, strict=True)
+        )
+        best = Candidates(class_ids, confidences, boxes).best(MAX_CANDIDATES)
+        keep = merge(*best, iou=self.options.iou, max_detections=self.options.max_detections)
+        return Detections(
+            best.class_ids[keep].astype(np.int16), best.confidences[keep], best.boxes_xyxy[keep]
+        )
+
+    def _placed(self, part: Part, found: Candidates) -> Candidates:
+        """Candidates of a part as boxes on the image, as far as the part is the one to tell."""
+        if self._wanted_ids is not None:
+            wanted = np.isin(found.class_ids, self._wanted_ids)
+            found = Candidates(*(array[wanted] for array in found))
+        boxes = part.letterbox.to_image(found.boxes_xyxy)
+        boxes += np.array([*part.left_top, *part.left_top], np.float32)
+        # What lies wholly in the grey margin has no area left on the image.
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & part.counts(boxes)
+        return Candidates(found.class_ids[kept], found.confidences[kept], boxes[kept])
+
+
+_NOTHING: Image = np.zeros((0, 0, 3), np.uint8)
+
+
+@dataclass(eq=False)
+class _Slot(Generic[Item]):
+    """An image under way."""
+
+    item: Item
+    image: Image
+    parts: list[Part]
+    found: dict[int, Candidates] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.found) == len(self.parts)
+
+
+class _Assembly(Generic[Item]):
+    """Collects parts into batches, keeps the lanes busy and hands images back in order."""
+
+    def __init__(self, detector: YoloDetector, pool: ThreadPoolExecutor) -> None:
+        self._detector = detector
+        self._network = detector.network
+        self._pool = pool
+        self._slots: deque[_Slot[Item]] = deque()
+        self._held_bytes = 0
+        self._waiting: dict[tuple[int, int], list[tuple[_Slot[Item], int]]] = {}
+        self._running: deque[tuple[Future[list[Candidates]], list[tuple[_Slot[Item], int]]]] = (
+            deque()
+        )
+
+    def add(self, item: Item, image: Image | None) -> None:
+        """Takes an image in; may wait for the lanes."""
+        if image is None:
+            image = _NOTHING
+        size_wh = image.shape[1], image.shape[0]
+        slot = _Slot(item, image, plan(size_wh, self._detector.options) if image.size else [])
+        self._slots.append(slot)
+        self._held_bytes += image.nbytes
+        for position, part in enumerate(slot.parts):
+            group = self._waiting.setdefault(part.letterbox.input_wh, [])
+            group.append((slot, position))
+            if len(group) >= self._network.batch_size:
+                self._start(part.letterbox.input_wh)
+        if self._held_bytes > HELD_BYTES or len(self._slots) > self._most_slots:
+            self.drain()
+
+    def finished(self) -> Iterator[tuple[Item, Detections]]:
+        """The images at the head that are done."""
+        while self._running and self._running[0][0].done():
+            self._settle()
+        while self._slots and self._slots[0].is_finished:
+            slot = self._slots.popleft()
+            self._held_bytes -= slot.image.nbytes
+            found = [slot.found[position] for position in range(len(slot.parts))]
+            detections = self._detector.merged(slot.parts, found)
+            item = slot.item
+            del slot
+            yield item, detections
+            del item
+
+    def drain(self) -> None:
+        """Runs what waits, short batches too, and waits for all of it."""
+        for input_wh in list(self._waiting):
+            self._start(input_wh)
+        while self._running:
+            self._settle()
+
+    @property
+    def _most_slots(self) -> int:
+        # Enough for full batches in every lane and as many behind them.
+        return 4 * self._network.lanes * self._network.batch_size + 8
+
+    def _start(self, input_wh: tuple[int, int]) -> None:
+        batch = self._waiting.pop(input_wh)
+        views = [View(slot.image, slot.parts[position]) for slot, position in batch]
+        floor = self._detector.options.confidence_floor
+        self._running.append((self._pool.submit(self._network.candidates, views, floor), batch))
+        while len(self._running) > 2 * self._network.lanes:
+            self._settle()
+
+    def _settle(self) -> None:
+        future, batch = self._running.popleft()
+        for (slot, position), candidates in zip(batch, future.result(), strict=True):
+            slot.found[position] = candidates
+
+
+def _class_ids(
+    known: tuple[str, ...], wanted: tuple[str, ...] | None
+) -> npt.NDArray[np.int64] | None:
+    if wanted is None:
+        return None
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        detail = f"The model knows no class {', '.join(unknown)}, only {', '.join(known)}."
+        raise OptionsError([FieldFault("class_names", "unknown", detail)])
+    return np.array([index for index, name in enumerate(known) if name in wanted], np.int64)

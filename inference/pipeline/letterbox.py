@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from inference.pipeline.options import STRIDE_PIXELS
 from inference.pipeline.types import Image
 
-STRIDE_PIXELS = 32
 PADDING_GREY = 114
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from inference.pipeline.detector import DEFAULT_IOU, DEFAULT_MAX_DETECTIONS
+from inference.pipeline.options import DEFAULT_IOU, MAX_DETECTIONS_LIMIT
 
 Indices = npt.NDArray[np.intp]
 
@@ -33,7 +33,7 @@ def merge(
     boxes_xyxy: npt.NDArray[np.float32],
     *,
     iou: float = DEFAULT_IOU,
-    max_detections: int = DEFAULT_MAX_DETECTIONS,
+    max_detections: int = MAX_DETECTIONS_LIMIT,
 ) -> Indices:
     """Indices of the boxes to keep, the most confident first, at most `max_detections`.
 

@@ -1,257 +1,168 @@
-"""YOLOv8 through Ultralytics' modules: the only file that imports torch and ultralytics.
+"""Loads the weights of a model version into the runtime that is fastest here.
 
-Never imported by the web process. Only the network itself is Ultralytics'; resizing, decoding of
-the boxes and merging are ours, because their own predictor imports torchvision, decodes boxes in
-half precision (steps of a whole pixel beyond 1024) and stops merging at a time limit.
+Never imported by the web process. The vendors live in one file each: `torch_network` (torch and
+Ultralytics) and `openvino_network`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
 import os
 import platform
-import tempfile
-from collections.abc import Iterator, Sequence
-from functools import cache
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol, get_args
 
-import numpy as np
-import numpy.typing as npt
-import PIL.Image
 import torch
 
-from inference.pipeline.detector import (
-    DEFAULT_CONFIDENCE_FLOOR,
-    DEFAULT_IMAGE_SIZE,
-    DEFAULT_IOU,
-    DEFAULT_MAX_DETECTIONS,
-)
-from inference.pipeline.errors import PipelineError, WeightsError
-from inference.pipeline.letterbox import STRIDE_PIXELS, Letterbox
-from inference.pipeline.merge import merge
-from inference.pipeline.types import Detections, Image
+from inference.pipeline.detector import YoloDetector
+from inference.pipeline.errors import WeightsError
+from inference.pipeline.heads import Candidates
+from inference.pipeline.options import DetectionOptions, Precision
+from inference.pipeline.tiles import View
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Runtime = Literal["auto", "torch", "openvino"]
+RUNTIMES = get_args(Runtime)
 
-_MAX_CANDIDATES = 30_000  # per image, as in Ultralytics
-_BATCH_SIZE_CPU = 4
-_BATCH_SIZE_CUDA = 32
+# A batch must be this much faster an image than a smaller one to be worth its memory and delay.
+_WORTHWHILE_GAIN = 1.05
+
+
+class Network(Protocol):
+    """A model version in memory, on one device and at one precision.
+
+    `candidates` may be called by several threads at a time; `lanes` says how many keep the
+    device busy, `batch_size` how many inputs a call should bring.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names behind the class ids, in their order."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights file."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda:0"."""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: "torch", "openvino"."""
+
+    @property
+    def precision(self) -> str:
+        """Of its arithmetic: "fp32", "bf16", "fp16", "int8"."""
+
+    @property
+    def lanes(self) -> int:
+        """How many threads should call at a time."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many inputs of one size run fastest in a call."""
+
+    def candidates(self, views: Sequence[View], confidence_floor: float) -> list[Candidates]:
+        """Boxes above the floor for each view, in pixels of its input; all have one input size."""
+
+    def tune(self, input_wh: tuple[int, int]) -> None:
+        """Measures with inputs of this size which batch is fastest, and warms up."""
+
+
+def load_network(
+    weights: Path,
+    *,
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    sha256: str | None = None,
+    config_dir: Path | None = None,
+) -> Network:
+    """A network from an Ultralytics checkpoint.
+
+    `precision` "auto" is the best that the device has instructions for, never int8, which needs
+    the twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
+    on a CPU where it is installed, else torch. `device` as torch names it; CUDA if there is any
+    by default. `threads` on a CPU; one for each core by default. `sha256`: the digest that the
+    file must have. `config_dir`: where Ultralytics keeps its settings; by default a folder in
+    OD_DATA_DIR, or a temporary one.
+
+    Only classes that Ultralytics' list of known modules allows are unpickled from the file.
+    Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`,
+    `precision_not_available`).
+    """
+    digest = _checked_digest(weights, sha256)
+    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_cpu = chosen_device.type == "cpu"
+    if precision == "auto":
+        precision = _best_precision(chosen_device)
+    if runtime == "auto":
+        runtime = "openvino" if on_cpu and find_spec("openvino") else "torch"
+    thread_count = threads or len(os.sched_getaffinity(0))
+    if runtime == "openvino":
+        from inference.pipeline.openvino_network import load  # only where it is chosen
+
+        return load(weights, digest, precision, thread_count, config_dir)
+    if precision == "int8":
+        raise WeightsError("precision_not_available", "int8 needs OpenVINO on a CPU.")
+    from inference.pipeline.torch_network import TorchNetwork, load_model
+
+    return TorchNetwork(
+        load_model(weights, config_dir),
+        sha256=digest,
+        device=chosen_device,
+        precision=precision,
+        threads=thread_count,
+    )
 
 
 def load_detector(
     weights: Path,
     *,
-    confidence_floor: float = DEFAULT_CONFIDENCE_FLOOR,
-    iou: float = DEFAULT_IOU,
-    max_detections: int = DEFAULT_MAX_DETECTIONS,
-    image_size: int = DEFAULT_IMAGE_SIZE,
+    options: DetectionOptions | None = None,
+    runtime: Runtime = "auto",
     device: str | None = None,
-    precision: Precision = "auto",
     threads: int | None = None,
     sha256: str | None = None,
     config_dir: Path | None = None,
 ) -> YoloDetector:
-    """A detector from an Ultralytics checkpoint, on the best device and precision at hand.
-
-    `image_size`: the longer side of the network's input in pixels, a multiple of 32. `device`:
-    as torch names it; CUDA if there is any by default. `threads`: of torch on the CPU; left as
-    they are by default. `sha256`: the digest that the file must have. `config_dir`: where
-    Ultralytics keeps its settings; by default a folder in OD_DATA_DIR, or a temporary one.
-
-    Only classes that Ultralytics' list of known modules allows are unpickled from the file.
-    Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`) and
-    ValueError for settings that make no sense.
-    """
-    if image_size <= 0 or image_size % STRIDE_PIXELS:
-        raise ValueError(f"image_size must be a positive multiple of {STRIDE_PIXELS}")
-    if not (0 < confidence_floor < 1 and 0 <= iou <= 1 and max_detections > 0):
-        raise ValueError("confidence_floor, iou or max_detections is out of its range")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    digest = _checked_digest(weights, sha256)
-    return YoloDetector(
-        _load_model(weights, config_dir),
-        sha256=digest,
-        device=chosen_device,
-        precision=_best_precision(chosen_device) if precision == "auto" else precision,
-        confidence_floor=confidence_floor,
-        iou=iou,
-        max_detections=max_detections,
-        image_size=image_size,
+    """A network with the options of a detection; raises what `load_network` and both raise."""
+    chosen = options or DetectionOptions()
+    network = load_network(
+        weights,
+        precision=chosen.precision,
+        runtime=runtime,
+        device=device,
+        threads=threads,
+        sha256=sha256,
+        config_dir=config_dir,
     )
+    return YoloDetector(network, chosen)
 
 
-class YoloDetector:
-    """A loaded network that satisfies `detector.Detector`; build it with `load_detector`."""
+def fastest_batch_size(run: Callable[[int], object], sizes: Sequence[int]) -> int:
+    """The batch with the best time an image; `run(n)` runs one of n inputs.
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        sha256: str,
-        device: torch.device,
-        precision: str,
-        confidence_floor: float,
-        iou: float,
-        max_detections: int,
-        image_size: int,
-    ) -> None:
-        self.sha256 = sha256
-        self.class_names: tuple[str, ...] = tuple(model.names[i] for i in range(len(model.names)))
-        self.device = str(device)
-        self.precision = precision
-        self.image_size = image_size
-        self.preferred_batch_size = _BATCH_SIZE_CUDA if device.type == "cuda" else _BATCH_SIZE_CPU
-        self._iou = iou
-        self._confidence_floor = confidence_floor
-        self._max_detections = max_detections
-        self._strides = [int(stride) for stride in model.stride.tolist()]
-        self._half_weights = precision == "fp16"
-        model = model.fuse(verbose=False).eval().requires_grad_(False)
-        # In its training mode the last module returns logits and distances as they are, which
-        # are decoded here in full precision and only for the boxes above the floor.
-        model.model[-1].training = True
-        model = model.to(device, memory_format=torch.channels_last)
-        self._model = model.half() if self._half_weights else model
-
-    def detect(self, images: Sequence[Image]) -> list[Detections]:
-        """One `Detections` per image, in order, the most confident first.
-
-        `images`: RGB uint8 (height, width, 3) of any, also mixed, sizes. Images whose input has
-        the same shape run together, at most `preferred_batch_size` at a time. When the device's
-        memory does not suffice, the batch is halved, and stays so for the calls to come; raises
-        PipelineError (`out_of_memory`) when it does not suffice for one image.
-        """
-        boxes = [
-            Letterbox.fit((image.shape[1], image.shape[0]), self.image_size) for image in images
-        ]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for position, box in enumerate(boxes):
-            groups.setdefault(box.input_wh, []).append(position)
-        found = [Detections.empty()] * len(images)
-        for positions in groups.values():
-            start = 0
-            while start < len(positions):
-                part = positions[start : start + self.preferred_batch_size]
-                try:
-                    results = self._detect_alike(
-                        [images[i] for i in part], [boxes[i] for i in part]
-                    )
-                except torch.OutOfMemoryError as error:
-                    self._shrink_batch(len(part), error)
-                    continue
-                for position, result in zip(part, results, strict=True):
-                    found[position] = result
-                start += len(part)
-        return found
-
-    def warm_up(self) -> None:
-        """Runs one full batch of grey images, so that the first real one is not the slow one."""
-        grey = np.full((self.image_size, self.image_size, 3), 114, np.uint8)
-        self.detect([grey] * self.preferred_batch_size)
-
-    def run_network(self, inputs: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (batch, classes, cells) and box distances (batch, 4 * bins, cells).
-
-        `inputs`: letterboxed RGB images, uint8 (batch, height, width, 3), sides multiples of 32.
-        """
-        with torch.inference_mode(), self._autocast():
-            batch = torch.from_numpy(inputs).to(self.device, non_blocking=True)
-            # NHWC seen as NCHW is exactly channels_last: no copy is made before the conversion.
-            batch = batch.permute(0, 3, 1, 2)
-            batch = (batch.half() if self._half_weights else batch.float()).div_(255)
-            raw = self._model(batch)
-        return raw["scores"], raw["boxes"]
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "bf16":
-            return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _shrink_batch(self, size: int, error: BaseException) -> None:
-        torch.cuda.empty_cache()
-        if size <= 1:
-            raise PipelineError(
-                "out_of_memory", "The device's memory does not suffice for one image."
-            ) from error
-        self.preferred_batch_size = size // 2
-
-    def _detect_alike(
-        self, images: Sequence[Image], boxes: Sequence[Letterbox]
-    ) -> list[Detections]:
-        width, height = boxes[0].input_wh
-        inputs = np.empty((len(images), height, width, 3), np.uint8)
-        for image, box, target in zip(images, boxes, inputs, strict=True):
-            box.lay_into(image, target)
-        owners, *found = self._candidates(*self.run_network(inputs), (width, height))
-        results = []
-        for position, box in enumerate(boxes):
-            class_ids, confidences, boxes_xyxy = (part[owners == position] for part in found)
-            results.append(self._merged(class_ids, confidences, boxes_xyxy, box))
-        return results
-
-    def _candidates(
-        self, logits: torch.Tensor, distances: torch.Tensor, input_wh: tuple[int, int]
-    ) -> tuple[npt.NDArray[Any], ...]:
-        """Image, class, confidence and box (in the input's pixels) of all above the floor.
-
-        A cell's box lies `distance * stride` to each side of its centre, a distance being the
-        expectation over its bins: Li et al., Generalized Focal Loss, 2020, equation 4.
-        """
-        with torch.inference_mode():
-            best, classes = logits.max(dim=1)
-            floor_logit = math.log(self._confidence_floor / (1 - self._confidence_floor))
-            images, cells = (best > floor_logit).nonzero(as_tuple=True)
-            centres, strides = _grid(input_wh, tuple(self._strides), self.device)
-            bins = distances.shape[1] // 4
-            weights = distances[images, :, cells].float().view(-1, 4, bins).softmax(dim=-1)
-            sides = (weights * torch.arange(bins, device=weights.device)).sum(dim=-1)
-            sides = sides * strides[cells, None]
-            boxes = torch.cat((centres[cells] - sides[:, :2], centres[cells] + sides[:, 2:]), dim=1)
-            confidences = best[images, cells].float().sigmoid()
-            found = (images, classes[images, cells], confidences, boxes)
-            return tuple(part.cpu().numpy() for part in found)
-
-    def _merged(
-        self,
-        class_ids: npt.NDArray[np.int64],
-        confidences: npt.NDArray[np.float32],
-        boxes_xyxy: npt.NDArray[np.float32],
-        box: Letterbox,
-    ) -> Detections:
-        if len(confidences) > _MAX_CANDIDATES:
-            best = np.argpartition(-confidences, _MAX_CANDIDATES)[:_MAX_CANDIDATES]
-            class_ids, confidences, boxes_xyxy = (
-                class_ids[best],
-                confidences[best],
-                boxes_xyxy[best],
-            )
-        keep = merge(
-            class_ids, confidences, boxes_xyxy, iou=self._iou, max_detections=self._max_detections
-        )
-        on_image = box.to_image(boxes_xyxy[keep])
-        # A box that lay wholly in the grey margin has no area left on the image.
-        visible = (on_image[:, 2:] > on_image[:, :2]).all(axis=1)
-        keep = keep[visible]
-        return Detections(class_ids[keep].astype(np.int16), confidences[keep], on_image[visible])
-
-
-@cache
-def _grid(
-    input_wh: tuple[int, int], strides: tuple[int, ...], device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centres (cells, 2) in pixels and strides (cells,) of the network's output cells."""
-    centres, steps = [], []
-    for stride in strides:
-        across, down = input_wh[0] // stride, input_wh[1] // stride
-        y, x = torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")
-        centres.append((torch.stack((x, y), dim=-1).view(-1, 2) + 0.5) * stride)
-        steps.append(torch.full((across * down,), float(stride)))
-    return torch.cat(centres).to(device), torch.cat(steps).to(device)
+    Sizes are tried in their order until one does not pay any more, or until the memory does not
+    suffice for it. Each is run twice: the first run pays for what is set up once.
+    """
+    best_size, best_seconds = sizes[0], float("inf")
+    for size in sizes:
+        try:
+            run(size)
+            start = time.perf_counter()
+            run(size)
+        except torch.OutOfMemoryError:
+            break
+        seconds = (time.perf_counter() - start) / size
+        if seconds * _WORTHWHILE_GAIN > best_seconds:
+            break
+        best_size, best_seconds = size, seconds
+    return best_size
 
 
 def _checked_digest(weights: Path, expected: str | None) -> str:
@@ -266,53 +177,7 @@ def _checked_digest(weights: Path, expected: str | None) -> str:
     return digest
 
 
-def _load_model(weights: Path, config_dir: Path | None) -> Any:
-    with _ultralytics_kept_quiet(config_dir):
-        from ultralytics.nn.tasks import torch_safe_load  # heavy, and configured by environment
-
-        try:
-            checkpoint, _ = torch_safe_load(str(weights), safe_only=True)
-        except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-            raise WeightsError(
-                "weights_unreadable", f"{weights.name} is no readable checkpoint: {error}"
-            ) from error
-    model = checkpoint.get("ema") or checkpoint.get("model")
-    if type(model).__name__ != "DetectionModel":
-        raise WeightsError("weights_unreadable", f"{weights.name} holds no detection model.")
-    return model.float()
-
-
-@contextlib.contextmanager
-def _ultralytics_kept_quiet(config_dir: Path | None) -> Iterator[None]:
-    """Ultralytics installs nothing, calls nobody, writes only into `config_dir`.
-
-    Importing it also replaces PIL.Image.open (to install HEIC support) and sets
-    OMP_NUM_THREADS for children; both are put back.
-    """
-    folder = config_dir or _default_config_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "YOLO_AUTOINSTALL": "false",
-        "YOLO_OFFLINE": "true",
-        "YOLO_VERBOSE": "false",
-        "YOLO_CONFIG_DIR": str(folder),
-    }
-    opened_by, omp_threads = PIL.Image.open, os.environ.get("OMP_NUM_THREADS")
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        PIL.Image.open = opened_by
-        if omp_threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-
-
-def _default_config_dir() -> Path:
-    data_dir = os.environ.get("OD_DATA_DIR")
-    return Path(data_dir or tempfile.gettempdir()).resolve() / "ultralytics"
-
-
-def _best_precision(device: torch.device) -> str:
+def _best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "fp16"
     if device.type == "cpu" and _cpu_multiplies_bf16():

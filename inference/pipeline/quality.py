@@ -20,9 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.media.video import iter_frames
-from inference.pipeline.detector import DEFAULT_IMAGE_SIZE, DEFAULT_IOU, Detector
+from inference.pipeline.detector import Detector
 from inference.pipeline.draw import DISPLAY_CONFIDENCE
 from inference.pipeline.network import load_detector
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DEFAULT_IOU, DetectionOptions
 from inference.pipeline.types import Image
 from inference.scenes import Boxes, draw_scene, match_boxes
 
@@ -105,7 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.video is None) != (options.labels is None):
         parser.error("--video and --labels go together")
     for image_size in options.image_size:
-        detector = load_detector(options.weights, image_size=image_size, iou=options.iou)
+        detector = load_detector(
+            options.weights, options=DetectionOptions(image_size=image_size, iou=options.iou)
+        )
         detector.warm_up()
         if options.video is None:
             pictures, count = drawn_pictures(options.scenes, image_size), options.scenes

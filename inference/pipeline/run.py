@@ -1,54 +1,120 @@
-"""Runs a detector over an image or a video, stores results as they come and draws them.
+"""Runs a detector over images and videos, hands results over as they come and draws them.
 
-A video passes through three threads with short queues between them: one decodes ahead, the
-caller's runs the network, one draws and encodes. Memory is bounded by the queues, whatever the
-length of the video.
+Three steps stand side by side with short queues between them: a thread decodes ahead, the
+detector's lanes run the network, a thread draws and encodes. Memory is bounded by the queues,
+whatever the length of a video.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets.media.errors import MediaError
 from datasets.media.images import read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.video import VideoFrame, iter_frames
 from inference.pipeline.channel import Channel, ChannelClosedError
-from inference.pipeline.detector import Detector
+from inference.pipeline.detector import HELD_BYTES, Detector
 from inference.pipeline.draw import draw
 from inference.pipeline.encode import VideoWriter, write_image
+from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Detections, FrameDetections, Image, MediaSummary
 
-FRAME_MEMORY_BYTES = 2 * 1024**3  # of decoded frames that wait for a step of the pipeline
+Item = TypeVar("Item")
 
 OnFrames = Callable[[list[FrameDetections]], None]
 
+_FRAMES_AHEAD = 8
+# Results are handed over together: each time costs the caller a transaction.
+_REPORT_EVERY_FRAMES = 16
+_REPORT_EVERY_SECONDS = 1.0
+_IMAGES_BEING_DRAWN = 2
 
-def process_image(
-    source: Path,
-    detector: Detector,
-    *,
-    annotated: Path | None,
-    on_frames: OnFrames,
-    limits: MediaLimits = DEFAULT_LIMITS,
-) -> MediaSummary:
-    """Detects in an image, hands the result to `on_frames` once, then writes the drawn copy.
 
-    `annotated`: where the drawn copy goes, in the format that its name ends with; None for no
-    copy. What `on_frames` raises passes through, and nothing is written then. Raises MediaError
-    for a file that is no sound image, DrawingError when the copy cannot be written.
+@dataclass(frozen=True)
+class ImageTask:
+    """An image to look at; `annotated`: where its drawn copy goes, None for no copy."""
+
+    source: Path
+    annotated: Path | None = None
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """What became of a task: its detections and its size, or the error that the file is at fault
+    for (a MediaError, or a DrawingError when the copy cannot be written).
     """
-    image = read_image(source, limits=limits)
-    detections = detector.detect([image])[0]
-    on_frames([FrameDetections(0, 0.0, detections)])
-    if annotated is not None:
-        write_image(annotated, draw(image, detections, detector.class_names))
-    return MediaSummary(1, (image.shape[1], image.shape[0]), annotated is not None)
+
+    detections: Detections
+    summary: MediaSummary | None = None
+    error: MediaError | DrawingError | None = None
+
+
+def process_images(
+    tasks: Iterable[ImageTask], detector: Detector, *, limits: MediaLimits = DEFAULT_LIMITS
+) -> Iterator[ImageOutcome]:
+    """Detects in many images, which share batches; one outcome per task, in order.
+
+    A file that cannot be read fails alone. Each outcome comes when its copy is written. Closing
+    the iterator ends the work; a copy may be there whose outcome was not taken.
+    """
+
+    def read() -> Iterator[_LoadedImage]:
+        for task in tasks:
+            try:
+                yield _LoadedImage(task, read_image(task.source, limits=limits))
+            except MediaError as error:
+                yield _LoadedImage(task, None, error)
+
+    with contextlib.ExitStack() as stack:
+        loaded = stack.enter_context(_read_ahead(read(), _image_bytes))
+        found = stack.enter_context(
+            contextlib.closing(detector.stream(loaded, lambda one: one.image))
+        )
+        painters = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="paint"))
+        drawn: deque[Future[ImageOutcome]] = deque()
+        for one, detections in found:
+            drawn.append(painters.submit(_finish_image, one, detections, detector.class_names))
+            del one
+            while len(drawn) > _IMAGES_BEING_DRAWN or (drawn and drawn[0].done()):
+                yield drawn.popleft().result()
+        while drawn:
+            yield drawn.popleft().result()
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedImage:
+    task: ImageTask
+    image: Image | None
+    error: MediaError | None = None
+
+
+def _image_bytes(loaded: _LoadedImage) -> int:
+    return 0 if loaded.image is None else loaded.image.nbytes
+
+
+def _finish_image(
+    loaded: _LoadedImage, detections: Detections, class_names: Sequence[str]
+) -> ImageOutcome:
+    if loaded.image is None:
+        return ImageOutcome(Detections.empty(), error=loaded.error)
+    path = loaded.task.annotated
+    if path is not None:
+        try:
+            write_image(path, draw(loaded.image, detections, class_names))
+        except DrawingError as error:
+            return ImageOutcome(detections, error=error)
+    height, width = loaded.image.shape[:2]
+    return ImageOutcome(detections, MediaSummary(1, (width, height), path is not None))
 
 
 def process_video(
@@ -59,23 +125,25 @@ def process_video(
     on_frames: OnFrames,
     first_frame_index: int = 0,
     max_frames: int | None = None,
-    batch_size: int | None = None,
+    frame_stride: int = 1,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
-    """Detects in every frame of a video, batch by batch, and writes the drawn copy as MP4.
+    """Detects in the frames of a video and writes the drawn copy as MP4.
 
-    `on_frames` is called in the caller's thread after each batch, in the order of the frames;
-    what it raises ends the work at once: threads are joined, no annotated file is left.
-    `first_frame_index` and `max_frames` choose a range; `batch_size` is the detector's preferred
-    one by default. Raises MediaError for a file that is no sound video or has no frame in the
-    range, DrawingError when the copy cannot be written.
+    `on_frames` is called in the caller's thread with some frames at a time, in their order; what
+    it raises ends the work at once: threads are joined, no annotated file is left.
+    `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it.
+    Raises MediaError for a file that is no sound video or has no frame in the range,
+    DrawingError when the copy cannot be written.
     """
     frames = iter_frames(
-        source, first_frame_index=first_frame_index, max_frames=max_frames, limits=limits
+        source,
+        first_frame_index=first_frame_index,
+        max_frames=max_frames,
+        frame_stride=frame_stride,
+        limits=limits,
     )
-    return process_frames(
-        frames, detector, annotated=annotated, on_frames=on_frames, batch_size=batch_size
-    )
+    return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
 
 
 def process_frames(
@@ -84,60 +152,72 @@ def process_frames(
     *,
     annotated: Path | None,
     on_frames: OnFrames,
-    batch_size: int | None = None,
 ) -> MediaSummary:
-    """As `process_video`, over frames from anywhere; closes `frames` when it can be closed.
-
-    At most four batches and a few frames are held at any time; batches of very large frames are
-    made smaller, so that this stays within FRAME_MEMORY_BYTES where a frame allows it.
-    """
-    frame_count = 0
+    """As `process_video`, over frames from anywhere; closes `frames` when it can be closed."""
     with contextlib.ExitStack() as stack:
-        stack.callback(getattr(frames, "close", lambda: None))
-        first = next(frames, None)
+        ahead = iter(stack.enter_context(_read_ahead(frames, _frame_bytes)))
+        first = next(ahead, None)
         if first is None:
             raise MediaError("no_frames", "Not a single frame of the video could be decoded.", 422)
-        affordable = FRAME_MEMORY_BYTES // (4 * first.image.nbytes)
-        size = max(1, min(batch_size or detector.preferred_batch_size, affordable))
-        ahead = iter(stack.enter_context(_decoded_ahead(frames, 2 * size)))
         size_wh = first.image.shape[1], first.image.shape[0]
         painter = None
         if annotated is not None:
-            painter = stack.enter_context(
-                _Painter(annotated, size_wh, detector.class_names, capacity=size)
-            )
-        remaining = chain([first], ahead)
-        del first  # a frame lives only as long as its batch
-        while batch := list(islice(remaining, size)):
-            detections = detector.detect([frame.image for frame in batch])
-            on_frames(_results(batch, detections))
-            frame_count += len(batch)
-            while batch:
-                if painter is not None:
-                    painter.put(batch[0], detections[0])
-                del batch[0], detections[0]
-    return MediaSummary(frame_count, size_wh, annotated is not None)
+            painter = stack.enter_context(_Painter(annotated, size_wh, detector.class_names))
+        report = _Report(on_frames)
+        found = stack.enter_context(
+            contextlib.closing(detector.stream(chain([first], ahead), _frame_image))
+        )
+        del first  # a frame lives only as long as something works on it
+        for frame, detections in found:
+            report.add(FrameDetections(frame.frame_index, frame.time_seconds, detections))
+            if painter is not None:
+                painter.put(frame, detections)
+            del frame
+        report.hand_over()
+    return MediaSummary(report.frame_count, size_wh, annotated is not None)
 
 
-def _results(
-    batch: Sequence[VideoFrame], detections: Sequence[Detections]
-) -> list[FrameDetections]:
-    return [
-        FrameDetections(frame.frame_index, frame.time_seconds, found)
-        for frame, found in zip(batch, detections, strict=True)
-    ]
+def _frame_image(frame: VideoFrame) -> Image:
+    return frame.image
+
+
+def _frame_bytes(frame: VideoFrame) -> int:
+    return frame.image.nbytes
+
+
+class _Report:
+    """Hands results over some at a time, and at the latest after a second."""
+
+    def __init__(self, on_frames: OnFrames) -> None:
+        self.frame_count = 0
+        self._on_frames = on_frames
+        self._frames: list[FrameDetections] = []
+        self._handed_over_at = time.monotonic()
+
+    def add(self, frame: FrameDetections) -> None:
+        self.frame_count += 1
+        self._frames.append(frame)
+        waited = time.monotonic() - self._handed_over_at
+        if len(self._frames) >= _REPORT_EVERY_FRAMES or waited >= _REPORT_EVERY_SECONDS:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        frames, self._frames = self._frames, []
+        if frames:
+            self._on_frames(frames)
+        self._handed_over_at = time.monotonic()
 
 
 @contextlib.contextmanager
-def _decoded_ahead(frames: Iterable[VideoFrame], capacity: int) -> Iterator[Iterable[VideoFrame]]:
-    """The same frames, decoded by a thread that is at most `capacity` ahead."""
-    channel: Channel[VideoFrame] = Channel(capacity)
+def _read_ahead(items: Iterable[Item], bytes_of: Callable[[Item], int]) -> Iterator[Iterable[Item]]:
+    """The same items, made by a thread that is a few ahead, fewer when they are large."""
+    channel: Channel[Item] = Channel(_FRAMES_AHEAD, bytes_of, HELD_BYTES)
 
-    def decode() -> None:
+    def read() -> None:
         try:
-            for frame in frames:
-                channel.put(frame)
-                del frame
+            for item in items:
+                channel.put(item)
+                del item
         except ChannelClosedError:
             pass
         except BaseException as error:
@@ -145,11 +225,11 @@ def _decoded_ahead(frames: Iterable[VideoFrame], capacity: int) -> Iterator[Iter
         else:
             channel.finish()
         finally:
-            close = getattr(frames, "close", None)
+            close = getattr(items, "close", None)
             if close is not None:
                 close()
 
-    thread = threading.Thread(target=decode, name="decode", daemon=True)
+    thread = threading.Thread(target=read, name="decode", daemon=True)
     thread.start()
     try:
         yield channel
@@ -166,13 +246,13 @@ class _Painter:
         path: Path,
         size_wh: tuple[int, int],
         class_names: Sequence[str],
-        *,
-        capacity: int,
     ) -> None:
         self._path = path
         self._size_wh = size_wh
         self._class_names = class_names
-        self._channel: Channel[tuple[Image, float, Detections]] = Channel(capacity)
+        self._channel: Channel[tuple[VideoFrame, Detections]] = Channel(
+            _FRAMES_AHEAD, lambda one: _frame_bytes(one[0]), HELD_BYTES
+        )
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._paint, name="paint", daemon=True)
 
@@ -183,7 +263,7 @@ class _Painter:
     def put(self, frame: VideoFrame, detections: Detections) -> None:
         """Queues a frame; raises what the drawing thread failed with."""
         try:
-            self._channel.put((frame.image, frame.time_seconds, detections))
+            self._channel.put((frame, detections))
         except ChannelClosedError:
             self._thread.join()
             raise self._error or RuntimeError("the drawing thread has ended") from None
@@ -201,9 +281,10 @@ class _Painter:
     def _paint(self) -> None:
         try:
             with VideoWriter(self._path, self._size_wh) as writer:
-                for image, time_seconds, detections in self._channel:
-                    writer.write(draw(image, detections, self._class_names), time_seconds)
-                    del image, detections
+                for frame, detections in self._channel:
+                    drawn = draw(frame.image, detections, self._class_names)
+                    writer.write(drawn, frame.time_seconds)
+                    del frame, detections, drawn
         except _StoppedError:
             pass
         except BaseException as error:

@@ -14,7 +14,7 @@ from datasets.media.errors import MediaError
 from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.run import process_frames, process_image, process_video
+from inference.pipeline.run import ImageTask, process_frames, process_images, process_video
 from inference.pipeline.types import MediaSummary
 from inference.scenes import draw_scene, draw_video_scene, match_boxes
 from tests.pipeline_fakes import FakeDetector, grey_frames, real_detector
@@ -51,7 +51,7 @@ def test_every_frame_is_detected_once_in_order(tmp_path):
         source, detector, annotated=tmp_path / "out.mp4", on_frames=calls.append
     )
     assert summary == MediaSummary(frame_count=10, size_wh=(64, 48), annotated=True)
-    assert detector.batch_lengths == [4, 4, 2]
+    assert detector.image_count == 10
     frames = [frame for call in calls for frame in call]
     assert [frame.frame_index for frame in frames] == list(range(10))
     assert [frame.time_seconds for frame in frames] == pytest.approx([i / 25 for i in range(10)])
@@ -69,11 +69,33 @@ def test_range_of_frames_keeps_its_numbers_and_times(tmp_path):
         on_frames=calls.append,
         first_frame_index=3,
         max_frames=5,
-        batch_size=2,
     )
     assert summary == MediaSummary(frame_count=5, size_wh=(64, 48), annotated=False)
-    assert [[frame.frame_index for frame in call] for call in calls] == [[3, 4], [5, 6], [7]]
+    assert [frame.frame_index for call in calls for frame in call] == [3, 4, 5, 6, 7]
     assert calls[0][0].time_seconds == pytest.approx(3 / 25)
+
+
+def test_every_third_frame_keeps_its_number_and_time(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(10))
+    detector, frames = FakeDetector(), []
+    summary = process_video(
+        source,
+        detector,
+        annotated=tmp_path / "out.mp4",
+        on_frames=frames.extend,
+        first_frame_index=1,
+        frame_stride=3,
+    )
+    assert [frame.frame_index for frame in frames] == [3, 6, 9]
+    assert summary.frame_count == detector.image_count == 3
+    assert [frame.time_seconds for frame in frames] == pytest.approx([3 / 25, 6 / 25, 9 / 25])
+    assert count_frames(tmp_path / "out.mp4").frame_count == 3
+
+
+def test_results_are_handed_over_some_at_a_time():
+    calls = []
+    process_frames(grey_frames(40), FakeDetector(), annotated=None, on_frames=calls.append)
+    assert [len(call) for call in calls] == [16, 16, 8]
 
 
 def test_annotated_video_keeps_varying_frame_times_and_plays_in_browsers(tmp_path):
@@ -151,7 +173,7 @@ def test_callback_that_raises_ends_everything_and_leaves_no_file(tmp_path, faili
 
     with pytest.raises(StopError):
         process_video(source, FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=stop)
-    assert calls == [4] * failing_call
+    assert calls == [16] * failing_call
     assert files_in(tmp_path) == ["in.mp4"]
 
 
@@ -169,7 +191,7 @@ def test_detector_that_raises_ends_everything_and_leaves_no_file(tmp_path):
     assert files_in(tmp_path) == []
 
 
-def test_decoder_that_fails_midway_leaves_earlier_results_and_no_file(tmp_path):
+def test_decoder_that_fails_midway_is_reported_and_leaves_no_file(tmp_path):
     closed = []
 
     def failing():
@@ -185,7 +207,7 @@ def test_decoder_that_fails_midway_leaves_earlier_results_and_no_file(tmp_path):
             failing(), FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=calls.append
         )
     assert caught.value.code == "corrupt_file"
-    assert [len(call) for call in calls] == [4, 4]
+    assert calls == []
     assert closed == [True]
     assert files_in(tmp_path) == []
 
@@ -227,17 +249,12 @@ def test_frames_alive_stay_bounded_however_long_the_video(tmp_path):
             most_alive = max(most_alive, len(alive))
             yield frame
 
-    batch_size = 3
     summary = process_frames(
-        counted(400),
-        FakeDetector(),
-        annotated=tmp_path / "out.mp4",
-        on_frames=lambda _: None,
-        batch_size=batch_size,
+        counted(400), FakeDetector(), annotated=tmp_path / "out.mp4", on_frames=lambda _: None
     )
     assert summary.frame_count == 400
-    # Ahead two batches, in work one, waiting to be drawn one, and one in each thread's hands.
-    assert batch_size < most_alive <= 4 * batch_size + 4
+    # Eight decoded ahead, eight waiting to be drawn, and one or two in each thread's hands.
+    assert 8 < most_alive <= 8 + 8 + 5
     gc.collect()
     assert alive == set()
 
@@ -273,17 +290,10 @@ def test_image_is_detected_upright_and_drawn(tmp_path):
     exif = PilImage.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     lying.save(tmp_path / "in.png", exif=exif)
-    calls = []
-    summary = process_image(
-        tmp_path / "in.png",
-        real_detector(),
-        annotated=tmp_path / "out.png",
-        on_frames=calls.append,
-    )
-    assert summary == MediaSummary(frame_count=1, size_wh=(640, 360), annotated=True)
-    ((only,),) = calls
-    assert (only.frame_index, only.time_seconds) == (0, 0.0)
-    found, false = match_boxes(scene.boxes_xyxy, only.detections.above(0.25).boxes_xyxy)
+    tasks = [ImageTask(tmp_path / "in.png", tmp_path / "out.png")]
+    (outcome,) = process_images(tasks, real_detector())
+    assert outcome.summary == MediaSummary(frame_count=1, size_wh=(640, 360), annotated=True)
+    found, false = match_boxes(scene.boxes_xyxy, outcome.detections.above(0.25).boxes_xyxy)
     assert found >= 4
     assert false <= 1
     with PilImage.open(tmp_path / "out.png") as drawn:
@@ -291,33 +301,37 @@ def test_image_is_detected_upright_and_drawn(tmp_path):
         assert (np.asarray(drawn) != scene.image).any(axis=2).mean() < 0.1
 
 
-def test_corrupt_image_is_refused_and_leaves_nothing(tmp_path):
-    PilImage.new("RGB", (640, 480), "red").save(tmp_path / "in.jpg")
-    data = (tmp_path / "in.jpg").read_bytes()
-    (tmp_path / "in.jpg").write_bytes(data[: len(data) // 2])
-    calls = []
-    with pytest.raises(MediaError):
-        process_image(
-            tmp_path / "in.jpg",
-            FakeDetector(),
-            annotated=tmp_path / "out.jpg",
-            on_frames=calls.append,
-        )
-    assert calls == []
-    assert files_in(tmp_path) == ["in.jpg"]
+def test_images_that_cannot_be_read_or_drawn_fail_alone(tmp_path):
+    for name in ("first.png", "broken.png", "last.png"):
+        PilImage.new("RGB", (64, 48), "red").save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:60])
+    tasks = [
+        ImageTask(tmp_path / "first.png", tmp_path / "first.jpg"),
+        ImageTask(tmp_path / "broken.png", tmp_path / "broken.jpg"),
+        ImageTask(tmp_path / "first.png", tmp_path / "first.unknown"),
+        ImageTask(tmp_path / "last.png"),
+    ]
+    detector = FakeDetector()
+    outcomes = list(process_images(tasks, detector))
+    assert [len(outcome.detections) for outcome in outcomes] == [1, 0, 1, 1]
+    assert [getattr(outcome.error, "code", None) for outcome in outcomes] == [
+        None,
+        "corrupt_file",
+        "image_format_unknown",
+        None,
+    ]
+    assert [outcome.summary is not None for outcome in outcomes] == [True, False, False, True]
+    assert detector.image_count == 3
+    assert files_in(tmp_path) == ["broken.png", "first.jpg", "first.png", "last.png"]
 
 
-def test_callback_that_raises_leaves_no_drawn_image(tmp_path):
+def test_images_whose_outcomes_are_not_wanted_any_more_end_at_once(tmp_path):
     PilImage.new("RGB", (64, 48), "red").save(tmp_path / "in.png")
-
-    def stop(_frames):
-        raise StopError
-
-    with pytest.raises(StopError):
-        process_image(
-            tmp_path / "in.png", FakeDetector(), annotated=tmp_path / "out.png", on_frames=stop
-        )
-    assert files_in(tmp_path) == ["in.png"]
+    detector = FakeDetector()
+    outcomes = process_images([ImageTask(tmp_path / "in.png")] * 1000, detector)
+    next(outcomes)
+    outcomes.close()
+    assert detector.image_count < 10
 
 
 def test_driving_vehicles_are_found_through_a_whole_video(tmp_path):

@@ -1,0 +1,216 @@
+"""YOLOv8 through OpenVINO, the fastest runtime on x86 CPUs; the only file that imports it.
+
+The graph is made from the same checkpoint at every start (a few seconds), so that there is one
+weights file and nothing to keep in step. Only the int8 twin is a file: making it takes minutes
+and photographs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import torch
+from openvino.preprocess import PrePostProcessor
+
+from inference.pipeline.errors import WeightsError
+from inference.pipeline.heads import Candidates, decode
+from inference.pipeline.letterbox import PADDING_GREY
+from inference.pipeline.tiles import View, lay_out
+from inference.pipeline.torch_network import load_model
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
+_BATCH_SIZES = (1, 2, 4)
+# A compiled graph holds the weights once more, in the layout of its processor: some 25 to 100 MB.
+_MAX_COMPILED = 10
+_EXAMPLE_SHAPE = (1, 3, 96, 128)
+_TWIN_KEY = ("odproject", "weights_sha256")
+
+
+def int8_twin(weights: Path) -> Path:
+    """Where the int8 graph of a weights file lies, if it has one; its .bin lies beside it."""
+    return weights.with_suffix(".int8.xml")
+
+
+def load(
+    weights: Path, sha256: str, precision: str, threads: int, config_dir: Path | None
+) -> OpenVinoNetwork:
+    """The network of a checkpoint, or its int8 twin; raises WeightsError."""
+    model = load_model(weights, config_dir)
+    names = tuple(model.names[i] for i in range(len(model.names)))
+    graph = read_twin(weights, sha256) if precision == "int8" else graph_of(model)
+    return OpenVinoNetwork(
+        graph, class_names=names, sha256=sha256, precision=precision, threads=threads
+    )
+
+
+def graph_of(model: Any) -> ov.Model:
+    """The graph of a float32 `DetectionModel`, of any batch and image size.
+
+    Input: RGB uint8 (n, height, width, 3). Outputs: class logits (n, classes, cells) and box
+    distances (n, 4 * bins, cells), both float32.
+    """
+    model = model.fuse(verbose=False).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every shape that it reads
+        graph = ov.convert_model(_RawOutputs(model), example_input=torch.zeros(_EXAMPLE_SHAPE))
+    graph.reshape([-1, 3, -1, -1])
+    steps = PrePostProcessor(graph)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
+    return steps.build()
+
+
+def write_twin(graph: ov.Model, weights: Path, sha256: str, folder: Path) -> Path:
+    """Writes an int8 graph as the twin of a weights file into `folder`; returns its path."""
+    graph.set_rt_info(sha256, list(_TWIN_KEY))
+    path = folder / int8_twin(weights).name
+    ov.save_model(graph, path, compress_to_fp16=True)
+    return path
+
+
+def read_twin(weights: Path, sha256: str) -> ov.Model:
+    """The int8 graph that was made from exactly these weights; raises WeightsError."""
+    path = int8_twin(weights)
+    if not path.is_file():
+        raise WeightsError("precision_not_available", f"{weights.name} has no int8 twin.")
+    try:
+        graph = ov.Core().read_model(path)
+        made_from = graph.get_rt_info(list(_TWIN_KEY)).astype(str)
+    except RuntimeError as error:
+        raise WeightsError("weights_unreadable", f"{path.name} is no int8 twin.") from error
+    if made_from != sha256:
+        raise WeightsError("weights_changed", f"{path.name} was made from other weights.")
+    return graph
+
+
+class _RawOutputs(torch.nn.Module):
+    """The network with its last module's logits and distances as a tuple, which tracing needs."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._model.model[-1].training = True  # the tracer has switched it off
+        raw = self._model(images)
+        return raw["scores"], raw["boxes"]
+
+
+class OpenVinoNetwork:
+    """A `network.Network` on a CPU."""
+
+    runtime = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self,
+        graph: ov.Model,
+        *,
+        class_names: tuple[str, ...],
+        sha256: str,
+        precision: str,
+        threads: int,
+    ) -> None:
+        self.class_names = class_names
+        self.sha256 = sha256
+        self.precision = precision
+        # A lane and a stream of OpenVINO's for each thread: none waits for another.
+        self.lanes = threads
+        self.batch_size = 1
+        self._graph = graph
+        self._core = ov.Core()
+        self._compiled: OrderedDict[tuple[int, ...], _Requests] = OrderedDict()
+        self._compiling = threading.Lock()
+
+    def candidates(self, views: Sequence[View], confidence_floor: float) -> list[Candidates]:
+        """See `network.Network`. A short batch runs one by one: no graph is made for its length."""
+        size = self.batch_size if len(views) == self.batch_size else 1
+        found: list[Candidates] = []
+        for start in range(0, len(views), size):
+            part = views[start : start + size]
+            with self.run_network(lay_out(part)) as (logits, distances):
+                found += decode(
+                    torch.from_numpy(logits),
+                    torch.from_numpy(distances),
+                    input_wh=part[0].part.letterbox.input_wh,
+                    confidence_floor=confidence_floor,
+                )
+        return found
+
+    def tune(self, input_wh: tuple[int, int]) -> None:
+        """See `network.Network`."""
+        from inference.pipeline.network import fastest_batch_size
+
+        def run(size: int) -> None:
+            with self.run_network(
+                np.full((size, input_wh[1], input_wh[0], 3), PADDING_GREY, np.uint8)
+            ):
+                pass
+
+        self.batch_size = fastest_batch_size(run, _BATCH_SIZES)
+        with self._compiling:
+            self._compiled.clear()
+
+    @contextlib.contextmanager
+    def run_network(
+        self, inputs: npt.NDArray[np.uint8]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Class logits and box distances, to be read before the block ends.
+
+        `inputs`: letterboxed RGB images, uint8 (n, height, width, 3), sides multiples of 32.
+        """
+        requests = self._requests(inputs.shape)
+        with requests.one() as request:
+            request.infer({0: inputs}, share_inputs=True)
+            yield request.get_output_tensor(0).data, request.get_output_tensor(1).data
+
+    def _requests(self, shape: tuple[int, ...]) -> _Requests:
+        with self._compiling:
+            requests = self._compiled.get(shape)
+            if requests is None:
+                # Graphs of fixed shape: a graph of any shape, run with several shapes, ended the
+                # process with a damaged heap (OpenVINO 2026.4).
+                graph = self._graph.clone()
+                graph.reshape(list(shape))
+                config = {
+                    "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+                    "INFERENCE_NUM_THREADS": self.lanes,
+                    "NUM_STREAMS": self.lanes,
+                    "ENABLE_CPU_PINNING": False,
+                }
+                requests = _Requests(self._core.compile_model(graph, "CPU", config))
+                self._compiled[shape] = requests
+                while len(self._compiled) > _MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(shape)
+            return requests
+
+
+class _Requests:
+    """The requests of a compiled graph; one is used by one thread at a time."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._model = compiled
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[ov.InferRequest]:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._model.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.put(request)

@@ -1,0 +1,127 @@
+"""An image is cut into parts that cover it, overlap as asked for and share one input size."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.pipeline.detector import YoloDetector
+from inference.pipeline.options import DetectionOptions, Tiling
+from inference.pipeline.tiles import MAX_PARTS, View, lay_out, part_count, plan
+from inference.scenes import draw_scene, match_boxes
+from tests.pipeline_fakes import real_detector, small_detector
+
+
+def rectangles(parts):
+    return [(*part.left_top, *part.right_bottom) for part in parts]
+
+
+def options(tiling, image_size=640):
+    return DetectionOptions(image_size=image_size, tiling=tiling)
+
+
+def test_without_tiling_the_whole_image_is_the_only_part():
+    assert rectangles(plan((4000, 3000), options("off"))) == [(0, 0, 4000, 3000)]
+
+
+def test_tiles_follow_the_whole_image_row_by_row():
+    parts = plan((1000, 640), options(Tiling(640, 0.2)))
+    assert rectangles(parts) == [(0, 0, 1000, 640), (0, 0, 640, 640), (360, 0, 1000, 640)]
+    assert [part.letterbox.input_wh for part in parts] == [(640, 416), (640, 640), (640, 640)]
+
+
+def test_tiles_of_a_photograph_of_eight_megapixels():
+    parts = plan((3264, 2448), options(Tiling(640, 0.2)))
+    assert len(parts) == 1 + 7 * 5
+    assert rectangles(parts)[1] == (0, 0, 640, 640)
+    assert rectangles(parts)[-1] == (3264 - 640, 2448 - 640, 3264, 2448)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "count"), [((640, 480), 1), ((800, 600), 1), ((801, 600), 3), ((1920, 1080), 9)]
+)
+def test_auto_tiles_what_the_input_would_shrink_by_a_fifth(size_wh, count):
+    assert len(plan(size_wh, options("auto"))) == count
+
+
+def test_auto_takes_larger_tiles_where_there_would_be_too_many():
+    parts = plan((30_000, 20_000), options("auto"))
+    assert 500 < len(parts) <= MAX_PARTS
+    left, top, right, bottom = rectangles(parts)[1]
+    assert (right - left, bottom - top) == (1280, 1280)
+
+
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    tile=st.integers(160, 900),
+    overlap=st.floats(0, 0.5),
+)
+def test_tiles_cover_every_pixel_and_overlap_at_least_as_asked(width, height, tile, overlap):
+    chosen = options(Tiling(tile, overlap), 320)
+    whole, *tiles = plan((width, height), chosen)
+    assert rectangles([whole]) == [(0, 0, width, height)]
+    assert part_count((width, height), chosen) == 1 + len(tiles)
+    if max(width, height) <= tile:
+        assert tiles == []
+        return
+    assert len({part.letterbox.input_wh for part in tiles}) == 1
+    for axis, side in ((0, width), (1, height)):
+        spans = sorted({(part.left_top[axis], part.right_bottom[axis]) for part in tiles})
+        assert spans[0][0] == 0
+        assert spans[-1][1] == side
+        assert {end - start for start, end in spans} == {min(side, tile)}
+        for (_, end), (start, _) in pairwise(spans):
+            assert end - start >= int(tile * overlap) - 1
+
+
+def test_part_is_laid_out_as_the_image_that_it_shows():
+    image = np.random.default_rng(0).integers(0, 255, (700, 900, 3), np.uint8)
+    parts = plan((900, 700), options(Tiling(320, 0.25), 320))[1:]
+    inputs = lay_out([View(image, part) for part in parts])
+    for part, seen in zip(parts, inputs, strict=True):
+        left, top = part.left_top
+        np.testing.assert_array_equal(seen, image[top : top + 320, left : left + 320])
+
+
+@pytest.mark.parametrize(
+    ("box", "part", "counts"),
+    [
+        ((100, 100, 140, 120), "whole", False),  # the tiles show it larger
+        ((100, 100, 250, 120), "whole", True),  # it may be cut by every tile
+        ((100, 100, 140, 120), "tile", True),
+        ((620, 100, 640, 120), "tile", False),  # goes on in the next tile, which shows all of it
+        ((440, 100, 640, 120), "tile", True),  # too long to be whole in the next tile
+        ((0, 100, 20, 120), "tile", True),  # cut by the image, not by the tile
+    ],
+)
+def test_part_tells_of_what_it_shows_best(box, part, counts):
+    whole, tile, _ = plan((1000, 640), options(Tiling(640, 0.2)))
+    chosen = whole if part == "whole" else tile
+    assert chosen.counts(np.array([box], np.float32)).tolist() == [counts]
+
+
+def test_vehicles_too_small_for_the_whole_image_are_found_in_tiles_once_each():
+    # Drawn for an input of 768 pixels: at 320 they shrink to some ten pixels.
+    scene = draw_scene(11, (960, 540), 8, input_size=576)
+    network = small_detector().network
+    whole = small_detector().detect([scene.image])[0].above(0.25)
+    chosen = DetectionOptions(image_size=320, tiling=Tiling(320, 0.2))
+    tiled = YoloDetector(network, chosen).detect([scene.image])[0].above(0.25)
+    assert match_boxes(scene.boxes_xyxy, whole.boxes_xyxy)[0] < 4
+    found, false = match_boxes(scene.boxes_xyxy, tiled.boxes_xyxy)
+    assert found >= 7
+    assert false <= 1
+
+
+def test_large_vehicle_survives_tiles_that_each_show_a_part_of_it():
+    scene = draw_scene(12, (640, 360), 4)
+    large = scene.image.repeat(3, axis=0).repeat(3, axis=1)
+    sides = scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]
+    assert sides.max(axis=1).min() * 3 > 1.5 * 320 * 0.1
+    chosen = DetectionOptions(image_size=640, tiling=Tiling(320, 0.1))
+    tiled = YoloDetector(real_detector().network, chosen).detect([large])[0].above(0.25)
+    found, _ = match_boxes(scene.boxes_xyxy * 3, tiled.boxes_xyxy)
+    assert found >= 3
