@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.letterbox import Letterbox
-from inference.pipeline.network import fastest_batch_size, load_detector
+from inference.pipeline.network import load_detector
 from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
 from inference.pipeline.tiles import View, lay_out, plan
 from inference.pipeline.torch_network import lay_out_on
@@ -151,7 +152,7 @@ def test_image_for_which_the_memory_never_suffices_is_an_error():
 def test_batch_is_the_largest_that_pays_and_fits(monkeypatch):
     seconds_an_image = {1: 1.0, 2: 0.8, 4: 0.5, 8: 0.49, 16: 0.1}
     clock = [0.0]
-    monkeypatch.setattr("inference.pipeline.network.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("inference.pipeline.batching.time.perf_counter", lambda: clock[0])
     tried = []
 
     def run(size):

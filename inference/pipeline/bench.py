@@ -1,81 +1,139 @@
-"""Measures the pipeline against its parts, on a video that it draws itself or on given ones.
+"""Measures the pipeline against its parts, on media that it draws itself and on given files.
 
-    python -m inference.pipeline.bench [VIDEO ...]
+    python -m inference.pipeline.bench [FILE ...] [--precisions fp32 auto int8] [--only media]
 
-Everything is measured in one run, on one machine and on the same frames: the way of a plain
-script (one frame at a time through Ultralytics' own steps), ours from file to results, ours with
-the annotated video, and the network alone, which nothing around it can beat.
+Everything is measured in one run, in turns and on the same frames, because only ratios hold on a
+machine that does other things: (a) the way a user of Ultralytics does it, with and without the
+saved video, (b) ours from the file to results, without and with the annotated video, (c) the
+bare network at its best batch in every lane, which nothing around it can beat.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from datasets.media.images import read_image
+from datasets.media.sniff import sniff
 from datasets.media.video import count_frames, iter_frames
-from inference.pipeline.encode import VideoWriter
-from inference.pipeline.letterbox import Letterbox
+from inference.pipeline.bench_baseline import ultralytics_predict
+from inference.pipeline.detector import YoloDetector
+from inference.pipeline.encode import VideoWriter, write_image
+from inference.pipeline.errors import WeightsError
 from inference.pipeline.merge import merge
-from inference.pipeline.network import YoloDetector, load_detector
-from inference.pipeline.run import process_video
-from inference.scenes import draw_video_scene
+from inference.pipeline.network import load_detector
+from inference.pipeline.options import DetectionOptions, Tiling
+from inference.pipeline.run import ImageTask, process_images, process_video
+from inference.pipeline.tiles import plan
+from inference.scenes import draw_scene, draw_video_scene
 
 _WEIGHTS = Path(__file__).parent.parent / "weights" / "YOLO8s_FSR.pt"
-_DRAWN_SIZE_WH = (1280, 720)
+_DRAWN_VIDEO_WH, _DRAWN_PHOTOGRAPH_WH = (1280, 720), (3264, 2448)
+_PARTS = ("media", "memory", "merge")
+_PHOTOGRAPH_TILING = Tiling(640, 0.2)
 _CANDIDATES = 30_000
-_ROUNDS = 2
+_BARE_SECONDS = 2.0
+_MEMORY_FRAMES_PER_SECOND, _MEMORY_IMAGE_SIZE = 5, 320
+_MEMORY_VIDEO_SECONDS = (60, 600)
+
+Ways = dict[str, Callable[[], object]]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("videos", nargs="*", type=Path)
+    parser.add_argument("files", nargs="*", type=Path, help="videos and images")
     parser.add_argument("--weights", type=Path, default=_WEIGHTS)
-    parser.add_argument("--frames", type=int, default=24, help="at most, of each video")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--image-size", type=int, default=640)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "auto", "int8"])
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS)
+    parser.add_argument("--frames", type=int, default=46, help="at most, of each video")
+    parser.add_argument("--rounds", type=int, default=3, help="the best of them counts")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    detector = load_detector(options.weights, threads=options.threads)
-    _say(
-        f"{options.weights.stem} at {detector.image_size} px, {detector.precision} on "
-        f"{detector.device}, {options.threads} threads, {os.cpu_count()} CPUs"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        videos = options.videos or [_drawn_video(Path(folder), options.frames)]
-        for video in videos:
-            _measure_video(video, options.weights, detector, options.frames, Path(folder))
-    _measure_merging()
+    if options.memory_of:
+        _say(str(_peak_mebibytes(options)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "media" in options.only:
+            files = options.files or _drawn_media(folder, options.frames)
+            for precision in options.precisions:
+                _measure_files(files, precision, options, folder)
+        if "memory" in options.only:
+            _measure_memory(folder, options)
+    if "merge" in options.only:
+        _measure_merging()
 
 
-def _drawn_video(folder: Path, frame_count: int) -> Path:
-    path = folder / "drawn.mp4"
-    scenes = draw_video_scene(1, frame_count, _DRAWN_SIZE_WH, 12)
-    with VideoWriter(path, _DRAWN_SIZE_WH) as writer:
+def _drawn_media(folder: Path, frame_count: int) -> list[Path]:
+    video, photograph = folder / "drawn.mp4", folder / "drawn.jpg"
+    scenes = draw_video_scene(1, frame_count, _DRAWN_VIDEO_WH, 12)
+    with VideoWriter(video, _DRAWN_VIDEO_WH) as writer:
         for index, scene in enumerate(_with_bar(scenes, frame_count, "drawing")):
             writer.write(scene.image, index / 25)
-    return path
+    write_image(photograph, draw_scene(2, _DRAWN_PHOTOGRAPH_WH, 40).image)
+    return [video, photograph]
+
+
+def _measure_files(
+    files: Sequence[Path], precision: str, options: argparse.Namespace, folder: Path
+) -> None:
+    try:
+        detector = load_detector(
+            options.weights,
+            options=DetectionOptions.parse(
+                {"precision": precision, "image_size": options.image_size}
+            ),
+            runtime=options.runtime,
+            threads=options.threads,
+        )
+    except WeightsError as error:
+        _say(f"{precision}: {error}")
+        return
+    network = detector.network
+    for file in files:
+        is_video = sniff(file).kind == "video"
+        size_wh = count_frames(file).size_wh if is_video else _size_wh(file)
+        detector.warm_up(size_wh if is_video else (options.image_size, options.image_size))
+        _say(
+            f"{file.name}, {size_wh[0]} x {size_wh[1]}; {options.weights.stem} at "
+            f"{detector.image_size} px, {network.precision} by {network.runtime} on "
+            f"{network.device}, {network.lanes} lanes, batches of {network.batch_size}"
+        )
+        measure = _measure_video if is_video else _measure_photograph
+        measure(file, detector, options, folder)
+
+
+def _size_wh(image: Path) -> tuple[int, int]:
+    height, width = read_image(image).shape[:2]
+    return width, height
 
 
 def _measure_video(
-    video: Path, weights: Path, detector: YoloDetector, max_frames: int, folder: Path
+    video: Path, detector: YoloDetector, options: argparse.Namespace, folder: Path
 ) -> None:
-    facts = count_frames(video)
-    frame_count = min(facts.frame_count, max_frames)
-    width, height = facts.size_wh
-    _say(f"{video.name}: {frame_count} frames of {width} x {height}")
-    detector.warm_up()
-    plain = _plain_script(weights, detector)
-    next(plain(iter_frames(video, max_frames=1)))
+    frame_count = min(count_frames(video).frame_count, options.frames)
+    plain = _baseline(options, detector)
 
-    def run(annotated: Path | None) -> None:
+    def images() -> Iterator[np.ndarray]:
+        return (frame.image for frame in iter_frames(video, max_frames=frame_count))
+
+    def ours(annotated: Path | None) -> None:
         process_video(
             video,
             detector,
@@ -84,77 +142,140 @@ def _measure_video(
             max_frames=frame_count,
         )
 
-    ways: dict[str, Callable[[], object]] = {
-        "one by one": lambda: list(plain(iter_frames(video, max_frames=frame_count))),
-        "pipeline": lambda: run(None),
-        "annotated": lambda: run(folder / "annotated.mp4"),
-    }
-    # In turns, and the best of each counts: a machine that is busy for a while slows all alike.
-    seconds = dict.fromkeys(ways, float("inf"))
-    for way in _with_bar(iter([*ways] * _ROUNDS), _ROUNDS * len(ways), "measuring"):
-        start = time.perf_counter()
+    (part,) = plan(count_frames(video).size_wh, detector.options)
+    costs = _in_turns(
+        {
+            "Ultralytics' steps": lambda: plain(images(), None),
+            "Ultralytics' steps, saved": lambda: plain(images(), folder / "theirs.mp4"),
+            "ours, to results": lambda: ours(None),
+            "ours, annotated": lambda: ours(folder / "ours.mp4"),
+            "bare network": lambda: _run_bare(detector, part.letterbox.input_wh, frame_count),
+        },
+        options.rounds,
+    )
+    _print_rates("frames/s", frame_count, costs)
+
+
+def _measure_photograph(
+    photograph: Path, detector: YoloDetector, options: argparse.Namespace, folder: Path
+) -> None:
+    tiled = YoloDetector(
+        detector.network,
+        DetectionOptions(image_size=detector.image_size, tiling=_PHOTOGRAPH_TILING),
+    )
+    image = read_image(photograph)
+    parts = plan((image.shape[1], image.shape[0]), tiled.options)
+    tiles = parts[1:] or parts
+    plain = _baseline(options, detector)
+
+    def cut() -> Iterator[np.ndarray]:
+        for (left, top), (right, bottom), *_ in parts:
+            yield image[top:bottom, left:right]
+
+    def ours(annotated: Path | None) -> None:
+        for _ in process_images([ImageTask(photograph, annotated)], tiled):
+            pass
+
+    costs = _in_turns(
+        {
+            "Ultralytics' steps": lambda: plain(cut(), None),
+            "ours, to results": lambda: ours(None),
+            "ours, annotated": lambda: ours(folder / "ours.jpg"),
+            "bare network": lambda: _run_bare(detector, tiles[0].letterbox.input_wh, len(parts)),
+        },
+        options.rounds,
+    )
+    _print_rates("tiles/s", len(parts), costs)
+
+
+def _baseline(options: argparse.Namespace, detector: YoloDetector) -> Callable:
+    return ultralytics_predict(
+        options.weights,
+        image_size=detector.image_size,
+        device=detector.device,
+        threads=options.threads,
+    )
+
+
+def _run_bare(detector: YoloDetector, input_wh: tuple[int, int], count: int) -> None:
+    """The network alone on so many inputs, in all lanes and at its batch size."""
+    network = detector.network
+    batches = -(-count // network.batch_size)
+
+    def run(_: int) -> None:
+        network.run_grey(network.batch_size, input_wh)
+
+    with ThreadPoolExecutor(network.lanes) as pool:
+        list(pool.map(run, range(batches)))
+
+
+class Cost(NamedTuple):
+    """What a way took: seconds on the clock, and seconds of all processors together."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def _in_turns(ways: Ways, rounds: int) -> dict[str, Cost]:
+    """The best of each way; a machine that is busy for a while slows all alike."""
+    costs = dict.fromkeys(ways, Cost(float("inf"), float("inf")))
+    turns = [*ways] * rounds
+    for way in _with_bar(iter(turns), len(turns), "measuring"):
+        start, processor_start = time.perf_counter(), time.process_time()
         ways[way]()
-        seconds[way] = min(seconds[way], time.perf_counter() - start)
-    base, ours, drawn = (frame_count / seconds[way] for way in ways)
-    batch, bare = _bare_network(detector, facts.size_wh)
-    _say(f"  one frame at a time, Ultralytics' steps  {base:8.2f} frames/s")
-    _say(f"  ours, file to results                    {ours:8.2f} frames/s  {ours / base:5.2f} x")
-    _say(f"  ours, with the annotated video           {drawn:8.2f} frames/s  {drawn / base:5.2f} x")
-    _say(f"  the bare network, batches of {batch:<3}         {bare:8.2f} frames/s")
-    _say(f"  ours reaches {ours / bare:.0%} of the bare network, annotated {drawn / bare:.0%}")
+        cost = Cost(time.perf_counter() - start, time.process_time() - processor_start)
+        costs[way] = Cost(*map(min, costs[way], cost))
+    return costs
 
 
-def _plain_script(
-    weights: Path, detector: YoloDetector
-) -> Callable[[Iterator], Iterator[np.ndarray]]:
-    """What a plain script does with each frame, on the same device, in full precision."""
-    # Only here and in network.py: the comparison is with Ultralytics, so it is what runs.
-    from ultralytics.data.augment import LetterBox
-    from ultralytics.nn.tasks import torch_safe_load
-    from ultralytics.utils.nms import non_max_suppression
-    from ultralytics.utils.ops import scale_boxes
-
-    checkpoint = torch_safe_load(str(weights), safe_only=True)[0]
-    model = (checkpoint.get("ema") or checkpoint["model"]).float().fuse(verbose=False).eval()
-    model = model.to(detector.device)
-    letterbox = LetterBox(detector.image_size, auto=True, stride=32)
-
-    def work(frames: Iterator) -> Iterator[np.ndarray]:
-        for frame in frames:
-            fitted = letterbox(image=frame.image)
-            inputs = np.ascontiguousarray(fitted.transpose(2, 0, 1)[None])
-            with torch.inference_mode():
-                raw = model(torch.from_numpy(inputs).to(detector.device).float() / 255)[0]
-                found = non_max_suppression(raw, conf_thres=0.25, iou_thres=0.7)[0]
-                scale_boxes(fitted.shape[:2], found[:, :4], frame.image.shape[:2])
-            yield found.cpu().numpy()
-
-    return work
+def _print_rates(unit: str, count: int, costs: dict[str, Cost]) -> None:
+    rates = {way: count / cost.seconds for way, cost in costs.items()}
+    base = rates.get("Ultralytics' steps, saved", rates["Ultralytics' steps"])
+    bare = rates["bare network"]
+    for way, rate in rates.items():
+        processor_milliseconds = 1000 * costs[way].processor_seconds / count
+        line = f"  {way:<27}{rate:8.2f} {unit} {processor_milliseconds:7.0f} ms of processors"
+        if way.startswith("ours"):
+            line += f"   b/a {rate / base:5.2f}   b/c {rate / bare:5.2f}"
+        _say(line)
 
 
-def _bare_network(detector: YoloDetector, size_wh: tuple[int, int]) -> tuple[int, float]:
-    """The best batch and its images per second, without reading, fitting or merging."""
-    width, height = Letterbox.fit(size_wh, detector.image_size).input_wh
-    best = (1, 0.0)
-    for batch in (1, 2, 4, 8) if detector.device == "cpu" else (8, 16, 32, 64):
-        inputs = np.full((batch, height, width, 3), 114, np.uint8)
-        rounds = max(2, 12 // batch) if detector.device == "cpu" else 20
-        detector.run_network(inputs)
-        _wait_for(detector)
-        seconds = float("inf")
-        for _ in range(rounds):
-            start = time.perf_counter()
-            detector.run_network(inputs)
-            _wait_for(detector)
-            seconds = min(seconds, time.perf_counter() - start)
-        rate = batch / seconds
-        best = max(best, (batch, rate), key=lambda pair: pair[1])
-    return best
+def _measure_memory(folder: Path, options: argparse.Namespace) -> None:
+    """The peak of a process that looks at a minute, and of one that looks at ten."""
+    peaks = []
+    for seconds in _MEMORY_VIDEO_SECONDS:
+        video = folder / f"{seconds}.mp4"
+        _write_long_video(video, seconds * _MEMORY_FRAMES_PER_SECOND)
+        command = [sys.executable, "-m", "inference.pipeline.bench", "--memory-of", str(video)]
+        command += ["--weights", str(options.weights), "--threads", str(options.threads)]
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(float(finished.stdout))
+        _say(f"peak memory of a video of {seconds} s: {peaks[-1]:.0f} MiB")
+    _say(f"  ratio {peaks[-1] / peaks[0]:.3f}")
 
 
-def _wait_for(detector: YoloDetector) -> None:
-    if detector.device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _write_long_video(path: Path, frame_count: int) -> None:
+    loop = [scene.image for scene in draw_video_scene(3, 25, (640, 360), 8)]
+    with VideoWriter(path, (640, 360)) as writer:
+        for index in _with_bar(iter(range(frame_count)), frame_count, "drawing"):
+            writer.write(loop[index % len(loop)], index / _MEMORY_FRAMES_PER_SECOND)
+
+
+def _peak_mebibytes(options: argparse.Namespace) -> float:
+    """Of this process, after a video was looked at and drawn."""
+    detector = load_detector(
+        options.weights,
+        options=DetectionOptions(image_size=_MEMORY_IMAGE_SIZE),
+        threads=options.threads,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        process_video(
+            options.memory_of,
+            detector,
+            annotated=Path(folder) / "annotated.mp4",
+            on_frames=lambda _frames: None,
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _measure_merging() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -42,7 +42,7 @@ class Detector(Protocol):
 
     def stream(
         self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
-    ) -> Iterator[tuple[Item, Detections]]:
+    ) -> Generator[tuple[Item, Detections], None, None]:
         """Each item with what its image shows, in order, while later ones are under way.
 
         An item without an image shows nothing. Closing the iterator ends the work. What `items`
@@ -95,7 +95,7 @@ class YoloDetector:
 
     def stream(
         self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
-    ) -> Iterator[tuple[Item, Detections]]:
+    ) -> Generator[tuple[Item, Detections], None, None]:
         """See `Detector`. Raises PipelineError (`out_of_memory`).
 
         Parts whose input has the same size share batches, across images; at most some
@@ -133,8 +133,7 @@ class YoloDetector:
     def _placed(self, part: Part, found: Candidates) -> Candidates:
         """Candidates of a part as boxes on the image, as far as the part is the one to tell."""
         if self._wanted_ids is not None:
-            wanted = np.isin(found.class_ids, self._wanted_ids)
-            found = Candidates(*(array[wanted] for array in found))
+            found = found.chosen(np.isin(found.class_ids, self._wanted_ids))
         boxes = part.letterbox.to_image(found.boxes_xyxy)
         boxes += np.array([*part.left_top, *part.left_top], np.float32)
         # What lies wholly in the grey margin has no area left on the image.

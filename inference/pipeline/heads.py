@@ -33,8 +33,11 @@ class Candidates(NamedTuple):
         """The `count` most confident ones, in no particular order."""
         if len(self.confidences) <= count:
             return self
-        best = np.argpartition(-self.confidences, count)[:count]
-        return Candidates(*(part[best] for part in self))
+        return self.chosen(np.argpartition(-self.confidences, count)[:count])
+
+    def chosen(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Candidates:
+        """Those of these rows, a mask or indices."""
+        return Candidates(self.class_ids[rows], self.confidences[rows], self.boxes_xyxy[rows])
 
 
 def decode(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -25,9 +24,6 @@ from inference.pipeline.tiles import View
 
 Runtime = Literal["auto", "torch", "openvino"]
 RUNTIMES = get_args(Runtime)
-
-# A batch must be this much faster an image than a smaller one to be worth its memory and delay.
-_WORTHWHILE_GAIN = 1.05
 
 
 class Network(Protocol):
@@ -70,6 +66,9 @@ class Network(Protocol):
 
     def tune(self, input_wh: tuple[int, int]) -> None:
         """Measures with inputs of this size which batch is fastest, and warms up."""
+
+    def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
+        """Runs the bare network on so many grey inputs and waits for the end: for measuring."""
 
 
 def load_network(
@@ -142,27 +141,6 @@ def load_detector(
         config_dir=config_dir,
     )
     return YoloDetector(network, chosen)
-
-
-def fastest_batch_size(run: Callable[[int], object], sizes: Sequence[int]) -> int:
-    """The batch with the best time an image; `run(n)` runs one of n inputs.
-
-    Sizes are tried in their order until one does not pay any more, or until the memory does not
-    suffice for it. Each is run twice: the first run pays for what is set up once.
-    """
-    best_size, best_seconds = sizes[0], float("inf")
-    for size in sizes:
-        try:
-            run(size)
-            start = time.perf_counter()
-            run(size)
-        except torch.OutOfMemoryError:
-            break
-        seconds = (time.perf_counter() - start) / size
-        if seconds * _WORTHWHILE_GAIN > best_seconds:
-            break
-        best_size, best_seconds = size, seconds
-    return best_size
 
 
 def _checked_digest(weights: Path, expected: str | None) -> str:

@@ -22,6 +22,7 @@ import openvino as ov
 import torch
 from openvino.preprocess import PrePostProcessor
 
+from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.heads import Candidates, decode
 from inference.pipeline.letterbox import PADDING_GREY
@@ -150,17 +151,17 @@ class OpenVinoNetwork:
 
     def tune(self, input_wh: tuple[int, int]) -> None:
         """See `network.Network`."""
-        from inference.pipeline.network import fastest_batch_size
-
-        def run(size: int) -> None:
-            with self.run_network(
-                np.full((size, input_wh[1], input_wh[0], 3), PADDING_GREY, np.uint8)
-            ):
-                pass
-
-        self.batch_size = fastest_batch_size(run, _BATCH_SIZES)
+        self.batch_size = fastest_batch_size(
+            lambda size: self.run_grey(size, input_wh), _BATCH_SIZES
+        )
         with self._compiling:
             self._compiled.clear()
+
+    def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
+        """See `network.Network`."""
+        grey = np.full((count, input_wh[1], input_wh[0], 3), PADDING_GREY, np.uint8)
+        with self.run_network(grey):
+            pass
 
     @contextlib.contextmanager
     def run_network(

@@ -87,7 +87,7 @@ class DetectionOptions:
             raise OptionsError(faults)
 
     @classmethod
-    def parse(cls, raw: Mapping[str, Any], *, defaults: DetectionOptions | None = None) -> Self:
+    def parse(cls, raw: Mapping[str, Any], *, defaults: Self | None = None) -> Self:
         """Options from a JSON object; what it does not name is as in `defaults`.
 
         Raises OptionsError for unknown names, for wrong types and for values out of range.

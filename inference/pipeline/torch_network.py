@@ -20,6 +20,7 @@ import PIL.Image
 import torch
 from torch.nn import functional
 
+from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.heads import STRIDES, Candidates, decode
 from inference.pipeline.letterbox import PADDING_GREY
@@ -81,17 +82,15 @@ class TorchNetwork:
 
     def tune(self, input_wh: tuple[int, int]) -> None:
         """See `network.Network`."""
-        from inference.pipeline.network import fastest_batch_size
+        sizes = _BATCH_SIZES_CUDA if self._on_cuda else _BATCH_SIZES_CPU
+        self.batch_size = fastest_batch_size(lambda size: self.run_grey(size, input_wh), sizes)
 
-        def run(size: int) -> None:
-            grey = np.full((size, input_wh[1], input_wh[0], 3), PADDING_GREY, np.uint8)
-            self.run_network(torch.from_numpy(grey))
-            if self._on_cuda:
-                torch.cuda.synchronize(self.device)
-
-        self.batch_size = fastest_batch_size(
-            run, _BATCH_SIZES_CUDA if self._on_cuda else _BATCH_SIZES_CPU
-        )
+    def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
+        """See `network.Network`."""
+        grey = np.full((count, input_wh[1], input_wh[0], 3), PADDING_GREY, np.uint8)
+        self.run_network(torch.from_numpy(grey))
+        if self._on_cuda:
+            torch.cuda.synchronize(self.device)
 
     def inputs(self, views: Sequence[View]) -> torch.Tensor:
         """What the network sees: RGB (n, height, width, 3), values 0 to 255, on the device."""
