@@ -104,7 +104,7 @@ def log_in(*, email: str, password: str, access_lifetime: timedelta | None = Non
     An unknown address costs as much time as a wrong password, so that neither the answer nor
     its delay tells who is registered.
     """
-    user = User.objects.filter(email__iexact=email).first()
+    user = User.objects.of_email(email)
     if user is None:
         make_password(password)
         raise InvalidCredentialsError("Wrong e-mail address or password.")
@@ -174,7 +174,7 @@ def ensure_administrator(*, email: str, password: str) -> bool:
 
     Returns whether the user was created.
     """
-    if User.objects.filter(email__iexact=email).exists():
+    if User.objects.of_email(email) is not None:
         return False
     try:
         with transaction.atomic():

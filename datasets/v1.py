@@ -17,11 +17,11 @@ from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
 from datasets.models import Dataset, MediaFile, Upload
-from datasets.serializers import LONGEST_NAME, SHORTEST_NAME
+from datasets.serializers import NameField, UploadedFileField, readable
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
-from odproject.core.listing import Pages, StrictFilters, StrictOrdering
+from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, StrictOrdering
 
 CONTENT_TYPES = {
     "jpeg": "image/jpeg",
@@ -75,22 +75,27 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
         return dataset.blocked_at is not None
 
 
+class TagListField(serializers.ListField):
+    """Words that a dataset is found by."""
+
+    child = serializers.CharField(max_length=100, validators=[readable])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(max_length=100, **options)
+
+
 class WriteDatasetSerializer(serializers.Serializer[Any]):
     """Name and tags of a dataset."""
 
-    name = serializers.CharField(min_length=SHORTEST_NAME, max_length=LONGEST_NAME)
-    tags = serializers.ListField(
-        child=serializers.CharField(max_length=100), required=False, max_length=100
-    )
+    name = NameField()
+    tags = TagListField(required=False)
 
 
 class ChangeDatasetSerializer(serializers.Serializer[Any]):
     """What may change of a dataset."""
 
-    name = serializers.CharField(required=False, min_length=SHORTEST_NAME, max_length=LONGEST_NAME)
-    tags = serializers.ListField(
-        child=serializers.CharField(max_length=100), required=False, max_length=100
-    )
+    name = NameField(required=False)
+    tags = TagListField(required=False)
 
 
 class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
@@ -172,10 +177,10 @@ class UploadSerializer(serializers.ModelSerializer[Upload]):
 class UploadFileSerializer(serializers.Serializer[Any]):
     """One image, one video, or a zip of them."""
 
-    file = serializers.FileField(allow_empty_file=True)
+    file = UploadedFileField()
 
 
-class DatasetFilters(django_filters.FilterSet):
+class DatasetFilters(StrictFilterSet):
     """What a list of datasets can be narrowed by."""
 
     name__icontains = django_filters.CharFilter("name", "icontains")

@@ -1,7 +1,8 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from django.core.exceptions import (
@@ -12,7 +13,7 @@ from django.core.exceptions import (
     TooManyFilesSent,
 )
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from rest_framework import exceptions, serializers
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import JSONParser
@@ -229,6 +230,20 @@ def validated(serializer_class: type[SerializerType], request: Request) -> dict[
 def _plain_problem(status: int) -> JsonResponse:
     document = framework_problem(status)
     return JsonResponse(document, status=status, content_type=PROBLEM_CONTENT_TYPE)
+
+
+def only_read(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """Have a view answer GET and HEAD only; every other method gets a problem document (405)."""
+
+    @functools.wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method in {"GET", "HEAD"}:
+            return view(request, *args, **kwargs)
+        refusal = _plain_problem(405)
+        refusal["Allow"] = "GET, HEAD"
+        return refusal
+
+    return answer
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
