@@ -10,11 +10,11 @@ import logging
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.files import File
@@ -37,6 +37,7 @@ from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError
 from odproject.core.files import remove_orphans
 
+Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 MAX_NAME_LENGTH = 1000
 UNPAID_DECODING_HUNDREDTHS = 100_000  # decoded beyond the balance: 2000 frames at first prices
@@ -198,9 +199,13 @@ def media_limits() -> MediaLimits:
     )
 
 
-def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any]) -> Upload:
+def upload_content(
+    *, user: User, dataset_name: str, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
+) -> Answer:
     """Take in one image, one video or a zip of them, and charge what was accepted.
 
+    Returns what `answer` makes of the upload, in the transaction that charges it, so that an
+    answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
     415 or 422), InsufficientTokensError (402), StorageFullError (507) and
     StorageUnavailableError (503); none leaves a trace.
@@ -219,14 +224,16 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
                 raise _nothing_accepted(inspection)
             purse.settle()
             stored = stack.enter_context(_stored(inspection.accepted))
-            return _record(
-                user=user,
-                dataset_name=dataset_name,
-                file_name=str(content.name),
-                inspection=inspection,
-                stored=stored,
-                prices=prices,
-            )
+            with transaction.atomic():
+                upload = _record(
+                    user=user,
+                    dataset_name=dataset_name,
+                    file_name=str(content.name),
+                    inspection=inspection,
+                    stored=stored,
+                    prices=prices,
+                )
+                return answer(upload)
         except MediaError as error:
             raise UnacceptableMediaError(error) from error
         except InspectorUnavailableError as error:
@@ -370,7 +377,6 @@ def _discard_unless_kept(file: StoredFile) -> None:
                 default_storage.delete(file.thumbnail)
 
 
-@transaction.atomic
 def _record(
     *,
     user: User,
@@ -380,7 +386,7 @@ def _record(
     stored: list[StoredFile],
     prices: PriceList,
 ) -> Upload:
-    """The rows, the charge and the event of an upload, all or nothing."""
+    """The rows, the charge and the event of an upload, in the caller's transaction."""
     dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
     cost_hundredths = inspection.price_hundredths(prices)
     upload = Upload.objects.create(

@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import kept_by_act
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
@@ -22,6 +23,7 @@ from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, StrictOrdering
+from odproject.core.schema import IDEMPOTENCY_KEY
 
 CONTENT_TYPES = {
     "jpeg": "image/jpeg",
@@ -343,12 +345,21 @@ class UploadsView(generics.ListAPIView[Upload]):
         )
 
     @extend_schema(
-        request={"multipart/form-data": UploadFileSerializer}, responses={201: UploadSerializer}
+        parameters=[IDEMPOTENCY_KEY],
+        request={"multipart/form-data": UploadFileSerializer},
+        responses={201: UploadSerializer},
     )
     def post(self, request: Request, dataset_id: int) -> Response:
         """Upload one image, one video or a zip; what is accepted is charged."""
         user = cast(User, request.user)
         dataset = selectors.dataset_by_id(user=user, dataset_id=dataset_id)
         keys = validated(UploadFileSerializer, request)
-        upload = upload_content(user=user, dataset_name=dataset.name, content=keys["file"])
-        return Response(UploadSerializer(upload).data, status=201)
+        return kept_by_act(
+            request,
+            lambda keep: upload_content(
+                user=user,
+                dataset_name=dataset.name,
+                content=keys["file"],
+                answer=lambda upload: keep(Response(UploadSerializer(upload).data, status=201)),
+            ),
+        )

@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import answered_once
 from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
@@ -30,6 +31,7 @@ from odproject.core.listing import (
     StrictOrdering,
     WholeNumberFilter,
 )
+from odproject.core.schema import IDEMPOTENCY_KEY
 
 
 class AnnotatedFileNotFoundError(NotFoundError):
@@ -276,23 +278,31 @@ class JobsView(generics.ListAPIView[Job]):
         """The user's own."""
         return selectors.jobs_with_progress(user=cast(User, self.request.user))
 
-    @extend_schema(request=SubmitJobSerializer, responses={202: JobDetailSerializer})
+    @extend_schema(
+        parameters=[IDEMPOTENCY_KEY],
+        request=SubmitJobSerializer,
+        responses={202: JobDetailSerializer},
+    )
     def post(self, request: Request) -> Response:
         """Run a model on everything that a dataset holds now; the price is held at once."""
         user = cast(User, request.user)
         keys = validated(SubmitJobSerializer, request)
-        dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
-        submitted = services.submit_job(
-            user=user,
-            dataset_name=dataset.name,
-            model_id=keys["model_id"],
-            model_version=keys["model_version"],
-        )
-        return Response(
-            _detail(user, submitted.pk),
-            status=202,
-            headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
-        )
+
+        def submit() -> Response:
+            dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
+            submitted = services.submit_job(
+                user=user,
+                dataset_name=dataset.name,
+                model_id=keys["model_id"],
+                model_version=keys["model_version"],
+            )
+            return Response(
+                _detail(user, submitted.pk),
+                status=202,
+                headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
+            )
+
+        return answered_once(request, submit)
 
 
 class JobView(APIView):

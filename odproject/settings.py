@@ -293,6 +293,9 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
+# -- repeated requests --------------------------------------------------------------------------
+IDEMPOTENCY_KEY_HOURS = env_float("OD_IDEMPOTENCY_KEY_HOURS", 24)
+
 # -- limits --------------------------------------------------------------------------------------
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)
 MAX_IMAGE_PIXELS = env_int("OD_MAX_IMAGE_PIXELS", 200_000_000)

@@ -20,7 +20,6 @@ from rest_framework.parsers import JSONParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import set_rollback
 
 from odproject.core.errors import DomainError, FieldError
 
@@ -128,28 +127,28 @@ def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
     """Render whatever a view raised; None lets an unexpected error become a logged 500."""
-    headers: dict[str, str] = {}
+    document = _document_of(error, context)
+    if document is None:
+        return None
+    return Response(
+        document,
+        status=document["status"],
+        headers=_headers_of(error),
+        content_type=PROBLEM_CONTENT_TYPE,
+    )
+
+
+def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any] | None:
+    document = None
     match error:
         case DomainError():
             document = domain_problem(error)
         case exceptions.ValidationError():
-            errors = tuple(_field_errors(error.get_full_details()))
-            detail = " ".join(f"{e.field}: {e.detail}" for e in errors)
-            document = framework_problem(
-                400,
-                detail,
-                errors=errors,
-                name="ValidationError",
-                code="validation_error",
-                title="The request is not valid",
-            )
+            document = _validation_problem(error)
+        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
+            document = framework_problem(401, _authentication_detail(error))
         case exceptions.APIException():
             document = framework_problem(error.status_code, str(error.detail))
-            if isinstance(error, exceptions.NotAuthenticated | exceptions.AuthenticationFailed):
-                document = framework_problem(401, _authentication_detail(error))
-                headers["WWW-Authenticate"] = "Bearer"
-            if wait_seconds := getattr(error, "wait", None):
-                headers["Retry-After"] = str(int(wait_seconds) + 1)
         case Http404():
             document = framework_problem(404)
         case PermissionDenied():
@@ -163,15 +162,29 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
         case OperationalError() | InterfaceError():
             logger.error("The database did not answer: %s", error)
             document = framework_problem(503, _away_detail(context.get("request")))
-            headers["Retry-After"] = "2"
-        case _:
-            return None
-    set_rollback()
-    return Response(
-        document,
-        status=document["status"],
-        headers=headers,
-        content_type=PROBLEM_CONTENT_TYPE,
+    return document
+
+
+def _headers_of(error: Exception) -> dict[str, str]:
+    match error:
+        case DomainError() if error.retry_after_seconds is not None:
+            return {"Retry-After": str(error.retry_after_seconds)}
+        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
+            return {"WWW-Authenticate": "Bearer"}
+        case OperationalError() | InterfaceError():
+            return {"Retry-After": "2"}
+    return {}
+
+
+def _validation_problem(error: exceptions.ValidationError) -> dict[str, Any]:
+    errors = tuple(_field_errors(error.get_full_details()))
+    return framework_problem(
+        400,
+        " ".join(f"{e.field}: {e.detail}" for e in errors),
+        errors=errors,
+        name="ValidationError",
+        code="validation_error",
+        title="The request is not valid",
     )
 
 

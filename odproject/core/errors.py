@@ -28,6 +28,7 @@ class DomainError(Exception):
     status: int = 400
     code: str = "bad_request"
     title: str = "Bad request"
+    retry_after_seconds: int | None = None  # when it is worth to ask again
 
     def __init__(
         self,
