@@ -109,6 +109,17 @@ class Session(models.Model):
         return f"session {self.pk} of user {self.user_id}"
 
 
+class AttemptCount(models.Model):
+    """How often a subject has tried something in the window that ends then (`accounts.limits`)."""
+
+    subject = models.CharField(max_length=64, unique=True, help_text="A SHA-256.")
+    attempts = models.PositiveIntegerField()
+    window_ends_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.attempts} attempts of {self.subject[:8]}"
+
+
 class WebsocketTicket(models.Model):
     """A single-use pass for a browser, which cannot send a header when it opens a websocket.
 

@@ -15,7 +15,7 @@ from accounts import services
 from accounts.authentication import expiry_of
 from accounts.models import Event, User
 from accounts.serializers import NewEmailField
-from odproject.core.api import validated
+from odproject.core.api import client_address, validated
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
 
 
@@ -83,7 +83,10 @@ class UsersView(APIView):
         """Register a user, who owns 1000 tokens from the first use on."""
         keys = validated(NewUserSerializer, request)
         user = services.register_user(
-            email=keys["email"], password=keys["password"], confirm_password=keys["password"]
+            email=keys["email"],
+            password=keys["password"],
+            confirm_password=keys["password"],
+            client_address=client_address(request),
         )
         return Response(UserSerializer(user).data, status=201)
 
@@ -108,6 +111,7 @@ class TokensView(APIView):
         """Begin a session; its access token lasts 15 minutes, its refresh token 7 days."""
         tokens = services.log_in(
             **validated(CredentialsSerializer, request),
+            client_address=client_address(request),
             access_lifetime=settings.V1_ACCESS_TOKEN_LIFETIME,
         )
         return Response(TokensSerializer(tokens).data, status=201)

@@ -1,10 +1,13 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
 import functools
+import ipaddress
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from django.conf import settings
 from django.core.exceptions import (
     PermissionDenied,
     RequestDataTooBig,
@@ -171,6 +174,8 @@ def _headers_of(error: Exception) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after_seconds)}
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
             return {"WWW-Authenticate": "Bearer"}
+        case exceptions.Throttled() if error.wait is not None:
+            return {"Retry-After": str(math.ceil(error.wait))}
         case OperationalError() | InterfaceError():
             return {"Retry-After": "2"}
     return {}
@@ -238,6 +243,28 @@ def validated(serializer_class: type[SerializerType], request: Request) -> dict[
     serializer = serializer_class(data=request_keys(request))
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
+
+
+def client_address(request: Request | HttpRequest) -> str:
+    """The network address that a request comes from; of IPv6 the network, which one owner has.
+
+    `X-Forwarded-For` counts only as far as our own proxies wrote it (OD_NUM_PROXIES): what
+    stands before was written by the client, who may write anything.
+    """
+    address = request.META.get("REMOTE_ADDR", "")
+    forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
+    if settings.NUM_PROXIES and forwarded:
+        hops = forwarded.split(",")
+        address = hops[-min(settings.NUM_PROXIES, len(hops))].strip()
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return str(address)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def _plain_problem(status: int) -> JsonResponse:
