@@ -209,6 +209,14 @@ def ensure_administrator(*, email: str, password: str) -> bool:
     return True
 
 
+def lock_user(*, user: User) -> None:
+    """Have transactions that count what a user has take turns, until the caller's ends.
+
+    The first of all locks: before dataset, job, work unit, ledger and event stream.
+    """
+    User.objects.select_for_update(no_key=True).get(pk=user.pk)
+
+
 class OwnAccessError(ConflictError):
     """Nobody changes what they themselves may do."""
 

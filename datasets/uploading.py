@@ -23,7 +23,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import DatabaseError, InterfaceError, transaction
 
 from accounts.models import User
-from accounts.services import append_event
+from accounts.services import append_event, lock_user
 from billing import ledger
 from billing.prices import PriceList, tokens, upload_price_hundredths
 from billing.selectors import balance_hundredths, current_prices
@@ -34,7 +34,7 @@ from datasets.media.inspector import Inspector, InspectorUnavailableError, Media
 from datasets.media.limits import MediaLimits
 from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
-from odproject.core.errors import DomainError, FieldError
+from odproject.core.errors import DomainError, FieldError, QuotaExceededError
 from odproject.core.files import remove_orphans
 
 Answer = TypeVar("Answer")
@@ -174,6 +174,30 @@ class TooManyUploadsError(DomainError):
 _inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
 
 
+class StorageQuotaError(QuotaExceededError):
+    """The user stores as many bytes as one user may store."""
+
+    code = "storage_quota_exceeded"
+    title = "Too much stored"
+
+
+def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
+    """Raise StorageQuotaError (409) if the user may not store so many bytes more.
+
+    Files of deleted datasets count too: they are kept for the jobs that looked at them.
+    """
+    quota = settings.MAX_STORED_BYTES_PER_USER
+    if not quota:
+        return
+    stored_bytes = selectors.stored_bytes(user=user)
+    if stored_bytes + more_bytes > quota:
+        raise StorageQuotaError(
+            f"One user stores at most {quota} bytes, those of deleted datasets included. You "
+            f"store {stored_bytes}, and this upload would add {more_bytes}.",
+            quota=quota,
+        )
+
+
 @contextlib.contextmanager
 def _inspection_slot() -> Iterator[None]:
     """Bound how many threads decode, so that others are left to answer.
@@ -207,10 +231,11 @@ def upload_content(
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402), StorageFullError (507) and
-    StorageUnavailableError (503); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507)
+    and StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, name=dataset_name)
+    _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
     limits = media_limits()
     with contextlib.ExitStack() as stack:
         try:
@@ -387,7 +412,10 @@ def _record(
     prices: PriceList,
 ) -> Upload:
     """The rows, the charge and the event of an upload, in the caller's transaction."""
+    lock_user(user=user)
     dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
+    more_bytes = sum(one.size_bytes for one in inspection.accepted)
+    _refuse_above_quota(user=user, more_bytes=more_bytes)
     cost_hundredths = inspection.price_hundredths(prices)
     upload = Upload.objects.create(
         dataset=dataset,

@@ -307,6 +307,11 @@ REGISTRATIONS_PER_ADDRESS = env_int("OD_REGISTRATIONS_PER_ADDRESS", 1_000)
 API_REQUESTS_PER_MINUTE = env_int("OD_API_REQUESTS_PER_MINUTE", 6_000)
 NUM_PROXIES = env_int("OD_NUM_PROXIES", 0)
 
+# -- quotas of one user: 0 is no limit ------------------------------------------------------------
+MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)
+MAX_UNFINISHED_JOBS_PER_USER = env_int("OD_MAX_UNFINISHED_JOBS_PER_USER", 100)
+MAX_STORED_BYTES_PER_USER = env_int("OD_MAX_STORED_BYTES_PER_USER", 100 * 1024**3)
+
 # -- limits --------------------------------------------------------------------------------------
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)
 MAX_IMAGE_PIXELS = env_int("OD_MAX_IMAGE_PIXELS", 200_000_000)
