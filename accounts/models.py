@@ -12,9 +12,20 @@ from django.utils import timezone
 class UserManager(BaseUserManager["User"]):
     """Finds users by e-mail whatever its case."""
 
+    def of_email(self, email: str) -> "User | None":
+        """The user of an e-mail address, whatever its case.
+
+        Only ASCII is compared: beyond it letters exist whose other case is an ASCII one (dotless
+        i, long s, the Kelvin sign), so that one user would answer to several addresses.
+        """
+        return self.filter(email__iexact=email).first() if email.isascii() else None
+
     def get_by_natural_key(self, username: str | None) -> "User":
         """The user of an e-mail address; raises User.DoesNotExist."""
-        return self.get(email__iexact=username)
+        user = self.of_email(username or "")
+        if user is None:
+            raise User.DoesNotExist
+        return user
 
     def create_superuser(self, email: str, password: str, **fields: Any) -> "User":
         """An administrator with every permission (for `createsuperuser`)."""
@@ -40,7 +51,10 @@ class User(AbstractBaseUser, PermissionsMixin):
     class Meta:
         constraints = [
             # Upper, because that is what `email__iexact` compares, so one index serves both.
-            models.UniqueConstraint(Upper("email"), name="one_user_per_email_whatever_its_case")
+            models.UniqueConstraint(Upper("email"), name="one_user_per_email_whatever_its_case"),
+            models.CheckConstraint(
+                condition=models.Q(email__regex=r"^[!-~]+$"), name="email_is_printable_ascii"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -93,6 +107,17 @@ class Session(models.Model):
 
     def __str__(self) -> str:
         return f"session {self.pk} of user {self.user_id}"
+
+
+class AttemptCount(models.Model):
+    """How often a subject has tried something in the window that ends then (`accounts.limits`)."""
+
+    subject = models.CharField(max_length=64, unique=True, help_text="A SHA-256.")
+    attempts = models.PositiveIntegerField()
+    window_ends_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.attempts} attempts of {self.subject[:8]}"
 
 
 class WebsocketTicket(models.Model):

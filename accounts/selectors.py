@@ -15,7 +15,7 @@ class UserNotFoundError(NotFoundError):
 
 def user_by_email(*, email: str) -> User:
     """The user of an e-mail address, whatever its case; raises UserNotFoundError (404)."""
-    user = User.objects.filter(email__iexact=email).first()
+    user = User.objects.of_email(email)
     if user is None:
         raise UserNotFoundError(f"No user has the e-mail address {email}.")
     return user

@@ -18,6 +18,7 @@ from django.utils import timezone
 from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import RefreshToken
 
+from accounts import limits
 from accounts.models import Event, EventStream, Session, User, WebsocketTicket
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish_on_commit
@@ -52,11 +53,15 @@ class InvalidCredentialsError(DomainError):
     title = "Wrong e-mail address or password"
 
 
-def register_user(*, email: str, password: str, confirm_password: str) -> User:
+def register_user(
+    *, email: str, password: str, confirm_password: str, client_address: str = ""
+) -> User:
     """Create a user.
 
-    Raises PasswordMismatchError, WeakPasswordError (400) and EmailTakenError (409).
+    Raises PasswordMismatchError, WeakPasswordError (400), EmailTakenError (409) and, when this
+    network address has registered many, TooManyAttemptsError (429).
     """
+    limits.registration_by_address(client_address).take()
     if password != confirm_password:
         raise PasswordMismatchError(
             "The password and its confirmation differ.",
@@ -98,18 +103,38 @@ class LoginTokens:
     refresh: str
 
 
-def log_in(*, email: str, password: str, access_lifetime: timedelta | None = None) -> LoginTokens:
-    """Check the credentials and begin a session; raises InvalidCredentialsError (401).
+def verified_user(*, email: str, password: str, client_address: str = "") -> User:
+    """The active user of these credentials.
 
-    An unknown address costs as much time as a wrong password, so that neither the answer nor
-    its delay tells who is registered.
+    Raises InvalidCredentialsError (401) and, after many wrong ones for this e-mail address or
+    from this network address, TooManyAttemptsError (429). An unknown address costs as much time
+    as a wrong password and has a limit too, so that neither the answer nor its delay tells who
+    is registered. An attempt is counted before the password is looked at, so that many at once
+    are no way around the limits.
     """
-    user = User.objects.filter(email__iexact=email).first()
+    by_email, by_address = limits.login_by_email(email), limits.login_by_address(client_address)
+    by_email.take()
+    by_address.take()
+    user = User.objects.of_email(email)
     if user is None:
         make_password(password)
         raise InvalidCredentialsError("Wrong e-mail address or password.")
     if not user.check_password(password) or not user.is_active:
         raise InvalidCredentialsError("Wrong e-mail address or password.")
+    by_email.forget()
+    by_address.give_back()
+    return user
+
+
+def log_in(
+    *,
+    email: str,
+    password: str,
+    access_lifetime: timedelta | None = None,
+    client_address: str = "",
+) -> LoginTokens:
+    """Check the credentials as `verified_user` does, which says what is raised; begin a session."""
+    user = verified_user(email=email, password=password, client_address=client_address)
     User.objects.filter(pk=user.pk).update(last_login=timezone.now())
     session = Session.objects.create(user=user, refresh_jti=_new_jti())
     return _tokens(session, session.refresh_jti, access_lifetime)
@@ -174,7 +199,7 @@ def ensure_administrator(*, email: str, password: str) -> bool:
 
     Returns whether the user was created.
     """
-    if User.objects.filter(email__iexact=email).exists():
+    if User.objects.of_email(email) is not None:
         return False
     try:
         with transaction.atomic():
@@ -182,6 +207,14 @@ def ensure_administrator(*, email: str, password: str) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+def lock_user(*, user: User) -> None:
+    """Have transactions that count what a user has take turns, until the caller's ends.
+
+    The first of all locks: before dataset, job, work unit, ledger and event stream.
+    """
+    User.objects.select_for_update(no_key=True).get(pk=user.pk)
 
 
 class OwnAccessError(ConflictError):

@@ -14,8 +14,9 @@ from rest_framework.views import APIView
 from accounts import services
 from accounts.authentication import expiry_of
 from accounts.models import Event, User
-from odproject.core.api import validated
-from odproject.core.listing import Pages, StrictFilters
+from accounts.serializers import NewEmailField
+from odproject.core.api import client_address, validated
+from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
 
 
 class UserSerializer(serializers.ModelSerializer[User]):
@@ -30,7 +31,7 @@ class UserSerializer(serializers.ModelSerializer[User]):
 class NewUserSerializer(serializers.Serializer[Any]):
     """What a registration needs."""
 
-    email = serializers.EmailField(max_length=254)
+    email = NewEmailField()
     password = serializers.CharField(max_length=1024, trim_whitespace=False, write_only=True)
 
 
@@ -82,7 +83,10 @@ class UsersView(APIView):
         """Register a user, who owns 1000 tokens from the first use on."""
         keys = validated(NewUserSerializer, request)
         user = services.register_user(
-            email=keys["email"], password=keys["password"], confirm_password=keys["password"]
+            email=keys["email"],
+            password=keys["password"],
+            confirm_password=keys["password"],
+            client_address=client_address(request),
         )
         return Response(UserSerializer(user).data, status=201)
 
@@ -107,6 +111,7 @@ class TokensView(APIView):
         """Begin a session; its access token lasts 15 minutes, its refresh token 7 days."""
         tokens = services.log_in(
             **validated(CredentialsSerializer, request),
+            client_address=client_address(request),
             access_lifetime=settings.V1_ACCESS_TOKEN_LIFETIME,
         )
         return Response(TokensSerializer(tokens).data, status=201)
@@ -138,17 +143,27 @@ class RevocationView(APIView):
         return Response(status=204)
 
 
+class EventFilters(StrictFilterSet):
+    """What the stream can be narrowed by."""
+
+    since = WholeNumberFilter("seq", "gt", help_text="The number of the last event that you know.")
+
+    class Meta:
+        model = Event
+        fields = {"seq": ["gt"], "kind": ["exact"]}
+
+
 class EventsView(generics.ListAPIView[Event]):
     """The user's event stream."""
 
     serializer_class = EventSerializer
     pagination_class = Pages
     filter_backends = (StrictFilters,)
-    filterset_fields = {"seq": ["gt"], "kind": ["exact"]}
+    filterset_class = EventFilters
     queryset = Event.objects.none()
 
     def get_queryset(self) -> QuerySet[Event]:
-        """The user's own events, oldest first; `seq__gt` gives what is new."""
+        """The user's own events, oldest first; `since` gives what is new."""
         return Event.objects.filter(user=cast(User, self.request.user)).order_by("seq")
 
 

@@ -7,7 +7,7 @@ from rest_framework.views import APIView
 
 from accounts import services
 from accounts.serializers import LoginSerializer, RegistrationSerializer
-from odproject.core.api import validated
+from odproject.core.api import client_address, validated
 
 
 class RegistrationView(APIView):
@@ -23,6 +23,7 @@ class RegistrationView(APIView):
             email=keys["email"],
             password=keys["password"],
             confirm_password=keys["confirmPassword"],
+            client_address=client_address(request),
         )
         return Response({"message": "User created!"}, status=201)
 
@@ -35,7 +36,9 @@ class LoginView(APIView):
 
     def post(self, request: Request) -> Response:
         """Hand out tokens."""
-        tokens = services.log_in(**validated(LoginSerializer, request))
+        tokens = services.log_in(
+            **validated(LoginSerializer, request), client_address=client_address(request)
+        )
         return Response(
             {
                 "message": f"Log in completed! User token: {tokens.access}",

@@ -147,6 +147,29 @@ class Hold(models.Model):
         return f"hold of {tokens(self.amount_hundredths):,.2f} tokens ({self.state})"
 
 
+class KeptAnswer(models.Model):
+    """What was answered to a request under an Idempotency-Key, to be answered again."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+    route = models.CharField(max_length=200, help_text="Method and path.")
+    key = models.CharField(max_length=200)
+    fingerprint = models.CharField(max_length=64, help_text="SHA-256 of what the request said.")
+    status = models.PositiveSmallIntegerField()
+    body = models.JSONField()
+    location = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user", "route", "key"], name="one_kept_answer_per_user_route_and_key"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.route} {self.key}"
+
+
 class Price(models.Model):
     """The current price list: the newest row counts, older ones stay as history."""
 

@@ -1,5 +1,7 @@
 """Balance and ledger in /api/v1/."""
 
+import uuid
+from decimal import Decimal
 from typing import Any, cast
 
 from django.db.models import QuerySet
@@ -10,10 +12,14 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
-from billing import selectors
+from accounts.selectors import user_by_email
+from billing import selectors, services
+from billing.idempotency import answered_once
 from billing.models import Transfer
 from billing.prices import tokens
+from odproject.core.api import validated
 from odproject.core.listing import NewestFirst, StrictFilters
+from odproject.core.schema import IDEMPOTENCY_KEY
 
 
 class BalanceSerializer(serializers.Serializer[Any]):
@@ -61,6 +67,43 @@ class MovementSerializer(serializers.ModelSerializer[Transfer]):
     def get_moved_tokens(self, transfer: Transfer) -> float:
         """How much moved between the user's accounts and the system's."""
         return tokens(transfer.amount_hundredths)
+
+
+class TopUpSerializer(serializers.Serializer[Any]):
+    """What a top-up needs."""
+
+    email = serializers.CharField(max_length=254, help_text="Whose balance.")
+    amount_tokens = serializers.DecimalField(
+        max_digits=7, decimal_places=2, min_value=Decimal("0.01"), max_value=Decimal(20000)
+    )
+    reason = serializers.CharField(
+        max_length=200, allow_blank=True, default="", help_text="The user reads it."
+    )
+
+
+class TopUpsView(APIView):
+    """Tokens that administrators give."""
+
+    @extend_schema(
+        parameters=[IDEMPOTENCY_KEY], request=TopUpSerializer, responses={201: MovementSerializer}
+    )
+    def post(self, request: Request) -> Response:
+        """Add tokens to somebody's balance, recorded with the administrator's name."""
+        actor = cast(User, request.user)
+        services.require_administrator(actor=actor)  # a refusal tells nothing about the keys
+        keys = validated(TopUpSerializer, request)
+
+        def top_up() -> Response:
+            transfer = services.top_up_tokens(
+                actor=actor,
+                user=user_by_email(email=keys["email"]),
+                amount_tokens=keys["amount_tokens"],
+                reason=keys["reason"],
+                key=uuid.uuid4().hex,
+            )
+            return Response(MovementSerializer(transfer).data, status=201)
+
+        return answered_once(request, top_up)
 
 
 class BalanceView(APIView):

@@ -12,6 +12,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from accounts.selectors import user_by_email
 from billing import selectors, services
+from billing.idempotency import answered_once
 from billing.prices import tokens
 from odproject.core.api import validated
 
@@ -38,12 +39,17 @@ class TokenView(APIView):
         actor = cast(User, request.user)
         services.require_administrator(actor=actor)  # a refusal tells nothing about the keys
         keys = validated(TopUpSerializer, request)
-        user = user_by_email(email=keys["topUpUserEmail"])
-        services.top_up_tokens(
-            actor=actor,
-            user=user,
-            amount_tokens=keys["topUpAmount"],
-            reason="",
-            key=uuid.uuid4().hex,
-        )
-        return Response({"updatedTokenBalance": tokens(selectors.balance_hundredths(user=user))})
+
+        def top_up() -> Response:
+            user = user_by_email(email=keys["topUpUserEmail"])
+            services.top_up_tokens(
+                actor=actor,
+                user=user,
+                amount_tokens=keys["topUpAmount"],
+                reason="",
+                key=uuid.uuid4().hex,
+            )
+            balance_hundredths = selectors.balance_hundredths(user=user)
+            return Response({"updatedTokenBalance": tokens(balance_hundredths)})
+
+        return answered_once(request, top_up)

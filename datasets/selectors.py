@@ -133,6 +133,12 @@ def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
     return media_file
 
 
+def stored_bytes(*, user: User) -> int:
+    """What the user's files take, those of deleted datasets included; thumbnails not."""
+    files = MediaFile.objects.filter(dataset__user=user)
+    return files.aggregate(total=Sum("size_bytes"))["total"] or 0
+
+
 def flagged_dataset_count() -> int:
     """How many datasets wait for a moderator's second look."""
     return Dataset.objects.filter(flagged_at__isnull=False).count()

@@ -1,10 +1,54 @@
 """The shapes of requests about datasets."""
 
+import unicodedata
 from typing import Any
 
 from rest_framework import serializers
 
 SHORTEST_NAME, LONGEST_NAME = 3, 40
+# Control characters and line ends, and what turns the direction of the text around it.
+_UNREADABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+_DIRECTION_CHANGES = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+NO_FILE = (
+    "The request has no file. It is sent as multipart/form-data, and what stands before the "
+    "content of a part, a file's name included, must be UTF-8."
+)
+
+
+def readable(text: str) -> None:
+    """Refuse a text that pages and terminals would not show as it is (ValidationError)."""
+    if any(
+        unicodedata.category(character) in _UNREADABLE_CATEGORIES or character in _DIRECTION_CHANGES
+        for character in text
+    ):
+        raise serializers.ValidationError("Control characters are not allowed.", "control")
+
+
+class NameField(serializers.CharField):
+    """The name of a dataset that is made or renamed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            min_length=SHORTEST_NAME, max_length=LONGEST_NAME, validators=[readable], **options
+        )
+
+
+class TagsField(serializers.CharField):
+    """Words separated by commas."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(max_length=1000, allow_blank=True, validators=[readable], **options)
+
+
+class UploadedFileField(serializers.FileField):
+    """One image, one video or a zip of them; an empty file is refused later, with its reason."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_empty_file=True,
+            error_messages={"required": NO_FILE, "invalid": NO_FILE},
+            **options,
+        )
 
 
 class DatasetNameSerializer(serializers.Serializer[Any]):
@@ -16,17 +60,15 @@ class DatasetNameSerializer(serializers.Serializer[Any]):
 class CreateDatasetSerializer(serializers.Serializer[Any]):
     """Keys of POST /datasets/."""
 
-    datasetName = serializers.CharField(min_length=SHORTEST_NAME, max_length=LONGEST_NAME)  # noqa: N815
-    tags = serializers.CharField(max_length=1000, allow_blank=True, default="")
+    datasetName = NameField()  # noqa: N815
+    tags = TagsField(default="")
 
 
 class ChangeDatasetSerializer(DatasetNameSerializer):
     """Keys of PATCH /datasets/."""
 
-    newDatasetName = serializers.CharField(  # noqa: N815
-        required=False, min_length=SHORTEST_NAME, max_length=LONGEST_NAME
-    )
-    newTags = serializers.CharField(required=False, max_length=1000, allow_blank=True)  # noqa: N815
+    newDatasetName = NameField(required=False)  # noqa: N815
+    newTags = TagsField(required=False)  # noqa: N815
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Refuse a change that changes nothing."""
@@ -38,4 +80,4 @@ class ChangeDatasetSerializer(DatasetNameSerializer):
 class UploadSerializer(DatasetNameSerializer):
     """Keys of POST /upload/."""
 
-    file = serializers.FileField(allow_empty_file=True, max_length=None)
+    file = UploadedFileField()

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from accounts.models import User
-from accounts.services import append_event
+from accounts.services import append_event, lock_user
 from datasets import selectors
 from datasets.models import Dataset, ModerationAction
-from odproject.core.errors import ConflictError
+from odproject.core.errors import ConflictError, QuotaExceededError
 
 
 class DatasetNameTakenError(ConflictError):
@@ -25,10 +26,23 @@ def parse_tags(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in words if word))
 
 
+class DatasetQuotaError(QuotaExceededError):
+    """The user has as many live datasets as one user may have."""
+
+    code = "dataset_quota_exceeded"
+    title = "Too many datasets"
+
+
 def create_dataset(*, user: User, name: str, tags: Iterable[str]) -> Dataset:
-    """Create a dataset; raises DatasetNameTakenError (409)."""
+    """Create a dataset; raises DatasetNameTakenError and DatasetQuotaError (409)."""
+    quota = settings.MAX_DATASETS_PER_USER
     try:
         with transaction.atomic():
+            lock_user(user=user)
+            live = Dataset.objects.filter(user=user, deleted_at__isnull=True)
+            if quota and live.count() >= quota:
+                detail = f"One user has at most {quota} datasets; delete one first."
+                raise DatasetQuotaError(detail, quota=quota)
             return Dataset.objects.create(user=user, name=name, tags=list(tags))
     except IntegrityError as error:
         raise DatasetNameTakenError(f"You have a dataset named {name} already.") from error

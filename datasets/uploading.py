@@ -10,11 +10,11 @@ import logging
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.files import File
@@ -23,7 +23,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import DatabaseError, InterfaceError, transaction
 
 from accounts.models import User
-from accounts.services import append_event
+from accounts.services import append_event, lock_user
 from billing import ledger
 from billing.prices import PriceList, tokens, upload_price_hundredths
 from billing.selectors import balance_hundredths, current_prices
@@ -34,9 +34,10 @@ from datasets.media.inspector import Inspector, InspectorUnavailableError, Media
 from datasets.media.limits import MediaLimits
 from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
-from odproject.core.errors import DomainError, FieldError
+from odproject.core.errors import DomainError, FieldError, QuotaExceededError
 from odproject.core.files import remove_orphans
 
+Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 MAX_NAME_LENGTH = 1000
 UNPAID_DECODING_HUNDREDTHS = 100_000  # decoded beyond the balance: 2000 frames at first prices
@@ -173,6 +174,30 @@ class TooManyUploadsError(DomainError):
 _inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
 
 
+class StorageQuotaError(QuotaExceededError):
+    """The user stores as many bytes as one user may store."""
+
+    code = "storage_quota_exceeded"
+    title = "Too much stored"
+
+
+def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
+    """Raise StorageQuotaError (409) if the user may not store so many bytes more.
+
+    Files of deleted datasets count too: they are kept for the jobs that looked at them.
+    """
+    quota = settings.MAX_STORED_BYTES_PER_USER
+    if not quota:
+        return
+    stored_bytes = selectors.stored_bytes(user=user)
+    if stored_bytes + more_bytes > quota:
+        raise StorageQuotaError(
+            f"One user stores at most {quota} bytes, those of deleted datasets included. You "
+            f"store {stored_bytes}, and this upload would add {more_bytes}.",
+            quota=quota,
+        )
+
+
 @contextlib.contextmanager
 def _inspection_slot() -> Iterator[None]:
     """Bound how many threads decode, so that others are left to answer.
@@ -198,14 +223,19 @@ def media_limits() -> MediaLimits:
     )
 
 
-def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any]) -> Upload:
+def upload_content(
+    *, user: User, dataset_name: str, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
+) -> Answer:
     """Take in one image, one video or a zip of them, and charge what was accepted.
 
+    Returns what `answer` makes of the upload, in the transaction that charges it, so that an
+    answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402), StorageFullError (507) and
-    StorageUnavailableError (503); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507)
+    and StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, name=dataset_name)
+    _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
     limits = media_limits()
     with contextlib.ExitStack() as stack:
         try:
@@ -219,14 +249,16 @@ def upload_content(*, user: User, dataset_name: str, content: UploadedFile[Any])
                 raise _nothing_accepted(inspection)
             purse.settle()
             stored = stack.enter_context(_stored(inspection.accepted))
-            return _record(
-                user=user,
-                dataset_name=dataset_name,
-                file_name=str(content.name),
-                inspection=inspection,
-                stored=stored,
-                prices=prices,
-            )
+            with transaction.atomic():
+                upload = _record(
+                    user=user,
+                    dataset_name=dataset_name,
+                    file_name=str(content.name),
+                    inspection=inspection,
+                    stored=stored,
+                    prices=prices,
+                )
+                return answer(upload)
         except MediaError as error:
             raise UnacceptableMediaError(error) from error
         except InspectorUnavailableError as error:
@@ -370,7 +402,6 @@ def _discard_unless_kept(file: StoredFile) -> None:
                 default_storage.delete(file.thumbnail)
 
 
-@transaction.atomic
 def _record(
     *,
     user: User,
@@ -380,8 +411,11 @@ def _record(
     stored: list[StoredFile],
     prices: PriceList,
 ) -> Upload:
-    """The rows, the charge and the event of an upload, all or nothing."""
+    """The rows, the charge and the event of an upload, in the caller's transaction."""
+    lock_user(user=user)
     dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
+    more_bytes = sum(one.size_bytes for one in inspection.accepted)
+    _refuse_above_quota(user=user, more_bytes=more_bytes)
     cost_hundredths = inspection.price_hundredths(prices)
     upload = Upload.objects.create(
         dataset=dataset,

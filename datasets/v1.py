@@ -13,15 +13,17 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import kept_by_act
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
 from datasets.models import Dataset, MediaFile, Upload
-from datasets.serializers import LONGEST_NAME, SHORTEST_NAME
+from datasets.serializers import NameField, UploadedFileField, readable
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
-from odproject.core.listing import Pages, StrictFilters, StrictOrdering
+from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, StrictOrdering
+from odproject.core.schema import IDEMPOTENCY_KEY
 
 CONTENT_TYPES = {
     "jpeg": "image/jpeg",
@@ -75,22 +77,27 @@ class DatasetSerializer(serializers.ModelSerializer[Dataset]):
         return dataset.blocked_at is not None
 
 
+class TagListField(serializers.ListField):
+    """Words that a dataset is found by."""
+
+    child = serializers.CharField(max_length=100, validators=[readable])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(max_length=100, **options)
+
+
 class WriteDatasetSerializer(serializers.Serializer[Any]):
     """Name and tags of a dataset."""
 
-    name = serializers.CharField(min_length=SHORTEST_NAME, max_length=LONGEST_NAME)
-    tags = serializers.ListField(
-        child=serializers.CharField(max_length=100), required=False, max_length=100
-    )
+    name = NameField()
+    tags = TagListField(required=False)
 
 
 class ChangeDatasetSerializer(serializers.Serializer[Any]):
     """What may change of a dataset."""
 
-    name = serializers.CharField(required=False, min_length=SHORTEST_NAME, max_length=LONGEST_NAME)
-    tags = serializers.ListField(
-        child=serializers.CharField(max_length=100), required=False, max_length=100
-    )
+    name = NameField(required=False)
+    tags = TagListField(required=False)
 
 
 class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
@@ -172,10 +179,10 @@ class UploadSerializer(serializers.ModelSerializer[Upload]):
 class UploadFileSerializer(serializers.Serializer[Any]):
     """One image, one video, or a zip of them."""
 
-    file = serializers.FileField(allow_empty_file=True)
+    file = UploadedFileField()
 
 
-class DatasetFilters(django_filters.FilterSet):
+class DatasetFilters(StrictFilterSet):
     """What a list of datasets can be narrowed by."""
 
     name__icontains = django_filters.CharFilter("name", "icontains")
@@ -338,12 +345,21 @@ class UploadsView(generics.ListAPIView[Upload]):
         )
 
     @extend_schema(
-        request={"multipart/form-data": UploadFileSerializer}, responses={201: UploadSerializer}
+        parameters=[IDEMPOTENCY_KEY],
+        request={"multipart/form-data": UploadFileSerializer},
+        responses={201: UploadSerializer},
     )
     def post(self, request: Request, dataset_id: int) -> Response:
         """Upload one image, one video or a zip; what is accepted is charged."""
         user = cast(User, request.user)
         dataset = selectors.dataset_by_id(user=user, dataset_id=dataset_id)
         keys = validated(UploadFileSerializer, request)
-        upload = upload_content(user=user, dataset_name=dataset.name, content=keys["file"])
-        return Response(UploadSerializer(upload).data, status=201)
+        return kept_by_act(
+            request,
+            lambda keep: upload_content(
+                user=user,
+                dataset_name=dataset.name,
+                content=keys["file"],
+                answer=lambda upload: keep(Response(UploadSerializer(upload).data, status=201)),
+            ),
+        )

@@ -7,6 +7,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import kept_by_act
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
@@ -110,13 +111,19 @@ class UploadView(APIView):
         if len(request.FILES.getlist("file")) > 1:
             raise SeveralFilesError("Send one file; several files travel together in a zip.")
         keys = validated(UploadSerializer, request)
-        upload = upload_content(
-            user=cast(User, request.user),
-            dataset_name=keys["datasetName"],
-            content=keys["file"],
-        )
-        return Response(
-            {"message": "Content uploaded successfully", **upload_report(upload)}, status=201
+
+        def answer(upload: Upload) -> Response:
+            body = {"message": "Content uploaded successfully", **upload_report(upload)}
+            return Response(body, status=201)
+
+        return kept_by_act(
+            request,
+            lambda keep: upload_content(
+                user=cast(User, request.user),
+                dataset_name=keys["datasetName"],
+                content=keys["file"],
+                answer=lambda upload: keep(answer(upload)),
+            ),
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-LARGEST_ID = 2**63 - 1
+from odproject.core.listing import LARGEST_ID
 
 
 class SubmitJobSerializer(serializers.Serializer[Any]):

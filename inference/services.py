@@ -2,7 +2,8 @@
 
 A work unit is claimed with a lease and an attempt number. Each later write of the worker names
 that number; once somebody else has the unit, or the job is aborted, such a write changes no row
-and the worker stops. Locks are taken in one order: dataset, job, work unit, ledger, event stream.
+and the worker stops. Locks are taken in one order: user, dataset, job, work unit, ledger, event
+stream.
 """
 
 import logging
@@ -17,7 +18,7 @@ from django.db.models.functions import Cast
 from django.utils import timezone
 
 from accounts.models import User
-from accounts.services import append_event
+from accounts.services import append_event, lock_user
 from billing.ledger import place_hold, settle_hold
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
@@ -34,7 +35,7 @@ from inference.models import (
     job_payload,
     progress_percent,
 )
-from odproject.core.errors import ConflictError, DomainError, FieldError
+from odproject.core.errors import ConflictError, DomainError, FieldError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
 
@@ -92,13 +93,31 @@ class Claim:
     user_id: int
 
 
+class JobQuotaError(QuotaExceededError):
+    """The user has as many unfinished jobs as one user may have."""
+
+    code = "job_quota_exceeded"
+    title = "Too many unfinished jobs"
+
+
+def _refuse_above_quota(user: User) -> None:
+    """Raise JobQuotaError (409) if the user has as many unfinished jobs as allowed."""
+    lock_user(user=user)
+    quota = settings.MAX_UNFINISHED_JOBS_PER_USER
+    unfinished = Job.objects.filter(user=user, state__in=Job.UNFINISHED)
+    if quota and unfinished.count() >= quota:
+        detail = f"One user has at most {quota} unfinished jobs; wait for one or abort it."
+        raise JobQuotaError(detail, quota=quota)
+
+
 @transaction.atomic
 def submit_job(*, user: User, dataset_name: str, model_id: str, model_version: str) -> Job:
     """Quote, hold and queue detection on everything in a dataset.
 
     Raises UnknownModelError and EmptyDatasetError (400), InsufficientTokensError (402),
-    DatasetBlockedError (403) and DatasetNotFoundError (404).
+    DatasetBlockedError (403), DatasetNotFoundError (404) and JobQuotaError (409).
     """
+    _refuse_above_quota(user)
     version = _active_version(model_id, model_version)
     dataset = open_dataset(user=user, name=dataset_name, locked=True)
     media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))

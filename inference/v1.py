@@ -13,15 +13,25 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import answered_once
 from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
 from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
-from inference.serializers import LARGEST_ID
 from odproject.core.api import validated
 from odproject.core.errors import ConflictError, NotFoundError
 from odproject.core.files import stored_file_response
-from odproject.core.listing import NewestFirst, Pages, StrictFilters, StrictOrdering
+from odproject.core.listing import (
+    LARGEST_ID,
+    ChoiceInFilter,
+    NewestFirst,
+    Pages,
+    StrictFilters,
+    StrictFilterSet,
+    StrictOrdering,
+    WholeNumberFilter,
+)
+from odproject.core.schema import IDEMPOTENCY_KEY
 
 
 class AnnotatedFileNotFoundError(NotFoundError):
@@ -207,18 +217,19 @@ class FrameResultSerializer(serializers.ModelSerializer[FrameResult]):
         return [one for one in found if wanted is None or one["name"] == wanted]
 
 
-class JobFilters(django_filters.FilterSet):
+class JobFilters(StrictFilterSet):
     """What a list of jobs can be narrowed by."""
 
-    dataset_id = django_filters.NumberFilter("dataset_id")
+    dataset_id = WholeNumberFilter("dataset_id")
     model_version = django_filters.CharFilter("model_version__version")
+    state__in = ChoiceInFilter("state", choices=Job.State.choices)
 
     class Meta:
         model = Job
-        fields = {"state": ["exact", "in"], "created_at": ["gte", "lt"]}
+        fields = {"state": ["exact"], "created_at": ["gte", "lt"]}
 
 
-class FrameFilters(django_filters.FilterSet):
+class FrameFilters(StrictFilterSet):
     """What a list of frame results can be narrowed by, and what is shown of each."""
 
     minimum_confidence = django_filters.NumberFilter(
@@ -226,9 +237,11 @@ class FrameFilters(django_filters.FilterSet):
     )
     class_name = django_filters.CharFilter(method="kept", help_text="Shows this class only.")
 
+    media_file_id = WholeNumberFilter("media_file_id")
+
     class Meta:
         model = FrameResult
-        fields = {"media_file_id": ["exact"], "frame_index": ["exact", "gte", "lt"]}
+        fields = {"frame_index": ["exact", "gte", "lt"]}
 
     def kept(self, queryset: QuerySet[FrameResult], name: str, value: Any) -> Any:
         """Every frame stays; the serializer leaves detections out."""
@@ -265,23 +278,31 @@ class JobsView(generics.ListAPIView[Job]):
         """The user's own."""
         return selectors.jobs_with_progress(user=cast(User, self.request.user))
 
-    @extend_schema(request=SubmitJobSerializer, responses={202: JobDetailSerializer})
+    @extend_schema(
+        parameters=[IDEMPOTENCY_KEY],
+        request=SubmitJobSerializer,
+        responses={202: JobDetailSerializer},
+    )
     def post(self, request: Request) -> Response:
         """Run a model on everything that a dataset holds now; the price is held at once."""
         user = cast(User, request.user)
         keys = validated(SubmitJobSerializer, request)
-        dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
-        submitted = services.submit_job(
-            user=user,
-            dataset_name=dataset.name,
-            model_id=keys["model_id"],
-            model_version=keys["model_version"],
-        )
-        return Response(
-            _detail(user, submitted.pk),
-            status=202,
-            headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
-        )
+
+        def submit() -> Response:
+            dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
+            submitted = services.submit_job(
+                user=user,
+                dataset_name=dataset.name,
+                model_id=keys["model_id"],
+                model_version=keys["model_version"],
+            )
+            return Response(
+                _detail(user, submitted.pk),
+                status=202,
+                headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
+            )
+
+        return answered_once(request, submit)
 
 
 class JobView(APIView):

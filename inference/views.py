@@ -8,6 +8,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
+from billing.idempotency import answered_once
 from inference import results, selectors, services
 from inference.serializers import JobIdSerializer, SubmitJobSerializer
 from odproject.core.api import validated
@@ -20,13 +21,17 @@ class InferenceView(APIView):
     def post(self, request: Request) -> Response:
         """Submit a job."""
         keys = validated(SubmitJobSerializer, request)
-        job = services.submit_job(
-            user=cast(User, request.user),
-            dataset_name=keys["datasetName"],
-            model_id=keys["modelId"],
-            model_version=keys["modelVersion"],
-        )
-        return Response({"message": "Process added successfully to the queue", "jobId": job.pk})
+
+        def submit() -> Response:
+            job = services.submit_job(
+                user=cast(User, request.user),
+                dataset_name=keys["datasetName"],
+                model_id=keys["modelId"],
+                model_version=keys["modelVersion"],
+            )
+            return Response({"message": "Process added successfully to the queue", "jobId": job.pk})
+
+        return answered_once(request, submit)
 
 
 class JobStateView(APIView):

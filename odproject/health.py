@@ -5,14 +5,17 @@ from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
 
 from inference.selectors import ready_workers
+from odproject.core.api import only_read
 from odproject.core.redis_client import impatient_redis
 
 
+@only_read
 def livez(request: HttpRequest) -> JsonResponse:
     """200 when this process answers."""
     return JsonResponse({"status": "alive"})
 
 
+@only_read
 def readyz(request: HttpRequest) -> JsonResponse:
     """200 when database, Redis and a worker with a loaded model answer; else 503 and why not."""
     reasons = {

@@ -2,7 +2,8 @@
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.views.decorators.http import require_safe
+
+from odproject.core.api import only_read
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -10,7 +11,7 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-@require_safe
+@only_read
 def home(request: HttpRequest) -> HttpResponse:
     """Log in, upload, start a job, watch it and see what it found."""
     response = render(request, "home.html")

@@ -140,7 +140,11 @@ class Channel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Refuse a body that is announced too long, instead of asking for it (100-continue)."""
         request = self.requests[-1]
-        request.large_body_refusal = self.factory.server.refuses_large_body(request)
+        # The request itself learns its address only when its body is complete.
+        authorization = request.getHeader(b"Authorization") or b""
+        request.large_body_refusal = self.factory.server.refuses_large_body(
+            address=self._path, authorization=authorization
+        )
         request.body_limit_bytes = self.limits.body_limit_bytes(request)
         if self.length is not None and self.length > request.body_limit_bytes:
             self.refuse_too_large(request)
@@ -388,13 +392,12 @@ class Server(DaphneServer):
         self.connections: dict[Any, dict[str, Any]] = {}
         self.ports: list[Any] = []
 
-    def refuses_large_body(self, request: Any) -> int:
+    def refuses_large_body(self, *, address: bytes, authorization: bytes) -> int:
         """Ask the application why it wants no large body from this client; 0 when it does."""
         if self._judge is None:
             return 0
-        path = request.uri.partition(b"?")[0].decode("latin-1")
-        authorization = (request.getHeader(b"Authorization") or b"").decode("latin-1")
-        return self._judge(path, authorization)
+        path = address.partition(b"?")[0].decode("latin-1")
+        return self._judge(path, authorization.decode("latin-1"))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""

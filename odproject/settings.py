@@ -233,8 +233,9 @@ LOGIN_REDIRECT_URL = "/admin/"  # the only page with a log-in of Django's own
 
 # -- users and tokens of authentication ----------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"
-# The e-mail address is unique whatever its case, by a constraint that this check does not see.
-SILENCED_SYSTEM_CHECKS = ["auth.E003"]
+# The e-mail address is unique whatever its case, by a constraint that these checks do not see.
+SILENCED_SYSTEM_CHECKS = ["auth.E003", "auth.W004"]
+AUTHENTICATION_BACKENDS = ["accounts.backends.LimitedBackend"]
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -272,7 +273,7 @@ REST_FRAMEWORK = {
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "odproject.core.api.LenientNegotiation",
     "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "NUM_PROXIES": env_int("OD_NUM_PROXIES", 0),
+    "DEFAULT_THROTTLE_CLASSES": ["odproject.core.throttling.UserRate"],
     "DEFAULT_SCHEMA_CLASS": "odproject.core.schema.Schema",
 }
 SPECTACULAR_SETTINGS = {
@@ -292,6 +293,24 @@ SPECTACULAR_SETTINGS = {
         "WorkUnitState": "inference.models.WorkUnit.State",
     },
 }
+
+# -- repeated requests --------------------------------------------------------------------------
+IDEMPOTENCY_KEY_HOURS = env_float("OD_IDEMPOTENCY_KEY_HOURS", 24)
+
+# -- rates: 0 is no limit -------------------------------------------------------------------------
+# Wide enough for an office or a test behind one address; a guesser of passwords gets nowhere.
+LOGIN_WINDOW = timedelta(minutes=env_float("OD_LOGIN_WINDOW_MINUTES", 15))
+LOGINS_PER_EMAIL = env_int("OD_LOGINS_PER_EMAIL", 50)
+LOGINS_PER_ADDRESS = env_int("OD_LOGINS_PER_ADDRESS", 1_000)
+REGISTRATION_WINDOW = timedelta(hours=1)
+REGISTRATIONS_PER_ADDRESS = env_int("OD_REGISTRATIONS_PER_ADDRESS", 1_000)
+API_REQUESTS_PER_MINUTE = env_int("OD_API_REQUESTS_PER_MINUTE", 6_000)
+NUM_PROXIES = env_int("OD_NUM_PROXIES", 0)
+
+# -- quotas of one user: 0 is no limit ------------------------------------------------------------
+MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)
+MAX_UNFINISHED_JOBS_PER_USER = env_int("OD_MAX_UNFINISHED_JOBS_PER_USER", 100)
+MAX_STORED_BYTES_PER_USER = env_int("OD_MAX_STORED_BYTES_PER_USER", 100 * 1024**3)
 
 # -- limits --------------------------------------------------------------------------------------
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)

@@ -6,6 +6,7 @@ from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from odproject import health, pages
+from odproject.core.api import only_read
 
 admin.site.site_header = admin.site.site_title = "odproject administration"
 # The plain admin's lists need the width that its side bar would take; django-unfold's folds away.
@@ -16,8 +17,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     re_path(r"^livez/?$", health.livez),
     re_path(r"^readyz/?$", health.readyz),
-    re_path(r"^api/schema/?$", SpectacularAPIView.as_view(), name="schema"),
-    re_path(r"^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema")),
+    re_path(r"^api/schema/?$", only_read(SpectacularAPIView.as_view()), name="schema"),
+    re_path(r"^api/docs/?$", only_read(SpectacularSwaggerView.as_view(url_name="schema"))),
     path("", include("accounts.urls")),
     path("", include("billing.urls")),
     path("", include("datasets.urls")),

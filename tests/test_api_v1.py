@@ -13,11 +13,11 @@ from PIL import Image
 from rest_framework.test import APIClient
 
 from accounts.models import Session
-from accounts.services import log_in
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
 from inference import queue, services
 from inference.models import FrameResult, Job, WorkUnit
+from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 
@@ -27,13 +27,6 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def no_broker(monkeypatch):
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-def client_of(user):
-    client = APIClient()
-    tokens = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.access}")
-    return client
 
 
 @pytest.fixture

@@ -1,39 +1,14 @@
 """Many threads at once, each with its own connection, really committing."""
 
-import threading
-
-from django.db import connection
-
 from billing import ledger
 from billing.models import Account, Hold, Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
 from tests.factories import make_user
+from tests.threads import in_threads
 
 
 def _held(user):
     return Account.objects.get(user=user, purpose="held").balance_hundredths
-
-
-def _in_threads(count, work):
-    """Run work(number) in so many threads at once; what each returned or raised."""
-    outcomes = [None] * count
-    barrier = threading.Barrier(count)
-
-    def run(number):
-        barrier.wait()
-        try:
-            outcomes[number] = work(number)
-        except Exception as error:
-            outcomes[number] = error
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
 
 
 def test_funds_for_forty_pay_exactly_forty_of_eighty_holds(committed_db):
@@ -43,7 +18,7 @@ def test_funds_for_forty_pay_exactly_forty_of_eighty_holds(committed_db):
     def hold(number):
         return ledger.place_hold(user=user, amount_hundredths=100, job_id=number)
 
-    outcomes = _in_threads(80, hold)
+    outcomes = in_threads(80, hold)
     refused = [o for o in outcomes if isinstance(o, ledger.InsufficientTokensError)]
     assert len(refused) == 40
     assert sum(isinstance(outcome, Hold) for outcome in outcomes) == 40
@@ -59,14 +34,14 @@ def test_one_key_from_twenty_threads_has_one_effect(committed_db):
             0
         ].pk
 
-    outcomes = _in_threads(20, top_up)
+    outcomes = in_threads(20, top_up)
     assert len(set(outcomes)) == 1
     assert balance_hundredths(user=user) == 100_500
 
 
 def test_accounts_opened_from_twenty_threads_get_one_welcome_grant(committed_db):
     user = make_user()
-    assert _in_threads(20, lambda _: balance_hundredths(user=user)) == [100_000] * 20
+    assert in_threads(20, lambda _: balance_hundredths(user=user)) == [100_000] * 20
     assert Transfer.objects.filter(kind="welcome").count() == 1
 
 
@@ -77,7 +52,7 @@ def test_hold_settled_from_ten_threads_is_settled_once(committed_db):
     def settle(number):
         return ledger.settle_hold(hold_id=hold.pk, captured_hundredths=number, job_id=1)
 
-    outcomes = _in_threads(10, settle)
+    outcomes = in_threads(10, settle)
     assert sum(isinstance(outcome, Hold) for outcome in outcomes) == 1
     assert sum(isinstance(o, ledger.HoldSettledError) for o in outcomes) == 9
     assert ledger_breaches() == []

@@ -41,7 +41,10 @@ def dataset(user):
 
 def upload(user, content, name="a.jpg"):
     return upload_content(
-        user=user, dataset_name="street", content=SimpleUploadedFile(name, content)
+        answer=lambda upload: upload,
+        user=user,
+        dataset_name="street",
+        content=SimpleUploadedFile(name, content),
     )
 
 

@@ -1,9 +1,13 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
+import functools
+import ipaddress
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from django.conf import settings
 from django.core.exceptions import (
     PermissionDenied,
     RequestDataTooBig,
@@ -12,14 +16,13 @@ from django.core.exceptions import (
     TooManyFilesSent,
 )
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from rest_framework import exceptions, serializers
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import JSONParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import set_rollback
 
 from odproject.core.errors import DomainError, FieldError
 
@@ -127,28 +130,28 @@ def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
     """Render whatever a view raised; None lets an unexpected error become a logged 500."""
-    headers: dict[str, str] = {}
+    document = _document_of(error, context)
+    if document is None:
+        return None
+    return Response(
+        document,
+        status=document["status"],
+        headers=_headers_of(error),
+        content_type=PROBLEM_CONTENT_TYPE,
+    )
+
+
+def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any] | None:
+    document = None
     match error:
         case DomainError():
             document = domain_problem(error)
         case exceptions.ValidationError():
-            errors = tuple(_field_errors(error.get_full_details()))
-            detail = " ".join(f"{e.field}: {e.detail}" for e in errors)
-            document = framework_problem(
-                400,
-                detail,
-                errors=errors,
-                name="ValidationError",
-                code="validation_error",
-                title="The request is not valid",
-            )
+            document = _validation_problem(error)
+        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
+            document = framework_problem(401, _authentication_detail(error))
         case exceptions.APIException():
             document = framework_problem(error.status_code, str(error.detail))
-            if isinstance(error, exceptions.NotAuthenticated | exceptions.AuthenticationFailed):
-                document = framework_problem(401, _authentication_detail(error))
-                headers["WWW-Authenticate"] = "Bearer"
-            if wait_seconds := getattr(error, "wait", None):
-                headers["Retry-After"] = str(int(wait_seconds) + 1)
         case Http404():
             document = framework_problem(404)
         case PermissionDenied():
@@ -162,15 +165,31 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
         case OperationalError() | InterfaceError():
             logger.error("The database did not answer: %s", error)
             document = framework_problem(503, _away_detail(context.get("request")))
-            headers["Retry-After"] = "2"
-        case _:
-            return None
-    set_rollback()
-    return Response(
-        document,
-        status=document["status"],
-        headers=headers,
-        content_type=PROBLEM_CONTENT_TYPE,
+    return document
+
+
+def _headers_of(error: Exception) -> dict[str, str]:
+    match error:
+        case DomainError() if error.retry_after_seconds is not None:
+            return {"Retry-After": str(error.retry_after_seconds)}
+        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
+            return {"WWW-Authenticate": "Bearer"}
+        case exceptions.Throttled() if error.wait is not None:
+            return {"Retry-After": str(math.ceil(error.wait))}
+        case OperationalError() | InterfaceError():
+            return {"Retry-After": "2"}
+    return {}
+
+
+def _validation_problem(error: exceptions.ValidationError) -> dict[str, Any]:
+    errors = tuple(_field_errors(error.get_full_details()))
+    return framework_problem(
+        400,
+        " ".join(f"{e.field}: {e.detail}" for e in errors),
+        errors=errors,
+        name="ValidationError",
+        code="validation_error",
+        title="The request is not valid",
     )
 
 
@@ -226,9 +245,45 @@ def validated(serializer_class: type[SerializerType], request: Request) -> dict[
     return dict(serializer.validated_data)
 
 
+def client_address(request: Request | HttpRequest) -> str:
+    """The network address that a request comes from; of IPv6 the network, which one owner has.
+
+    `X-Forwarded-For` counts only as far as our own proxies wrote it (OD_NUM_PROXIES): what
+    stands before was written by the client, who may write anything.
+    """
+    address = request.META.get("REMOTE_ADDR", "")
+    forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
+    if settings.NUM_PROXIES and forwarded:
+        hops = forwarded.split(",")
+        address = hops[-min(settings.NUM_PROXIES, len(hops))].strip()
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return str(address)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
 def _plain_problem(status: int) -> JsonResponse:
     document = framework_problem(status)
     return JsonResponse(document, status=status, content_type=PROBLEM_CONTENT_TYPE)
+
+
+def only_read(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """Have a view answer GET and HEAD only; every other method gets a problem document (405)."""
+
+    @functools.wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if request.method in {"GET", "HEAD"}:
+            return view(request, *args, **kwargs)
+        refusal = _plain_problem(405)
+        refusal["Allow"] = "GET, HEAD"
+        return refusal
+
+    return answer
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -28,6 +28,7 @@ class DomainError(Exception):
     status: int = 400
     code: str = "bad_request"
     title: str = "Bad request"
+    retry_after_seconds: int | None = None  # when it is worth to ask again
 
     def __init__(
         self,
@@ -61,3 +62,13 @@ class ConflictError(DomainError):
     status = 409
     code = "conflict"
     title = "Conflict"
+
+
+class QuotaExceededError(ConflictError):
+    """The user has as much of something as one user may have."""
+
+    code = "quota_exceeded"
+    title = "Quota exceeded"
+
+    def __init__(self, detail: str, *, quota: int) -> None:
+        super().__init__(detail, members={"quota": quota})

@@ -5,8 +5,17 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="A request sent again under its key, within a day, takes effect once and gets the "
+    "first answer again. 409 while the first one is at work, 422 for another request.",
+    pattern="^[!-~]{1,200}$",
+)
 Endpoint = tuple[str, str, str, Callable[..., Any]]
 
 

@@ -99,7 +99,7 @@ def story_files(story: Story, folder: Path) -> list[tuple[str, bytes]]:
         ("still.gif", mediafiles.image_bytes("GIF")),
         ("moving.gif", gif.read_bytes()),
         (LONG, mediafiles.image_bytes("BMP")),
-        ("doomed.tiff", mediafiles.image_bytes("TIFF")),
+        ("doomed.tiff", mediafiles.image_bytes("TIFF", mediafiles.noise(seed=76))),
     ]
 
 

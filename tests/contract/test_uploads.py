@@ -51,6 +51,25 @@ def test_image_costs_75_hundredths_under_whatever_name(customer, image_format):
     assert customer.datasets()[name]["token_cost"] == 1.5
 
 
+@FILE_WAYS
+@pytest.mark.parametrize("surface", ["contract", "v1"])
+def test_upload_may_be_far_larger_than_any_other_body(customer, dataset, surface, way):
+    """A body that is parsed in memory ends at 10 MiB; an upload does not."""
+    size_wh = (2400, 2100)  # 15 MB without compression
+    large = mediafiles.image_bytes("BMP", mediafiles.corner_picture(size_wh))
+    assert len(large) > 14_000_000
+    if surface == "contract":
+        answer = customer.upload(dataset, large, "large.bmp", way=way)
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["accepted"] == 1
+    else:
+        dataset_id = customer.datasets()[dataset]["dataset_id"]
+        path = way.path(f"/api/v1/datasets/{dataset_id}/uploads")
+        answer = customer.send("POST", path, files={"file": ("large.bmp", large)})
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["accepted"][0]["size_bytes"] == len(large)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_photograph_is_no_hindrance(customer, dataset, folder, orientation):
     photo = mediafiles.write_image(folder / "a.jpg", orientation=orientation)

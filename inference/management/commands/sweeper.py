@@ -14,6 +14,8 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
+from accounts.limits import forget_old_attempts
+from billing.idempotency import forget_old_answers
 from datasets.uploading import remove_orphaned_uploads
 from inference.services import forget_silent_workers, remove_orphaned_results, sweep
 from odproject.core.process import die_with_parent
@@ -31,6 +33,8 @@ def _clean() -> None:
     removed = remove_orphaned_uploads(older_than=older_than)
     removed += remove_orphaned_results(older_than=older_than)
     forget_silent_workers(before=timezone.now() - SILENT_WORKER_AGE)
+    forget_old_answers()
+    forget_old_attempts()
     call_command("clearsessions")
     if removed:
         logger.info("Removed %s orphaned files", removed)

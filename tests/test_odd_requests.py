@@ -1,0 +1,167 @@
+"""Requests that nobody sends by mistake twice: numbers without end, names that nobody can read."""
+
+import base64
+
+import pytest
+from rest_framework.test import APIClient
+
+from accounts.models import User
+from accounts.selectors import UserNotFoundError, user_by_email
+from accounts.services import InvalidCredentialsError, log_in
+from datasets.models import Dataset
+from tests.clients import client_of
+from tests.factories import PASSWORD, make_dataset, make_user
+from tests.mediafiles import image_bytes
+
+pytestmark = pytest.mark.django_db
+ENDLESS = "9" * 5000
+TOO_LARGE = str(2**63)
+
+
+@pytest.fixture
+def user():
+    return make_user("ann.smith@example.org")
+
+
+@pytest.fixture
+def client(user):
+    return client_of(user)
+
+
+def assert_refused(answer, field):
+    assert answer.status_code == 400, answer.content
+    assert answer["Content-Type"] == "application/problem+json"
+    assert {error["field"] for error in answer.json()["errors"]} == {field}
+
+
+class TestLists:
+    """A parameter that a list cannot follow is refused, never ignored."""
+
+    @pytest.mark.parametrize("value", [ENDLESS, "0", "-1", "1.5", "x", "", "201", "٣"])
+    def test_page_size_is_a_number_within_its_bounds(self, client, value):
+        assert_refused(client.get("/api/v1/datasets/", {"page_size": value}), "page_size")
+
+    def test_largest_page_size_is_given(self, client):
+        assert client.get("/api/v1/datasets/", {"page_size": 200}).status_code == 200
+        assert client.get("/api/v1/ledger/", {"page_size": 500}).status_code == 200
+        assert_refused(client.get("/api/v1/ledger/", {"page_size": 501}), "page_size")
+
+    @pytest.mark.parametrize("value", [ENDLESS, "0", "-1", "last", "x", ""])
+    def test_page_is_a_number(self, client, value):
+        assert_refused(client.get("/api/v1/jobs/", {"page": value}), "page")
+
+    def test_page_behind_the_last_is_not_found(self, client):
+        assert client.get("/api/v1/jobs/", {"page": 2}).status_code == 404
+
+    @pytest.mark.parametrize("value", [ENDLESS, TOO_LARGE, "-1", "1.5", "nan", "1e400"])
+    @pytest.mark.parametrize(
+        ("path", "name"),
+        [
+            ("jobs", "dataset_id"),
+            ("ledger", "job_id"),
+            ("events", "since"),
+            ("events", "seq__gt"),
+        ],
+    )
+    def test_number_that_no_row_has_is_refused(self, client, path, name, value):
+        assert_refused(client.get(f"/api/v1/{path}/", {name: value}), name)
+
+    @pytest.mark.parametrize("position", ["p=abc", "p=-1", f"p={ENDLESS}", f"p={TOO_LARGE}", "p="])
+    def test_cursor_that_we_never_made_is_refused(self, client, position):
+        cursor = base64.b64encode(position.encode()).decode()
+        assert_refused(client.get("/api/v1/ledger/", {"cursor": cursor}), "cursor")
+        assert_refused(client.get("/api/v1/ledger/", {"cursor": "x"}), "cursor")
+
+    @pytest.mark.parametrize("states", ["Foo", "Pending,Foo", "pending"])
+    def test_state_that_does_not_exist_is_refused(self, client, states):
+        assert_refused(client.get("/api/v1/jobs/", {"state__in": states}), "state__in")
+
+    def test_several_states_are_taken(self, client):
+        answer = client.get("/api/v1/jobs/", {"state__in": "Pending,Running"})
+        assert (answer.status_code, answer.json()["count"]) == (200, 0)
+
+
+class TestNames:
+    """A name is shown to people, in pages, in terminals and in logs."""
+
+    UNREADABLE = ["a\nb c", "a\x1b[31mb", "abc\u202egpj", "abc\u2028d", "ab\x7fc", "ab\x85c"]
+
+    @pytest.mark.parametrize("name", UNREADABLE)
+    def test_name_with_a_control_character_is_refused(self, client, user, name):
+        dataset = make_dataset(user)
+        path = f"/api/v1/datasets/{dataset.pk}/"
+        refusals = [
+            (client.post("/api/v1/datasets/", {"name": name}, format="json"), "name"),
+            (client.patch(path, {"name": name}, format="json"), "name"),
+            (client.post("/datasets/", {"datasetName": name}, format="json"), "datasetName"),
+        ]
+        body = {"datasetName": "street", "newDatasetName": name}
+        refusals.append((client.patch("/datasets/", body, format="json"), "newDatasetName"))
+        for answer, field in refusals:
+            assert_refused(answer, field)
+        assert list(Dataset.objects.values_list("name", flat=True)) == ["street"]
+
+    @pytest.mark.parametrize("tag", UNREADABLE)
+    def test_tag_with_a_control_character_is_refused(self, client, tag):
+        body = {"name": "street", "tags": ["ok", tag]}
+        assert_refused(client.post("/api/v1/datasets/", body, format="json"), "tags.1")
+        body = {"datasetName": "street", "tags": f"ok,{tag}"}
+        assert_refused(client.post("/datasets/", body, format="json"), "tags")
+        assert not Dataset.objects.exists()
+
+    @pytest.mark.parametrize("name", ["café", "улица", "通り 1", "👩‍💻 street", "a'b\"<c>"])
+    def test_name_of_any_script_is_taken(self, client, name):
+        assert client.post("/api/v1/datasets/", {"name": name}, format="json").status_code == 201
+        assert Dataset.objects.get().name == name
+
+    def test_part_whose_head_is_not_utf_8_is_told_about(self, client, user):
+        make_dataset(user)
+        body = (
+            b'--cut\r\nContent-Disposition: form-data; name="datasetName"\r\n\r\nstreet\r\n'
+            b'--cut\r\nContent-Disposition: form-data; name="file"; filename="caf\xe9.png"'
+            b"\r\n\r\n" + image_bytes("PNG") + b"\r\n--cut--\r\n"
+        )
+        answer = client.generic(
+            "POST", "/upload/", body, content_type="multipart/form-data; boundary=cut"
+        )
+        assert_refused(answer, "file")
+        assert "UTF-8" in answer.json()["detail"]
+
+
+class TestEmails:
+    """An address has one spelling but for the case of its ASCII letters."""
+
+    # Dotless i, dotted I, long s, Kelvin sign: each has an ASCII letter for its other case.
+    LOOKALIKES = [
+        "ann.sm\u0131th@example.org",
+        "ann.sm\u0130th@example.org",
+        "ann.\u017fmith@example.org",
+    ]
+
+    @pytest.mark.parametrize("email", [*LOOKALIKES, "\u212aate@example.org", "é@example.org"])
+    def test_user_registers_with_an_ascii_address(self, user, email):
+        body = {"email": email, "password": PASSWORD, "confirmPassword": PASSWORD}
+        assert_refused(APIClient().post("/user/registration", body, format="json"), "email")
+        assert_refused(APIClient().post("/api/v1/users/", body, format="json"), "email")
+        assert User.objects.count() == 1
+
+    @pytest.mark.parametrize("email", LOOKALIKES)
+    def test_lookalike_of_an_address_is_another_address(self, user, email):
+        with pytest.raises(InvalidCredentialsError):
+            log_in(email=email, password=PASSWORD)
+        with pytest.raises(UserNotFoundError):
+            user_by_email(email=email)
+
+    def test_case_of_an_address_does_not_matter(self, user):
+        assert log_in(email="ANN.SMITH@EXAMPLE.ORG", password=PASSWORD)
+        assert user_by_email(email="Ann.Smith@Example.Org") == user
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/api/docs/", "/api/schema/"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_page_that_is_only_read_says_so(path, method):
+    answer = APIClient().generic(method, path)
+    assert (answer.status_code, answer["Allow"]) == (405, "GET, HEAD")
+    assert answer["Content-Type"] == "application/problem+json"
+    assert answer.json()["code"] == "method_not_allowed"
+    assert answer["X-Request-ID"]
