@@ -242,7 +242,7 @@ def test_slow_upload_shows_its_progress_and_can_be_cancelled(page, service, tmp_
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#report li.refused")).to_contain_text("noise.pngRefused: Cancelled.")
     expect(page.locator("#uploading")).to_be_hidden()
-    expect(page.locator("#datasets")).to_contain_text("empty")
+    expect(page.locator("#datasets")).to_contain_text("Empty")
     expect(page.locator("#balance")).to_have_text("1,000")
 
 
@@ -328,7 +328,8 @@ def test_refusals_are_told_in_the_service_s_own_words(page, service):
 
     sign_up(page, service.base_url, email)
     create_dataset(page, "Twice")
-    page.get_by_label("New dataset").fill("Twice")
+    page.get_by_text("New dataset…").click()
+    page.get_by_label("Name (3 to 40 characters)").fill("Twice")
     page.get_by_role("button", name="Create dataset").click()
     expect(page.locator("#create-alert")).to_have_text("You have a dataset named Twice already.")
     expect(page.locator("#datasets label")).to_have_count(1)
@@ -653,7 +654,7 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     assert page.locator("#tokens").evaluate("one => one.scrollWidth <= one.clientWidth")
     page.keyboard.press("Enter")
     expect(page.locator("#tokens")).to_be_hidden()
-    page.get_by_label("New dataset").focus()
+    page.get_by_label("Name (3 to 40 characters)").focus()
     page.keyboard.type("A dataset whose name has forty characters")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Choose files")).to_be_focused()

@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pages", type=Path, help="a folder for every page")
     parser.add_argument("--no-readme", action="store_true", help="leave docs/images as it is")
+
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -64,14 +65,14 @@ def _take_admin(
 ) -> None:
     stranger = browser.new_page(base_url=service.base_url)
     stranger.goto("/admin/login/")
-    camera.take(stranger, "admin-login")
+    camera.take(stranger, "admin-login", reload=True)
     stranger.goto("/api/docs/")
     stranger.locator(".opblock").first.wait_for()
     camera.take(stranger, "api-docs")
     stranger.close()
     for name, path in admin_pages.pages_of(example).items():
         admin.goto(path)
-        camera.take(admin, name)
+        camera.take(admin, name, reload=True)
 
 
 def _readme_pictures(browser: Browser, service: Service, example: Example, admin: Page) -> None:

@@ -10,6 +10,7 @@ SCHEMES = ("light", "dark")
 MOST_COLOURS = 256
 TALLEST_PAGE = 6000  # pixels; beyond that a page only repeats itself
 # Found before the pictures are taken, because no picture shows them.
+CONTENT_HEIGHT = "document.documentElement.scrollHeight"
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
@@ -25,22 +26,26 @@ class Camera:
         self.folder = folder
         self.faults: list[str] = []
 
-    def take(self, page: Page, name: str, *, whole: bool = True) -> None:
-        """Take a page in every size and scheme; with `whole` also what is below the screen."""
-        for size, (width, height) in SIZES_WH.items():
-            page.set_viewport_size({"width": width, "height": height})
-            for scheme in SCHEMES:
-                page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    def take(self, page: Page, name: str, *, whole: bool = True, reload: bool = False) -> None:
+        """Take a page in every size and scheme.
+
+        With `whole` also what is below the screen; with `reload` for pages that look for the
+        scheme only when they load.
+        """
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            if reload:
+                page.reload()
+            for size, (width, height) in SIZES_WH.items():
+                page.set_viewport_size({"width": width, "height": height})
                 show_lazy_pictures(page)
                 if page.evaluate(TOO_WIDE):
                     self.faults.append(f"{name} is wider than the screen ({size}).")
+                if whole:  # a higher screen, because bars at its edge would cover a longer page
+                    tall = max(height, min(page.evaluate(CONTENT_HEIGHT), TALLEST_PAGE))
+                    page.set_viewport_size({"width": width, "height": tall})
                 path = self.folder / f"{name}-{size}-{scheme}.png"
-                clip = None
-                if whole:
-                    tall = page.evaluate("document.documentElement.scrollHeight")
-                    clip = {"x": 0, "y": 0, "width": width, "height": min(tall, TALLEST_PAGE)}
-                page.screenshot(path=path, full_page=whole, clip=clip, animations="disabled")
-        page.emulate_media(color_scheme=None)
+                page.screenshot(path=path, animations="disabled")
 
     def check(self) -> None:
         """Raises PageError when a page did not fit."""

@@ -85,8 +85,15 @@ def _results(camera: Camera, page: Page) -> None:
         figure.locator("img, video").first.wait_for()
     results.scroll_into_view_if_needed()
     camera.take(page, "results")
-    results.get_by_role("slider").first.fill("60")
+    results.get_by_role("slider", name="Confidence").fill("60")
+    results.get_by_role("slider", name="Place in").fill("2.5")
     camera.take(page, "results-at-60-percent")
+    results.get_by_role("button", name="Enlarge").first.click()
+    page.locator("#viewer-picture img").wait_for()
+    camera.take(page, "viewer", whole=False)
+    page.get_by_role("button", name="Full size").click()
+    camera.take(page, "viewer-full-size", whole=False)
+    page.keyboard.press("Escape")
 
 
 def _upload(camera: Camera, page: Page, media: Media) -> None:
