@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 
 from odproject.engines import Engines, running_engines, socket_folder
 from tests.browser import PASSWORD, drawn_image
@@ -62,7 +63,17 @@ class Image:
         who = [] if user == "root" else ["--userspec", f"{user}:{user}"]
         drop = [] if user == "root" else ["setpriv", "--bounding-set=-all", "--no-new-privs"]
         script = f'cd {shlex.quote(self.workdir)} && exec "$@"'
-        return [str(shutil.which("chroot")), *who, str(self.root), *drop, "sh", "-c", script, "sh", *command]
+        return [
+            str(shutil.which("chroot")),
+            *who,
+            str(self.root),
+            *drop,
+            "sh",
+            "-c",
+            script,
+            "sh",
+            *command,
+        ]
 
     def run(self, command: list[str], **extra: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
@@ -81,7 +92,10 @@ def build(image: Image, arguments: dict[str, str]) -> None:
         print(f"{step.instruction} {step.text}"[:150], flush=True)
         if step.instruction == "FROM":
             image.user, image.workdir = "root", "/"
-            image.environment = {"HOME": "/root", "PATH": f"{image.python_folder}:/usr/local/bin:/usr/sbin:/usr/bin:/bin"}
+            image.environment = {
+                "HOME": "/root",
+                "PATH": f"{image.python_folder}:/usr/local/bin:/usr/sbin:/usr/bin:/bin",
+            }
             image.environment |= {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
         elif step.instruction == "ARG":
             name, _, default = step.text.partition("=")
@@ -128,7 +142,9 @@ def _copy(image: Image, words: list[str]) -> None:
 # -- the roles of the compose file ---------------------------------------------------------------
 
 
-def role(image: Image, service: dict[str, Any], engines: Engines) -> tuple[list[str], dict[str, str]]:
+def role(
+    image: Image, service: dict[str, Any], engines: Engines
+) -> tuple[list[str], dict[str, str]]:
     """Command and environment of one service, on the engines that stand in."""
     environment = {key: str(value) for key, value in service["environment"].items()}
     environment["DATABASE_URL"] = engines.database_url
@@ -258,6 +274,14 @@ def mount_root(place: Path, python_folder: Path) -> Path:
     return root
 
 
+def _as_the_image_of_postgres(engines: Engines) -> None:
+    """Its one role may do everything; the application's does not exist before `migrate`."""
+    with psycopg.connect(engines.superuser_url, autocommit=True) as connection:
+        connection.execute("ALTER ROLE od_owner SUPERUSER")
+        connection.execute("DROP OWNED BY od_app")
+        connection.execute("DROP ROLE od_app")
+
+
 def _inside(place: Path, arguments: argparse.Namespace) -> None:
     """The whole of it, with mounts and a network of its own."""
     root = mount_root(place, arguments.python_folder)
@@ -275,6 +299,7 @@ def _inside(place: Path, arguments: argparse.Namespace) -> None:
         there = root / str(sockets).lstrip("/")
         there.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", str(sockets), str(there)], check=True)
+        _as_the_image_of_postgres(engines)
         run_roles(image, engines, place)
 
 

@@ -70,8 +70,6 @@ def compose_text(name: str) -> str:
     return (REPOSITORY / name).read_text()
 
 
-def read_compose(
-    variables: Mapping[str, str], name: str = "docker-compose.yml"
-) -> dict[str, Any]:
+def read_compose(variables: Mapping[str, str], name: str = "docker-compose.yml") -> dict[str, Any]:
     """A compose file with its anchors and variables filled in. Raises MissingVariableError."""
     return dict(interpolated(yaml.safe_load(compose_text(name)), variables))

@@ -53,9 +53,7 @@ def main() -> None:
 
 def _admin_page(browser: Browser, service: Service) -> Page:
     width, height = SIZES_WH["wide"]
-    page = browser.new_page(
-        base_url=service.base_url, viewport={"width": width, "height": height}
-    )
+    page = browser.new_page(base_url=service.base_url, viewport={"width": width, "height": height})
     admin_pages.log_in(page, service.admin_email, service.admin_password)
     return page
 
