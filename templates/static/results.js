@@ -87,7 +87,8 @@ function sliderOf(view) {
   const input = element("input", { type: "range", min, max: 95, step: STEP_PERCENT });
   view.percent = Math.max(min, DRAWN_PERCENT);
   input.value = view.percent;
-  const shown = element("output", { textContent: `${view.percent}%` });
+  // No output element: the label would name that instead of the slider.
+  const shown = element("b", { textContent: `${view.percent}%` });
   input.addEventListener("input", () => {
     view.percent = Number(input.value);
     shown.textContent = `${view.percent}%`;

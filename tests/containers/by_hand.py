@@ -275,11 +275,9 @@ def mount_root(place: Path, python_folder: Path) -> Path:
 
 
 def _as_the_image_of_postgres(engines: Engines) -> None:
-    """Its one role may do everything; the application's does not exist before `migrate`."""
+    """There the role that owns the database may do everything."""
     with psycopg.connect(engines.superuser_url, autocommit=True) as connection:
         connection.execute("ALTER ROLE od_owner SUPERUSER")
-        connection.execute("DROP OWNED BY od_app")
-        connection.execute("DROP ROLE od_app")
 
 
 def _inside(place: Path, arguments: argparse.Namespace) -> None:

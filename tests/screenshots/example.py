@@ -156,9 +156,9 @@ def make_example(service: Service, media: Media) -> Example:
 
 def _job_on_lost_file(owner: Person, dataset_id: int, path: Path, service: Service) -> int:
     """A failed job: its only file is damaged on the disk after it was accepted."""
-    stored = {one for one in _stored_files(service)}
+    stored = set(_stored_files(service))
     owner.upload(dataset_id, path)
-    for damaged in {one for one in _stored_files(service)} - stored:
+    for damaged in set(_stored_files(service)) - stored:
         damaged.write_bytes(damaged.read_bytes()[:300])
     job_id = owner.start(dataset_id)
     owner.wait_for(job_id, "Failed")
