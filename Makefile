@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up demo test faults lint bench clean
+.PHONY: help install install-dev up demo test faults lint bench screenshots clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make faults  break the running service in every way, and see that it recovers (minutes)"
 	@echo "make lint    check style, types, imports and migrations"
+	@echo "make screenshots  the README's pictures again; PAGES=folder takes every page of the service"
 	@echo "make bench   measure the pipeline on this machine; FILES=\"a.mp4 b.mp4\" on your own videos"
 
 # An interpreter counts when it runs: a shim may stand in the path and lead nowhere.
@@ -58,6 +59,9 @@ test: install-dev
 
 faults: install-dev
 	@exec $(BIN)/python -m pytest tests/faults -m "fault or fault_long" $(ARGS)
+
+screenshots: install-dev
+	@exec $(BIN)/python -m tests.screenshots $(if $(PAGES),--pages "$(PAGES)")
 
 lint: install-dev
 	@$(BIN)/ruff check .

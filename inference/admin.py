@@ -3,6 +3,7 @@
 The page of datasets stands here rather than in datasets, because blocking one aborts its jobs.
 """
 
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -226,12 +227,17 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
         """Pictures are for those who may see them."""
         facts = ("name", "owner", "tag_list", "content", "size", "detection_cost", "upload_cost")
         sets: list[tuple[str | None, dict[str, Any]]] = [
-            (None, {"fields": (*facts, "created_at")}),
-            ("Moderation", {"fields": ("status", "block_reason", "flagged_at", "deleted_at")}),
+            (None, {"fields": ("status", *facts, "created_at")}),
+            ("Moderation", {"fields": ("block_reason", "flagged_since", "deleted_at")}),
         ]
         if request.user.has_perm("datasets.view_mediafile"):
-            sets.append(("Files", {"fields": ("files",)}))
+            sets.insert(1, ("Files", {"fields": ("files",)}))
         return sets
+
+    @admin.display(description="Flagged at")
+    def flagged_since(self, dataset: Dataset) -> datetime | None:
+        """When somebody asked for a second look."""
+        return dataset.flagged_at
 
     @admin.display(ordering="user__email")
     def owner(self, dataset: Dataset) -> str:
@@ -549,12 +555,12 @@ class JobAdmin(ReadOnlyAdmin[Job]):
             f"{percent:g}",
         )
 
-    @admin.display(description="Quoted (tokens)", ordering="quoted_hundredths")
+    @admin.display(description="Quoted", ordering="quoted_hundredths")
     def quoted(self, job: Job) -> str:
         """Tokens quoted."""
         return readable_tokens(job.quoted_hundredths)
 
-    @admin.display(description="Charged (tokens)", ordering="charged_hundredths")
+    @admin.display(description="Charged", ordering="charged_hundredths")
     def charged(self, job: Job) -> str:
         """Tokens charged."""
         return "-" if job.charged_hundredths is None else readable_tokens(job.charged_hundredths)

@@ -242,7 +242,7 @@ def test_slow_upload_shows_its_progress_and_can_be_cancelled(page, service, tmp_
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#report li.refused")).to_contain_text("noise.pngRefused: Cancelled.")
     expect(page.locator("#uploading")).to_be_hidden()
-    expect(page.locator("#datasets")).to_contain_text("empty")
+    expect(page.locator("#datasets")).to_contain_text("Empty")
     expect(page.locator("#balance")).to_have_text("1,000")
 
 
@@ -328,7 +328,8 @@ def test_refusals_are_told_in_the_service_s_own_words(page, service):
 
     sign_up(page, service.base_url, email)
     create_dataset(page, "Twice")
-    page.get_by_label("New dataset").fill("Twice")
+    page.get_by_text("New dataset…").click()
+    page.get_by_label("Name (3 to 40 characters)").fill("Twice")
     page.get_by_role("button", name="Create dataset").click()
     expect(page.locator("#create-alert")).to_have_text("You have a dataset named Twice already.")
     expect(page.locator("#datasets label")).to_have_count(1)
@@ -418,23 +419,94 @@ def test_aborted_job_gives_back_what_was_not_done(page, service, tmp_path):
     assert movements(page)[-3:] == [("hold", "-100"), ("upload", "-50"), ("welcome", "+1,000")]
 
 
-def test_slider_shows_detections_of_another_confidence(page, service, tmp_path):
+def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, service, tmp_path):
+    traffic = Traffic(page)
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Slider")
-    upload(page, drawn_image(tmp_path / "street.jpg"))
+    upload(page, drawn_image(tmp_path / "street.jpg"), drawn_video(tmp_path / "a.mp4", 3))
     card = start_job(page)
-    expect(card.locator("figure img")).to_be_visible(timeout=JOB_TIMEOUT_MS)
-    slider, chip = card.get_by_role("slider"), card.locator(".chip")
+    picture = card.locator("figure", has_text="street.jpg")
+    expect(picture.locator("img")).to_be_visible(timeout=JOB_TIMEOUT_MS)
+    slider = card.get_by_role("slider", name="Confidence")
+    row, boxes = card.locator("tbody tr").first, picture.locator("rect")
     counts = []
     for percent in (5, 25, 60):
         slider.fill(str(percent))
-        expect(card.locator(".slider output")).to_have_text(f"{percent}%")
-        counts.append(sum(int(text.split()[0]) for text in chip.all_inner_texts()))
+        expect(card.locator(".slider b")).to_have_text(f"{percent}%")
+        counts.append(sum(int(text.split()[0]) for text in row.locator(".chip").all_inner_texts()))
         if percent == 25:
-            expect(card.locator("figure svg")).to_have_count(0)  # the annotated file has its own
+            expect(card.locator("figure svg rect")).to_have_count(0)  # as annotated
         else:
-            expect(card.locator("figure rect")).to_have_count(counts[-1])
+            expect(boxes).to_have_count(counts[-1])
     assert counts[0] > counts[1] > counts[2] > 0
+
+    cars = card.get_by_role("checkbox", name="car")
+    cars.uncheck()
+    expect(boxes).to_have_count(0)
+    expect(row).to_contain_text("nothing")
+    cars.check()
+    expect(boxes).to_have_count(counts[2])
+    expect(page.locator("article.job")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("993.25")
+
+    slider.fill("50")
+    film = card.locator("figure", has_text="a.mp4")
+    place = film.get_by_role("slider", name="Place in a.mp4")
+    place.scroll_into_view_if_needed()
+    expect(film.locator("rect").first).to_be_attached()
+    drawn = film.locator("rect").count()
+    expect(film.locator(".timeline output")).to_have_text(re.compile(rf"^0:00.0: {drawn} \w+"))
+    place.focus()
+    page.keyboard.press("End")
+    expect(film.locator("video")).to_have_js_property("currentTime", 0.08)
+    expect(film.locator(".timeline output")).to_have_text(re.compile(r"^0:00\.1: \d"))
+    assert traffic.complaints == []
+
+
+def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Two pictures")
+    upload(page, *(drawn_image(tmp_path / f"{seed}.jpg", seed) for seed in (7, 8)))
+    card = start_job(page)
+    enlarge = card.get_by_role("button", name="Enlarge 7.jpg")
+    expect(enlarge).to_be_visible(timeout=JOB_TIMEOUT_MS)
+    enlarge.focus()
+    page.keyboard.press("Enter")
+    viewer, picture = page.locator("#viewer"), page.locator("#viewer-picture img")
+    expect(viewer.get_by_role("heading", name="7.jpg")).to_be_visible()
+    expect(picture).to_have_js_property("naturalWidth", 1280)
+    page.keyboard.press("ArrowRight")
+    expect(viewer.get_by_role("heading", name="8.jpg")).to_be_visible()
+    viewer.get_by_role("button", name="Full size").click()
+    expect(picture).to_have_js_property("width", 1280)
+    page.keyboard.press("Escape")
+    expect(viewer).to_be_hidden()
+    expect(enlarge).to_be_focused()
+
+
+def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
+    keys: list[str] = []
+
+    def lose_first_answer(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Tunnel")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    page.route(re.compile(r"/api/v1/jobs/$"), lose_first_answer)
+    page.get_by_role("button", name="Start detection").click()
+    expect(page.locator("#start-alert")).to_contain_text("cannot be reached")
+    page.get_by_role("button", name="Start detection").click()
+    expect(page.locator("article.job .state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    assert keys[0] == keys[1]
     expect(page.locator("article.job")).to_have_count(1)
     expect(page.locator("#balance")).to_have_text("997.75")
 
@@ -640,6 +712,9 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     sign_up(page, service.base_url, email)
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in", exact=True)).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
     for keys in (email, PASSWORD):
         page.keyboard.press("Tab")
         page.keyboard.type(keys)
@@ -653,7 +728,7 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     assert page.locator("#tokens").evaluate("one => one.scrollWidth <= one.clientWidth")
     page.keyboard.press("Enter")
     expect(page.locator("#tokens")).to_be_hidden()
-    page.get_by_label("New dataset").focus()
+    page.get_by_label("Name (3 to 40 characters)").focus()
     page.keyboard.type("A dataset whose name has forty characters")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Choose files")).to_be_focused()

@@ -1,5 +1,8 @@
 """Boxes and labels are readable and hide no vehicle."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image as PilImage
@@ -134,3 +137,11 @@ def test_image_too_large_for_its_format_leaves_nothing(tmp_path):
         write_image(tmp_path / "a.webp", grey((16_400, 4)))
     assert caught.value.code == "image_too_large"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_page_draws_a_class_in_the_colour_of_annotated_files():
+    script = Path(__file__).parent.parent / "templates/static/detections.js"
+    told = re.findall(r'"#([0-9a-f]{6})"', script.read_text())
+    colours = [tuple(bytes.fromhex(one)) for one in told]
+    assert colours == [class_colour(class_id) for class_id in range(len(colours))]
+    assert class_colour(len(colours)) == colours[0]

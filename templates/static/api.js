@@ -13,7 +13,7 @@ const RENEW_AFTER = 0.8; // of an access token's life
 const TURN_NAME = "odproject.renewal";
 const OTHER_TAB_MS = 3000;
 const UNREACHABLE = "The service cannot be reached. Please try again in a moment.";
-const BROKEN_OFF = "The connection broke off. If the price below has grown, the file did arrive.";
+const BROKEN_OFF = "The connection broke off.";
 
 export const sessionEnds = signal();
 
@@ -180,8 +180,15 @@ async function withAccess(attempt) {
 
 // -- requests
 
-async function send(path, { method = "GET", keys = null } = {}, access = "") {
+// A key for one intention: what is sent again with the same one happens once.
+export function newIdempotencyKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function send(path, { method = "GET", keys = null, idempotencyKey = "" } = {}, access = "") {
   const headers = access ? { Authorization: `Bearer ${access}` } : {};
+  if (idempotencyKey) headers["Idempotency-Key"] = idempotencyKey;
   const body = keys ? JSON.stringify(keys) : undefined;
   if (body) headers["Content-Type"] = "application/json";
   try {
@@ -215,7 +222,7 @@ export function nextPath(path, { next }) {
 
 // XMLHttpRequest, because fetch tells nothing about the progress of an upload. `onStart` is given
 // each request made, `onProgress` the share that was sent, and null when all was.
-export async function uploadFile(path, file, { onStart, onProgress }) {
+export async function uploadFile(path, file, { onStart, onProgress, idempotencyKey }) {
   const attempt = (access) =>
     new Promise((resolve, reject) => {
       const upload = new XMLHttpRequest();
@@ -230,6 +237,7 @@ export async function uploadFile(path, file, { onStart, onProgress }) {
       upload.onabort = () => reject(Object.assign(new Refusal("Cancelled."), { cancelled: true }));
       upload.open("POST", path);
       upload.setRequestHeader("Authorization", `Bearer ${access}`);
+      upload.setRequestHeader("Idempotency-Key", idempotencyKey);
       upload.send(body);
       onStart(upload);
     });

@@ -1,7 +1,7 @@
 // The list of datasets: create, choose, change, delete.
 
 import { ask, nextPath, request } from "./api.js";
-import { amount, announce, byId, confirmed, element, showAlert, signal } from "./page.js";
+import { announce, byId, confirmed, element, showAlert, signal } from "./page.js";
 import { contentText } from "./media.js";
 
 const PATH = "/api/v1/datasets/";
@@ -19,9 +19,10 @@ export async function refreshDatasets() {
   try {
     state.datasets = await newestDatasets();
   } catch (refusal) {
-    showAlert("create-alert", refusal.message);
+    showAlert("datasets-alert", refusal.message);
     return;
   }
+  showAlert("datasets-alert", "");
   if (!chosenDataset()) state.chosenId = state.datasets[0]?.id ?? null;
   draw();
   choiceChanges.tell(chosenDataset());
@@ -45,6 +46,7 @@ function draw() {
   byId("datasets").replaceChildren(byId("datasets").querySelector("legend"), ...labels);
   if (focused) byId("datasets").querySelector(":checked")?.focus();
   byId("no-datasets").hidden = labels.length > 0;
+  if (!labels.length) byId("creation").open = true;
   byId("more-datasets").hidden = !state.more;
   drawChosen(chosenDataset());
 }
@@ -54,21 +56,21 @@ function label(dataset) {
   input.checked = dataset.id === state.chosenId;
   input.addEventListener("change", () => choose(dataset.id));
   const name = element("b", { textContent: dataset.name });
-  const cost = dataset.inference_cost_tokens;
-  const details = [cost ? `detection ${amount(cost)} tokens` : "empty", ...tagTexts(dataset)];
-  if (dataset.is_blocked) details.unshift("blocked");
-  return element("label", {}, input, element("span", {}, name, details.join(" · ")));
+  const about = element("span", { className: "about", textContent: aboutText(dataset) });
+  const parts = [input, element("span", {}, name, about)];
+  if (dataset.is_blocked) parts.push(element("span", { className: "state Failed", textContent: "blocked" }));
+  return element("label", {}, ...parts);
 }
 
-function tagTexts({ tags }) {
-  return tags.map((tag) => `#${tag}`);
+function aboutText(dataset) {
+  return [contentText(dataset), ...dataset.tags.map((tag) => `#${tag}`)].join(" · ");
 }
 
 function drawChosen(dataset) {
   byId("dataset").hidden = !dataset;
   if (!dataset) return;
   byId("dataset-title").textContent = dataset.name;
-  byId("dataset-about").textContent = [contentText(dataset), ...tagTexts(dataset)].join(" · ");
+  byId("dataset-about").textContent = aboutText(dataset);
   const reason = dataset.block_reason ? ` The reason: ${dataset.block_reason}` : "";
   showAlert("blocked", dataset.is_blocked ? `An administrator has blocked this dataset.${reason}` : "");
   byId("files").disabled = dataset.is_blocked;
@@ -95,6 +97,7 @@ async function create(event) {
   try {
     const dataset = await ask(PATH, { method: "POST", keys });
     byId("create").reset();
+    byId("creation").open = false;
     state.chosenId = dataset.id;
     await refreshDatasets();
     announce(`Dataset ${dataset.name} was created.`);
@@ -134,7 +137,8 @@ async function remove() {
     await request(`${PATH}${id}/`, { method: "DELETE" });
     announce(`Dataset ${name} was deleted.`);
   } catch (refusal) {
-    showAlert("create-alert", refusal.message);
+    showAlert("datasets-alert", refusal.message);
+    return;
   }
   await refreshDatasets();
   (byId("datasets").querySelector(":checked") || byId("create-name")).focus();

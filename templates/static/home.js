@@ -10,6 +10,7 @@ import { listenToMedia, showMediaFiles } from "./media.js";
 import { announce, byId, listenToDialogs } from "./page.js";
 import { listenToStart, showModels } from "./start.js";
 import { listenToUploads } from "./uploads.js";
+import { listenToViewer } from "./viewer.js";
 
 function begin() {
   followOtherTabs();
@@ -25,6 +26,7 @@ function enter() {
   listenToUploads();
   listenToStart();
   listenToJobs();
+  listenToViewer();
   choiceChanges.listen(showMediaFiles);
   byId("workplace").hidden = false;
   byId("workplace-title").focus();

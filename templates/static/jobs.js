@@ -2,6 +2,7 @@
 
 import { ask, nextPath } from "./api.js";
 import { refreshBalance } from "./ledger.js";
+import { optionsText } from "./options.js";
 import { amount, announce, button, byId, confirmed, element, moment, plural } from "./page.js";
 import { clearResults, fillResults } from "./results.js";
 
@@ -156,7 +157,7 @@ function makeCard(id) {
 
 function update(card, job) {
   const isFinished = FINISHED.has(job.state);
-  const about = [job.dataset_name, job.model_version].filter(Boolean).join(" · ");
+  const about = [job.dataset_name, job.model_version, optionsText(job.options || {})].filter(Boolean).join(" · ");
   card.title.replaceChildren(`Job ${job.id} `, element("span", { textContent: about }));
   card.badge.textContent = job.state;
   card.badge.className = `state ${job.state}`;
@@ -175,6 +176,9 @@ function textOf(job) {
   if (job.state === "Pending") return `Waits for a worker.${most}`;
   if (job.state === "Running") {
     const done = job.frame_count ? `, ${job.frames_done || 0} of ${plural(job.frame_count, "frame")}` : "";
+    if (job.frame_count && job.frames_done === job.frame_count) {
+      return `All frames are done; the annotated files are finished now.${most}`;
+    }
     return `${Math.round(job.progress_percent)}%${done}.${most}`;
   }
   const parts = [];

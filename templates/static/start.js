@@ -1,17 +1,25 @@
 // Starting detection: the models, the price, the button.
 
-import { ask } from "./api.js";
+import { ask, newIdempotencyKey } from "./api.js";
 import { choiceChanges, chosenDataset } from "./datasets.js";
 import { openNewJob } from "./jobs.js";
 import { availableTokens, balanceChanges, refreshBalance } from "./ledger.js";
+import { chosenOptions, listenToOptions, optionsChanges, showOptions } from "./options.js";
 import { amount, byId, element, showAlert } from "./page.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
 
+const state = {
+  models: new Map(), // version -> what the API tells of it
+  attempt: { body: "", key: "" }, // a job that may or may not have been started
+};
+
 export async function showModels() {
   try {
     const { results } = await ask("/api/v1/models/?page_size=100");
+    state.models = new Map(results.map((model) => [model.version, model]));
     byId("models").replaceChildren(byId("models").querySelector("legend"), ...results.map(choice));
+    showOptions(state.models.get(chosenModel()?.value));
   } catch (refusal) {
     showAlert("start-alert", refusal.message);
   }
@@ -54,24 +62,47 @@ function drawQuote() {
   byId("start-submit").disabled = !chosenModel();
 }
 
+function jobKeys() {
+  const { value: model_version, dataset } = chosenModel();
+  const keys = { dataset_id: chosenDataset().id, model_id: dataset.modelId, model_version };
+  const options = chosenOptions();
+  return Object.keys(options).length ? { ...keys, options } : keys;
+}
+
+function keyFor(keys) {
+  const body = JSON.stringify(keys);
+  if (body !== state.attempt.body || !state.attempt.key) {
+    state.attempt = { body, key: newIdempotencyKey() };
+  }
+  return state.attempt.key;
+}
+
 async function start(event) {
   event.preventDefault();
   if (byId("start-submit").disabled) return;
   byId("start-submit").disabled = true;
   showAlert("start-alert", "");
-  const { value: model_version, dataset } = chosenModel();
-  const keys = { dataset_id: chosenDataset().id, model_id: dataset.modelId, model_version };
   try {
-    openNewJob(await ask("/api/v1/jobs/", { method: "POST", keys }));
+    const keys = jobKeys();
+    openNewJob(await ask("/api/v1/jobs/", { method: "POST", keys, idempotencyKey: keyFor(keys) }));
+    state.attempt.key = "";
   } catch (refusal) {
     showAlert("start-alert", refusal.message);
+    // Without an answer nobody knows whether it was started; the same key starts it once.
+    if (refusal.status) state.attempt.key = "";
   }
   await refreshBalance();
   drawQuote();
 }
 
 export function listenToStart() {
+  listenToOptions();
   byId("start").addEventListener("submit", start);
+  byId("models").addEventListener("change", () => {
+    showOptions(state.models.get(chosenModel().value));
+    drawQuote();
+  });
+  optionsChanges.listen(drawQuote);
   choiceChanges.listen(() => {
     showAlert("start-alert", "");
     drawQuote();

@@ -1,9 +1,9 @@
 // Uploads by a choice of files or by drag and drop, with progress and a report file by file.
 
-import { sessionEnds, uploadFile } from "./api.js";
+import { newIdempotencyKey, sessionEnds, uploadFile } from "./api.js";
 import { choiceChanges, chosenDataset, refreshDatasets } from "./datasets.js";
 import { refreshBalance } from "./ledger.js";
-import { amount, announce, byId, element, plural } from "./page.js";
+import { amount, announce, button, byId, element, plural } from "./page.js";
 
 const LONGEST_REPORT = 500;
 
@@ -23,21 +23,48 @@ async function uploadFiles(files) {
   byId("uploading").hidden = false;
   for (const [position, file] of [...files].entries()) {
     const which = files.length > 1 ? ` (${position + 1} of ${files.length})` : "";
-    try {
-      addReport(file.name, await uploadOne(file, dataset.id, which));
-    } catch (refusal) {
-      addReport(file.name, { refused: [{ filename: file.name, error: refusal.message }] });
-      if (refusal.cancelled) break;
-    }
+    const one = { file, datasetId: dataset.id, idempotencyKey: newIdempotencyKey(), which };
+    if (!(await reportOne(one))) break;
   }
-  byId("uploading").hidden = true;
   byId("files").value = "";
+  endUpload();
+}
+
+function endUpload() {
+  byId("uploading").hidden = true;
   state.isBusy = false;
   refreshBalance();
   refreshDatasets();
 }
 
-function uploadOne(file, datasetId, which) {
+// Uploads a file and reports it; resolves to whether to go on with the next one.
+async function reportOne(one) {
+  try {
+    addReport(one.file.name, await uploadOne(one));
+  } catch (refusal) {
+    const { message, status, cancelled } = refusal;
+    addReport(one.file.name, { refused: [{ filename: one.file.name, error: message }] });
+    // Nobody knows what became of it. With the same key it is taken, and paid, once.
+    if (!status && !cancelled) offerRetry(one);
+    return !cancelled;
+  }
+  return true;
+}
+
+function offerRetry(one) {
+  const retry = button("Try again", async () => {
+    if (state.isBusy) return;
+    state.isBusy = true;
+    retry.parentElement.remove();
+    state.report.refused -= 1;
+    byId("uploading").hidden = false;
+    await reportOne(one);
+    endUpload();
+  });
+  byId("report").querySelector("li:last-child").append(retry);
+}
+
+function uploadOne({ file, datasetId, idempotencyKey, which = "" }) {
   const draw = (share) => {
     const verb = share === null ? "Checking" : "Uploading";
     drawProgress(`${verb} ${file.name}${which}`, share);
@@ -45,7 +72,8 @@ function uploadOne(file, datasetId, which) {
   draw(0);
   const onStart = (upload) => (state.current = upload);
   const path = `/api/v1/datasets/${datasetId}/uploads/`;
-  return uploadFile(path, file, { onStart, onProgress: draw }).finally(() => {
+  const settings = { onStart, onProgress: draw, idempotencyKey };
+  return uploadFile(path, file, settings).finally(() => {
     state.current = null;
   });
 }

@@ -1,0 +1,140 @@
+"""The README's journeys, run word for word against the running service.
+
+Only the address is another one: tests serve on a free port.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.browser import chromium, drawn_image
+
+pytestmark = pytest.mark.service
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+ADDRESS = "localhost:8080"
+TELL_TOKEN = '\necho "TOKEN $token"\n'
+SECONDS = 120
+
+
+def code_after(heading: str, language: str) -> list[str]:
+    """The code blocks of a language in one section."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+
+
+def at(service, code: str) -> str:
+    """The code with the address of the running service."""
+    assert ADDRESS in code
+    return code.replace(ADDRESS, service.base_url.removeprefix("http://"))
+
+
+@pytest.fixture(scope="module")
+def journey(service, tmp_path_factory) -> tuple[str, str, Path]:
+    """Both curl blocks in one shell: the token, what they printed, and where they ran."""
+    folder = tmp_path_factory.mktemp("journey")
+    (folder / "demo-output/drawn").mkdir(parents=True)
+    drawn_image(folder / "demo-output/drawn/street_1.jpg")
+    (first,) = code_after("A journey with curl", "sh")
+    (second,) = code_after("Two surfaces", "sh")
+    done = subprocess.run(
+        ["bash", "-euc", at(service, first) + second + TELL_TOKEN],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout.rpartition("TOKEN ")[2].strip(), done.stdout, folder
+
+
+def start_another_job(service, token: str) -> None:
+    keys = {"datasetName": "street", "modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
+    headers = {"Authorization": f"Bearer {token}"}
+    httpx.post(f"{service.base_url}/inference/", json=keys, headers=headers).raise_for_status()
+
+
+def test_journey_with_curl_ends_with_annotated_pictures(journey):
+    _, told, folder = journey
+    assert '{"tokenBalance": 999.25}'.replace(" ", "") in told.replace(" ", "")
+    assert '"name": "car"' in told or '"name":"car"' in told
+    assert "error" not in told.lower()
+    with zipfile.ZipFile(folder / "demo-output/annotated.zip") as archive:
+        assert archive.namelist() == ["street_1.jpg"]
+        assert archive.testzip() is None
+
+
+def test_python_client_hears_of_a_job(service, journey):
+    token, _, _ = journey
+    (code,) = code_after("A journey with curl", "python")
+    heard: list[str] = []
+    is_greeted, is_over = threading.Event(), threading.Event()
+
+    def listen(lines) -> None:
+        for line in lines:
+            heard.append(line)
+            if "list of the jobs" in line:
+                is_greeted.set()
+            if "has been completed" in line:
+                is_over.set()
+
+    client = subprocess.Popen(
+        [sys.executable, "-uc", at(service, code)],
+        env={**os.environ, "token": token},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    reader = threading.Thread(target=listen, args=(client.stdout,))
+    reader.start()
+    try:
+        assert is_greeted.wait(SECONDS), heard
+        start_another_job(service, token)
+        assert is_over.wait(SECONDS), heard
+    finally:
+        client.terminate()
+        client.wait()
+        reader.join()
+        client.stdout.close()
+    assert "Hello, ann@example.org!" in heard[0]
+
+
+def test_javascript_client_hears_of_a_job(service, journey):
+    token, _, _ = journey
+    (code,) = code_after("A journey with curl", "js")
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(service.base_url)
+        with page.expect_console_message(lambda one: "list of the jobs" in one.text):
+            page.evaluate(f"async (token) => {{ {code} }}", token)
+        with page.expect_console_message(
+            lambda one: "has been completed" in one.text, timeout=SECONDS * 1000
+        ):
+            start_another_job(service, token)
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    targets = re.findall(r"\]\(([^)#\s]+)\)", README)
+    assert "docs/images/page-results.png" in targets
+    own = [target for target in targets if not target.startswith("http")]
+    assert [target for target in own if not (REPOSITORY / target).exists()] == []
+
+
+def test_pictures_of_the_readme_load_quickly():
+    pictures = list((REPOSITORY / "docs/images").iterdir())
+    shown = {Path(target).name for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)}
+    assert {picture.name for picture in pictures} == shown
+    assert [picture.name for picture in pictures if picture.stat().st_size > 250_000] == []
+
+
+def test_commands_of_the_readme_exist():
+    known = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.M)) <= known
