@@ -1,0 +1,60 @@
+"""Runs a detector over labelled images and scores what it finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets.media.errors import MediaError
+from datasets.media.images import read_image
+from inference.evaluation.data import LabelledData, LabelledImage
+from inference.evaluation.errors import EvaluationDataError
+from inference.evaluation.metrics import Scores, score
+from inference.pipeline.detector import Detector
+
+Progress = Callable[[Iterable[LabelledImage]], Iterable[LabelledImage]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a detector, under the name of how it was run, and the time it took."""
+
+    name: str
+    scores: Scores
+    seconds: float
+
+
+def evaluate(
+    detector: Detector, data: LabelledData, *, name: str, progress: Progress = lambda images: images
+) -> Evaluation:
+    """Find what is in every image, and score it.
+
+    The class ids of `data` are those of the detector (`data.for_model`). One image is in memory
+    at a time. `progress` may watch the images go by. Raises EvaluationDataError for an image
+    that cannot be read, or is not of the size that its labels are for.
+    """
+    found, sizes_wh, seconds = [], [], 0.0
+    for labelled in progress(data.images):
+        image = _read(labelled)
+        start = time.perf_counter()
+        found.extend(detector.detect([image]))
+        seconds += time.perf_counter() - start
+        sizes_wh.append((image.shape[1], image.shape[0]))
+    return Evaluation(name, score(data.images, sizes_wh, found, detector.class_names), seconds)
+
+
+def _read(labelled: LabelledImage) -> Any:
+    try:
+        image = read_image(labelled.path)
+    except (MediaError, OSError) as error:
+        raise EvaluationDataError(f"{labelled.path} cannot be read: {error}") from error
+    size_wh = (image.shape[1], image.shape[0])
+    if labelled.size_wh is not None and labelled.size_wh != size_wh:
+        labelled_size = " x ".join(map(str, labelled.size_wh))
+        raise EvaluationDataError(
+            f"{labelled.path} is {size_wh[0]} x {size_wh[1]} pixels, its labels are for "
+            f"{labelled_size}."
+        )
+    return image

@@ -1,0 +1,162 @@
+"""`manage.py evaluate MODEL DATA`: how well a model does on labelled images, in COCO's metrics."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from tqdm import tqdm
+
+from inference.evaluation.data import LabelledData, for_model, read_data
+from inference.evaluation.errors import EvaluationDataError
+from inference.evaluation.evaluate import Evaluation, evaluate
+from inference.evaluation.report import as_json, draw_curves, table
+from inference.pipeline.detector import Detector
+from inference.pipeline.errors import PipelineError
+from inference.pipeline.options import PRECISIONS, DetectionOptions, OptionsError, Tiling
+
+EVALUATION_FLOOR = 0.001  # average precision is an area under the whole curve
+
+
+class Command(BaseCommand):
+    """Measures on a folder in the format of YOLO or COCO, which needs no service to run."""
+
+    help = (
+        "Measure a model on labelled images (a folder in the format of YOLO or COCO), with and "
+        "without tiling: average precision and recall by pycocotools."
+    )
+    requires_system_checks = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The model, the data, and how to look at them."""
+        defaults = DetectionOptions()
+        parser.add_argument("model", help="a registered version, or a path to weights")
+        parser.add_argument("data", type=Path, help="a folder of images with labels, or COCO JSON")
+        parser.add_argument(
+            "--tiling",
+            nargs="+",
+            default=["off", "auto"],
+            help="off, auto, or a tile's side in pixels; several are measured one after another",
+        )
+        parser.add_argument("--ignore", nargs="+", default=[], help="classes to leave out")
+        parser.add_argument("--only", nargs="+", default=[], help='file names, such as "MOS15*"')
+        parser.add_argument("--image-size", type=int, default=defaults.image_size)
+        parser.add_argument("--iou", type=float, default=defaults.iou, help="of merging")
+        parser.add_argument("--precision", choices=PRECISIONS, default=defaults.precision)
+        parser.add_argument("--confidence-floor", type=float, default=EVALUATION_FLOOR)
+        parser.add_argument("--device", help="as torch names it; by default the best there is")
+        parser.add_argument("--json", type=Path, help="where the figures go")
+        parser.add_argument("--picture", type=Path, help="where the precision-recall curves go")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Read everything before the first image is looked at, so that bad data fail at once."""
+        try:
+            weights = _weights(options["model"])
+            base = DetectionOptions(
+                confidence_floor=options["confidence_floor"],
+                iou=options["iou"],
+                image_size=options["image_size"],
+                precision=options["precision"],
+            )
+            tilings = {word: replace(base, tiling=_tiling(word)) for word in options["tiling"]}
+            raw = read_data(options["data"], only=options["only"])
+            evaluations, data, about = [], raw, {}
+            for name, chosen in tilings.items():
+                detector = _load(weights, chosen, options["device"])
+                data = for_model(raw, detector.class_names, ignored=options["ignore"])
+                about = _about(detector)
+                evaluations.append(
+                    evaluate(detector, data, name=name, progress=_progress(f"tiling {name}"))
+                )
+        except (EvaluationDataError, OptionsError, PipelineError) as error:
+            raise CommandError(str(error)) from error
+        results = [{**as_json(one), "options": tilings[one.name].as_json()} for one in evaluations]
+        self._report(data, evaluations, options)
+        self._write({**about, "weights": weights.name}, data, results, evaluations, options)
+
+    def _report(
+        self, data: LabelledData, evaluations: list[Evaluation], options: dict[str, Any]
+    ) -> None:
+        self.stdout.write(_title(data, evaluations, options))
+        for name, count in data.left_out.items():
+            self.stdout.write(f"Left out: {count} of {name}.")
+        self.stdout.write(table(evaluations))
+
+    def _write(
+        self,
+        about: dict[str, Any],
+        data: LabelledData,
+        results: list[dict[str, Any]],
+        evaluations: list[Evaluation],
+        options: dict[str, Any],
+    ) -> None:
+        document = {
+            "model": {"name": options["model"], **about},
+            "data": {
+                "name": options["data"].name,
+                "images": len(data.images),
+                "objects": data.object_count,
+                "sizes": evaluations[0].scores.sizes,
+                "left_out": data.left_out,
+            },
+            "results": results,
+        }
+        try:
+            if options["json"]:
+                options["json"].write_text(json.dumps(document, indent=2) + "\n")
+            if options["picture"]:
+                title = _title(data, evaluations, options)
+                draw_curves(evaluations, options["picture"], title=title)
+        except OSError as error:
+            raise CommandError(f"The report cannot be written: {error}") from error
+
+
+def _title(data: LabelledData, evaluations: list[Evaluation], options: dict[str, Any]) -> str:
+    told = ", ".join(f"{count} {size}" for size, count in evaluations[0].scores.sizes.items())
+    return (
+        f"{options['model']} on {options['data'].name}: {len(data.images)} images, "
+        f"{data.object_count} objects ({told})"
+    )
+
+
+def _weights(model: str) -> Path:
+    """The file of a registered version, or the path itself."""
+    if Path(model).is_file():
+        return Path(model)
+    if model in settings.WEIGHTS:
+        return Path(settings.WEIGHTS[model])
+    known = ", ".join(settings.WEIGHTS)
+    raise CommandError(f"{model} is neither a file nor a model version; there are {known}.")
+
+
+def _tiling(word: str) -> Any:
+    return Tiling(int(word)) if word.isdigit() else word
+
+
+def _load(weights: Path, options: DetectionOptions, device: str | None) -> Detector:
+    # Torch is heavy, and not needed to say that the data cannot be read.
+    from inference.pipeline.network import load_detector
+
+    return load_detector(
+        weights, options=options, device=device, threads=settings.TORCH_THREADS or None
+    )
+
+
+def _about(detector: Any) -> dict[str, Any]:
+    return {
+        "sha256": detector.sha256,
+        "class_names": list(detector.class_names),
+        "device": detector.device,
+        "precision": detector.precision,
+    }
+
+
+def _progress(name: str) -> Any:
+    def watched(images: Any) -> Any:
+        return tqdm(images, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False)
+
+    return watched

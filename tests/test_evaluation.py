@@ -1,0 +1,494 @@
+"""Measuring a detector: the data that are read, and figures that are pycocotools' own."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from django.core.management import CommandError, call_command
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from inference.evaluation.data import for_model, read_data
+from inference.evaluation.errors import EvaluationDataError
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.metrics import Scores
+from inference.evaluation.report import as_json, draw_curves, table
+from inference.pipeline.types import Detections
+from inference.scenes import draw_scene
+from tests.pipeline_fakes import WEIGHTS
+
+CLASSES = ("car", "truck", "bus")
+SIZE_WH = (800, 600)
+
+
+class Rehearsed:
+    """A detector that has learnt by heart what it will find in which image, one by one."""
+
+    class_names = CLASSES
+    preferred_batch_size = 1
+
+    def __init__(self, found):
+        self._found = iter(found)
+
+    def detect(self, images):
+        return [next(self._found) for _ in images]
+
+
+def write_image(path: Path, size_wh=SIZE_WH) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size_wh, "grey").save(path)
+
+
+def write_labels(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+
+
+class Street:
+    """Six images with up to 400 objects of every size, and what an imperfect detector finds."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(7)
+        self.truth, self.found = [], []
+        for count in (400, 3, 0, 40, 1, 25):
+            sizes = np.exp(random.uniform(np.log(8), np.log(200), (count, 2)))
+            corners = random.uniform(0, 1, (count, 2)) * (np.array(SIZE_WH) - sizes)
+            boxes = np.concatenate((corners, sizes), axis=1).round(2)
+            self.truth.append((random.integers(0, 2, count), boxes))
+            self.found.append(self._found_near(random, *self.truth[-1]))
+
+    @staticmethod
+    def _found_near(random, class_ids, boxes) -> Detections:
+        seen = random.random(len(boxes)) < 0.93
+        moved = boxes[seen] + random.normal(0, 0.04, (seen.sum(), 4)) * boxes[seen][:, [2, 3, 2, 3]]
+        moved[:, 2:] = np.maximum(moved[:, 2:], 1)
+        invented = np.column_stack(
+            (random.uniform(0, 500, (30, 2)), random.uniform(5, 90, (30, 2)))
+        )
+        xywh = np.concatenate((moved, invented))
+        ids = np.concatenate((class_ids[seen], random.integers(0, 3, 30)))
+        ids = np.where(random.random(len(ids)) < 0.1, 1 - ids % 2, ids)
+        confidences = np.concatenate(
+            (random.uniform(0.3, 1, seen.sum()), random.uniform(0.01, 0.8, 30))
+        )
+        order = np.argsort(-confidences, kind="stable")
+        xyxy = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)[order]
+        return Detections(
+            ids[order].astype(np.int16),
+            confidences[order].astype(np.float32),
+            xyxy.astype(np.float32),
+        )
+
+    def write_yolo(self, folder: Path) -> Path:
+        for number, (class_ids, boxes) in enumerate(self.truth):
+            write_image(folder / "images" / f"{number}.png")
+            relative = boxes / np.array([*SIZE_WH, *SIZE_WH])
+            centres = relative[:, :2] + relative[:, 2:] / 2
+            rows = zip(class_ids, *centres.T, *relative[:, 2:].T, strict=True)
+            write_labels(folder / "labels" / f"{number}.txt", rows)
+        return folder
+
+    def coco(self) -> dict:
+        annotations = [
+            {"image_id": number + 1, "category_id": int(class_id) + 10, "bbox": box.tolist()}
+            | {"area": float(box[2] * box[3]), "iscrowd": 0}
+            for number, (class_ids, boxes) in enumerate(self.truth)
+            for class_id, box in zip(class_ids, boxes, strict=True)
+        ]
+        return {
+            "images": [
+                {"id": i + 1, "file_name": f"{i}.png", "width": 800, "height": 600}
+                for i in range(len(self.truth))
+            ],
+            "annotations": [{"id": i, **one} for i, one in enumerate(annotations, start=1)],
+            "categories": [{"id": i + 10, "name": name} for i, name in enumerate(CLASSES)],
+        }
+
+    def write_coco(self, folder: Path) -> Path:
+        for number in range(len(self.truth)):
+            write_image(folder / "images" / f"{number}.png")
+        (folder / "annotations.json").write_text(json.dumps(self.coco()))
+        return folder
+
+    def scores(self, folder: Path, **arguments) -> Scores:
+        data = for_model(read_data(folder), CLASSES, **arguments)
+        return evaluate(Rehearsed(self.found), data, name="off").scores
+
+
+@pytest.fixture(scope="module")
+def street() -> Street:
+    return Street()
+
+
+@pytest.fixture(scope="module")
+def yolo_folder(street, tmp_path_factory) -> Path:
+    return street.write_yolo(tmp_path_factory.mktemp("yolo"))
+
+
+@pytest.fixture(scope="module")
+def coco_folder(street, tmp_path_factory) -> Path:
+    return street.write_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="module")
+def coco_scores(street, coco_folder) -> Scores:
+    return street.scores(coco_folder)
+
+
+def pycocotools_own(street: Street, folder: Path, *, use_classes: bool, limits) -> COCOeval:
+    """What somebody gets who gives the files to pycocotools and reads its summary."""
+    rows = [
+        {"image_id": i + 1, "category_id": int(c) + 10, "score": float(s)}
+        | {"bbox": [float(x1), float(y1), float(x2) - float(x1), float(y2) - float(y1)]}
+        for i, found in enumerate(street.found)
+        for c, s, (x1, y1, x2, y2) in zip(
+            found.class_ids, found.confidences, found.boxes_xyxy, strict=True
+        )
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "annotations.json"))
+        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+        evaluation.params.useCats = int(use_classes)
+        evaluation.params.maxDets = limits
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("use_classes", [False, True])
+def test_figures_are_those_of_a_direct_call_of_pycocotools(
+    street, coco_folder, coco_scores, use_classes
+):
+    scores = coco_scores
+    ours = scores.mean_over_classes if use_classes else scores.class_agnostic
+    at_100 = scores.as_coco_counts[int(use_classes)]
+    # Two limits: as COCO has it, and with 500 as the greatest, to which its figures then refer.
+    default = pycocotools_own(street, coco_folder, use_classes=use_classes, limits=[1, 10, 100])
+    assert [at_100.ap, at_100.ap_50, at_100.ap_75] == pytest.approx(default.stats[:3], abs=1e-9)
+    assert [at_100.ap_small, at_100.ap_medium, at_100.ap_large] == pytest.approx(
+        default.stats[3:6], abs=1e-9
+    )
+    assert at_100.recall_100 == pytest.approx(default.stats[8], abs=1e-9)
+    many = pycocotools_own(street, coco_folder, use_classes=use_classes, limits=[10, 100, 500])
+    expected = [*many.stats[1:6], many.stats[7], many.stats[8]]
+    assert [
+        ours.ap_50,
+        ours.ap_75,
+        ours.ap_small,
+        ours.ap_medium,
+        ours.ap_large,
+        ours.recall_100,
+        ours.recall_500,
+    ] == pytest.approx(expected, abs=1e-9)
+    precision = many.eval["precision"][..., 0, 2]
+    assert ours.ap == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    at_80 = precision[0, 80]
+    assert ours.precision_at_recall_80 == pytest.approx(at_80[at_80 > -1].mean(), abs=1e-9)
+    # The case tells the limits, sizes and classes apart.
+    assert ours.recall_500 > ours.recall_100 + 0.05
+    assert len({round(one, 3) for one in expected}) == len(expected)
+
+
+def test_yolo_and_coco_files_of_the_same_street_score_the_same(street, yolo_folder, coco_scores):
+    of_yolo, of_coco = street.scores(yolo_folder), coco_scores
+    assert of_yolo.sizes == of_coco.sizes
+    assert sum(of_yolo.sizes.values()) == 469
+    for name in ("ap", "ap_small", "recall_500"):
+        one, other = getattr(of_yolo.class_agnostic, name), getattr(of_coco.class_agnostic, name)
+        assert one == pytest.approx(other, abs=2e-3)
+
+
+def test_class_without_an_object_does_not_count(coco_scores):
+    scores = coco_scores
+    assert set(scores.by_class) == {"car", "truck"}
+    assert set(scores.curves) == {"", "car", "truck"}
+    mean = (scores.by_class["car"].ap + scores.by_class["truck"].ap) / 2
+    assert scores.mean_over_classes.ap == pytest.approx(mean, abs=1e-9)
+
+
+def test_perfect_detector_scores_one_and_a_blind_one_nothing(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_labels(tmp_path / "a.txt", [(0, 0.5, 0.5, 0.1, 0.1)])
+    data = for_model(read_data(tmp_path), CLASSES)
+    exact = Detections(
+        np.array([0], np.int16), np.array([0.9], np.float32), np.array([[360, 270, 440, 330]], "f4")
+    )
+    perfect = evaluate(Rehearsed([exact]), data, name="off").scores.class_agnostic
+    assert [perfect.ap, perfect.recall_100, perfect.ap_medium] == pytest.approx([1, 1, 1])
+    assert perfect.ap_small is None
+    blind = evaluate(Rehearsed([Detections.empty()]), data, name="off").scores.class_agnostic
+    assert (blind.ap, blind.recall_500, blind.precision_at_recall_80) == (0.0, 0.0, 0.0)
+
+
+def test_crowd_is_neither_missed_nor_wrongly_found(tmp_path):
+    write_image(tmp_path / "a.png")
+    document = Street().coco()
+    document["images"] = [{"id": 1, "file_name": "a.png", "width": 800, "height": 600}]
+    document["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 10, "bbox": [10, 10, 20, 20], "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 10, "bbox": [100, 100, 300, 300], "iscrowd": 1},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    found = Detections(
+        np.zeros(3, np.int16),
+        np.array([0.9, 0.8, 0.7], np.float32),
+        np.array([[110, 110, 130, 130], [10, 10, 30, 30], [200, 200, 230, 230]], "f4"),
+    )
+    data = for_model(read_data(tmp_path), CLASSES)
+    scores = evaluate(Rehearsed([found]), data, name="off").scores
+    assert scores.class_agnostic.ap == pytest.approx(1)
+    assert scores.sizes == {"small": 1, "medium": 0, "large": 0}
+
+
+class TestReading:
+    """Which folders are understood, and what is said of the others."""
+
+    ROW = (1, 0.5, 0.5, 0.2, 0.2)
+
+    @pytest.mark.parametrize(
+        ("image", "labels"),
+        [
+            ("images/a.jpg", "labels/a.txt"),
+            ("a.jpg", "a.txt"),
+            ("images/val/b/a.jpg", "labels/val/b/a.txt"),
+            ("val/images/a.JPG", "val/labels/a.txt"),
+        ],
+    )
+    def test_labels_are_found_beside_the_folder_of_images_or_the_image(
+        self, tmp_path, image, labels
+    ):
+        write_image(tmp_path / image)
+        write_labels(tmp_path / labels, [self.ROW])
+        [one] = read_data(tmp_path).images
+        assert one.class_ids.tolist() == [1]
+        np.testing.assert_allclose(one.boxes_xywh, [[0.4, 0.4, 0.2, 0.2]])
+
+    def test_folder_of_images_itself_may_be_named(self, tmp_path):
+        write_image(tmp_path / "images/a.jpg")
+        write_labels(tmp_path / "labels/a.txt", [self.ROW])
+        (tmp_path / "data.yaml").write_text("names: {0: car, 1: van}\n")
+        data = read_data(tmp_path / "images")
+        assert (data.object_count, data.class_names) == (1, {0: "car", 1: "van"})
+
+    def test_image_without_a_label_file_shows_nothing(self, tmp_path):
+        for name in ("a", "b"):
+            write_image(tmp_path / f"{name}.png")
+        write_labels(tmp_path / "b.txt", [self.ROW])
+        assert [len(one.class_ids) for one in read_data(tmp_path).images] == [0, 1]
+
+    def test_only_some_of_the_images(self, tmp_path):
+        for name in ("MOS1", "MOS2", "DJI"):
+            write_image(tmp_path / f"{name}.png")
+            write_labels(tmp_path / f"{name}.txt", [self.ROW])
+        found = read_data(tmp_path, only=["MOS*"]).images
+        assert [one.path.name for one in found] == ["MOS1.png", "MOS2.png"]
+
+    def test_classes_are_matched_by_name_and_unknown_ones_left_out(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [(0, *self.ROW[1:]), self.ROW, (2, *self.ROW[1:])])
+        (tmp_path / "data.yaml").write_text("names: [Bus, bicycle, car]\n")
+        data = for_model(read_data(tmp_path), CLASSES)
+        assert data.images[0].class_ids.tolist() == [2, 0]
+        assert data.left_out == {"bicycle": 1}
+
+    def test_class_numbers_beyond_the_model_are_left_out(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW, (4, *self.ROW[1:])])
+        data = for_model(read_data(tmp_path), CLASSES)
+        assert (data.images[0].class_ids.tolist(), data.left_out) == ([1], {"class 4": 1})
+
+    @pytest.mark.parametrize("word", ["truck", "TRUCK", "1"])
+    def test_ignored_class_is_left_out(self, tmp_path, word):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW, (0, *self.ROW[1:])])
+        data = for_model(read_data(tmp_path), CLASSES, ignored=[word])
+        assert (data.images[0].class_ids.tolist(), data.left_out) == ([0], {"truck": 1})
+
+    def test_ignored_class_that_does_not_exist_is_a_mistake(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW])
+        with pytest.raises(EvaluationDataError, match="No class of the data is called cyclist"):
+            for_model(read_data(tmp_path), CLASSES, ignored=["cyclist"])
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("0 0.5 0.5 0.1", "line 1: 4 words"),
+            ("0 0.5 0.5 0.1 0.1\n\n0 a b c d", "line 3: '0 a b c d' are not five numbers"),
+            ("0.5 0.5 0.5 0.1 0.1", "the class 0.5 is no whole number"),
+            ("-1 0.5 0.5 0.1 0.1", "the class -1 is no whole number"),
+            ("0 0.5 0.5 nan 0.1", "line 1: the class 0"),
+            ("0 320 240 20 20", "320 240 20 20 is no box"),
+            ("0 0.5 0.5 0 0.1", "is no box"),
+            ("0 0.1 0.1 0.2 0.1 0.2 0.2", "7 words"),
+            (b"\xff\xfe\x00", "cannot be read as text"),
+        ],
+    )
+    def test_label_that_makes_no_sense_is_named_with_its_line(self, tmp_path, text, reason):
+        write_image(tmp_path / "a.png")
+        (tmp_path / "a.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(EvaluationDataError) as refusal:
+            read_data(tmp_path)
+        assert reason in str(refusal.value)
+        assert "a.txt" in str(refusal.value)
+
+    def test_folders_that_hold_no_labelled_image(self, tmp_path):
+        with pytest.raises(EvaluationDataError, match="no folder or file"):
+            read_data(tmp_path / "nowhere")
+        with pytest.raises(EvaluationDataError, match="There is no image in"):
+            read_data(tmp_path)
+        write_image(tmp_path / "a.png")
+        with pytest.raises(EvaluationDataError, match="None of the 1 images"):
+            read_data(tmp_path)
+        write_labels(tmp_path / "a.txt", [])
+        with pytest.raises(EvaluationDataError, match="no label at all"):
+            for_model(read_data(tmp_path), CLASSES)
+
+    def test_data_of_other_classes_cannot_be_measured(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW])
+        (tmp_path / "data.yaml").write_text("names: [cat, dog]")
+        with pytest.raises(EvaluationDataError, match=r"\(dog\) is measured: the model knows car"):
+            for_model(read_data(tmp_path), CLASSES)
+
+    @pytest.mark.parametrize("text", ["names: 3", "- a", "names: {a: b}", "names: [", "{}"])
+    def test_class_names_that_are_none(self, tmp_path, text):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW])
+        (tmp_path / "data.yaml").write_text(text)
+        with pytest.raises(EvaluationDataError, match=r"data\.yaml"):
+            read_data(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda d: d.pop("images"), "is no COCO file: KeyError"),
+            (lambda d: d["images"].clear(), "there is no image 1"),
+            (lambda d: d["categories"].clear(), "there is no category"),
+            (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "is no box"),
+            (lambda d: d["annotations"][0].update(bbox=[1, 2, 0, 3]), "is no box"),
+            (lambda d: d["annotations"][0].update(bbox="x"), "is no COCO file: ValueError"),
+            (lambda d: d["images"][0].update(file_name="b.png"), "The image b.png of"),
+        ],
+    )
+    def test_coco_file_that_makes_no_sense_is_refused(self, street, tmp_path, change, reason):
+        folder = street.write_coco(tmp_path)
+        document = street.coco()
+        change(document)
+        (folder / "annotations.json").write_text(json.dumps(document))
+        with pytest.raises(EvaluationDataError) as refusal:
+            read_data(folder)
+        assert reason in str(refusal.value)
+
+    def test_several_coco_files_need_one_to_be_named(self, street, tmp_path):
+        folder = street.write_coco(tmp_path)
+        (folder / "more.json").write_text("{}")
+        with pytest.raises(EvaluationDataError, match=r"annotations\.json, more\.json"):
+            read_data(folder)
+        assert len(read_data(folder / "annotations.json").images) == 6
+
+    def test_coco_file_of_a_split_finds_its_images(self, street, tmp_path):
+        (tmp_path / "annotations").mkdir()
+        document = street.coco()
+        (tmp_path / "annotations/instances_val.json").write_text(json.dumps(document))
+        for one in document["images"]:
+            write_image(tmp_path / "val" / one["file_name"])
+        assert read_data(tmp_path).object_count == 469
+
+    def test_image_of_another_size_than_its_labels(self, street, tmp_path):
+        folder = street.write_coco(tmp_path)
+        write_image(folder / "images/3.png", (80, 60))
+        with pytest.raises(EvaluationDataError, match="80 x 60 pixels, its labels are for 800 x 6"):
+            street.scores(folder)
+
+    def test_damaged_image_is_named(self, street, tmp_path):
+        folder = street.write_yolo(tmp_path)
+        (folder / "images/3.png").write_bytes(b"no picture")
+        with pytest.raises(EvaluationDataError, match=r"3\.png cannot be read"):
+            street.scores(folder)
+
+
+def test_report_has_table_json_and_picture(street, yolo_folder, tmp_path):
+    data = for_model(read_data(yolo_folder), CLASSES)
+    found = [
+        evaluate(Rehearsed(street.found), data, name="off"),
+        evaluate(Rehearsed([Detections.empty()] * 6), data, name="auto"),
+    ]
+    lines = table(found).splitlines()
+    assert lines[0].split() == ["tiling", "off", "tiling", "auto"]
+    share = f"{found[0].scores.class_agnostic.ap_50:.3f}"
+    assert [line.split()[:2] for line in lines if line.startswith("AP50 ")] == [["AP50", share]]
+    assert json.loads(json.dumps(as_json(found[1])))["class_agnostic"]["ap_50"] == 0.0
+    draw_curves(found, tmp_path / "curves.png", title="a street")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1320, 600)
+        # Both lines are there: blue and vermilion pixels.
+        colours = {tuple(one) for one in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+    assert {(0, 114, 178), (213, 94, 0)} <= colours
+
+
+@pytest.fixture(scope="module")
+def drawn_street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    scene = draw_scene(1, (640, 360), 8, input_size=640)
+    (folder / "images").mkdir()
+    Image.fromarray(scene.image).save(folder / "images/1.png")
+    boxes = scene.boxes_xyxy / np.array([640, 360, 640, 360])
+    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    rows = zip(scene.class_ids, *centres.T, *sizes.T, strict=True)
+    write_labels(folder / "labels/1.txt", rows)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["YOLO8s_FSR", str(WEIGHTS)])
+def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tmp_path):
+    output = io.StringIO()
+    call_command(
+        "evaluate",
+        model,
+        str(drawn_street),
+        tiling=["off"],
+        image_size=640,
+        precision="fp32",
+        device="cpu",
+        json=tmp_path / "figures.json",
+        picture=tmp_path / "curves.png",
+        stdout=output,
+    )
+    assert "1 images, 8 objects" in output.getvalue()
+    document = json.loads((tmp_path / "figures.json").read_text())
+    assert document["model"]["class_names"] == ["car", "truck", "bus", "minibus"]
+    assert document["model"]["sha256"][:8] == "42ed6700"
+    [result] = document["results"]
+    assert result["tiling"] == "off"
+    assert result["options"]["image_size"] == 640
+    assert result["class_agnostic"]["ap_50"] > 0.9
+    assert set(result["by_class"]) == {"car"}
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["YOLO9", "."], "YOLO9 is neither a file nor a model version"),
+        (["YOLO8s_FSR", "nowhere"], "There is no folder or file nowhere"),
+        (["YOLO8s_FSR", ".", "--tiling", "wild"], "tiling must be"),
+        (["YOLO8s_FSR", ".", "--image-size", "100"], "image_size must be a multiple of 32"),
+        (["YOLO8s_FSR", ".", "--confidence-floor", "0"], "confidence_floor must be"),
+    ],
+)
+def test_command_says_what_is_wrong_with_its_arguments(arguments, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CommandError, match=reason):
+        call_command("evaluate", *arguments)
+
+
+def test_command_refuses_a_file_that_is_no_model(drawn_street, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"no weights")
+    with pytest.raises(CommandError, match=r"model\.pt is no readable checkpoint"):
+        call_command("evaluate", str(tmp_path / "model.pt"), str(drawn_street), tiling=["off"])
