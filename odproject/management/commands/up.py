@@ -12,7 +12,7 @@ Environment:
     OD_HTTP_PORT        default 8080; 0 takes a free port, which up.json names
     OD_WEB_PROCESSES    default 2
     OD_WEB_THREADS      threads in each web process; default 16
-    OD_WORKERS          worker processes; default 1 (one for each accelerator)
+    OD_WORKERS          worker processes; default one for each GPU, one without any
     OD_MAX_REQUEST_BYTES, OD_MAX_PARSED_BYTES, OD_STALLED_READER_SECONDS   see odproject.serve
     OD_SECRET_KEY       default: made once, kept in <data>/secret_key
     OD_ADMIN_EMAIL, OD_ADMIN_PASSWORD   the first administrator; see `manage.py ensure_admin`
@@ -39,6 +39,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from odproject.accelerators import visible_gpus, worker_environment
 from odproject.core.process import die_with_parent
 from odproject.engines import (
     APPLICATION_ROLE,
@@ -231,6 +232,8 @@ def _worker_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
     # Two services that share a database differ in the machine or in the folder.
     folder = hashlib.sha256(environment["OD_DATA_DIR"].encode()).hexdigest()[:8]
     place = f"{socket.gethostname()[:60]}:{folder}"
+    gpus = visible_gpus(environment)
+    count = _number("OD_WORKERS", max(1, len(gpus)), smallest=0)
     workers = [
         ChildSpec(
             name=f"worker-{index}",
@@ -239,13 +242,14 @@ def _worker_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
             # A successor under the same name takes back at once what a killed worker had.
             env={
                 **_with_own_temporary_folder(environment, f"worker-{index}"),
+                **worker_environment(environment, index=index - 1, worker_count=count, gpus=gpus),
                 "OD_WORKER_NAME": f"worker-{index}@{place}",
             },
             before_start=_emptied(environment, f"worker-{index}"),
             cwd=settings.BASE_DIR,
             grace_seconds=30.0,
         )
-        for index in range(1, _number("OD_WORKERS", 1, smallest=0) + 1)
+        for index in range(1, count + 1)
     ]
     sweeper = ChildSpec(
         name="sweeper",
