@@ -62,17 +62,20 @@ class DetectionOptions:
 
     `confidence_floor` in (0, 1): what lies below is not kept. `iou`: boxes that overlap by more
     are one object. `merge`: "nms" drops the less confident box, "nmm" lets the kept one grow
-    around it. `metric` of the overlap: over the union, or over the smaller box. `image_size`:
-    the longer side of the network's input in pixels, a multiple of 32. `class_names`: only
-    these; None for all. `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image.
-    `frame_stride`: every n-th frame of a video is looked at. `tracking`: boxes of a video get
-    track ids. `precision` of the network's arithmetic; "auto" never means int8.
+    around it. `metric` of the overlap: over the union, or over the smaller box.
+    `one_class_per_object`: boxes of different classes may be one object too, that of the more
+    confident class; False keeps both, as Ultralytics does. `image_size`: the longer side of the
+    network's input in pixels, a multiple of 32. `class_names`: only these; None for all.
+    `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image. `frame_stride`: every n-th
+    frame of a video is looked at. `tracking`: boxes of a video get track ids. `precision` of the
+    network's arithmetic; "auto" never means int8.
     """
 
     confidence_floor: float = 0.05
     iou: float = DEFAULT_IOU
     merge: MergeRule = "nms"
     metric: OverlapMetric = "iou"
+    one_class_per_object: bool = True
     image_size: int = DEFAULT_IMAGE_SIZE
     class_names: tuple[str, ...] | None = None
     tiling: Literal["off", "auto"] | Tiling = "off"
@@ -167,6 +170,11 @@ def _faults(options: DetectionOptions) -> list[FieldFault]:
         "frame_stride",
         _is_whole(options.frame_stride, 1, MAX_FRAME_STRIDE),
         f"frame_stride must be a whole number from 1 to {MAX_FRAME_STRIDE}.",
+    )
+    check(
+        "one_class_per_object",
+        isinstance(options.one_class_per_object, bool),
+        "one_class_per_object must be true or false.",
     )
     check("tracking", isinstance(options.tracking, bool), "tracking must be true or false.")
     check("precision", _is_among(options.precision, PRECISIONS), _one_of("precision", PRECISIONS))
