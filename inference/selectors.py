@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from django.utils import timezone
 from accounts.models import User
 from billing.selectors import Breach
 from datasets.models import MediaFile
-from inference.models import FrameResult, Job, WorkerHeartbeat, WorkUnit
+from inference.models import FrameResult, Job, ModelVersion, WorkerHeartbeat, WorkUnit
+from inference.pipeline.options import PRECISIONS
 from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
@@ -128,6 +130,20 @@ def is_alive(worker: WorkerHeartbeat) -> bool:
     """Whether a worker was heard of lately."""
     silence = timezone.now() - worker.last_seen_at
     return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
+
+
+def known_class_names(version: ModelVersion) -> list[str]:
+    """The classes of a model version; empty while no worker has read its weights."""
+    told = Job.objects.filter(model_version=version).exclude(class_names=[]).order_by("-pk")
+    return next(iter(told.values_list("class_names", flat=True)[:1]), [])
+
+
+def offered_precisions(version: ModelVersion) -> list[str]:
+    """The precisions in which a job with this model version would be run now."""
+    offered = {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
+    if Path(settings.WEIGHTS[version.version]).with_suffix(".int8.xml").exists():
+        offered.add("int8")
+    return [name for name in PRECISIONS if name in offered]
 
 
 def unit_counts(*, job: Job) -> dict[str, int]:

@@ -18,6 +18,7 @@ from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
 from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
+from inference.serializers import DetectionOptionsSerializer
 from odproject.core.api import validated
 from odproject.core.errors import ConflictError, NotFoundError
 from odproject.core.files import stored_file_response
@@ -100,6 +101,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
         source="dataset.name", read_only=True, help_text="Also of a dataset deleted since."
     )
     model_version = serializers.CharField(source="model_version.version", read_only=True)
+    options = DetectionOptionsSerializer(read_only=True)
     frames_done = serializers.SerializerMethodField()
     progress_percent = serializers.SerializerMethodField()
     quoted_tokens = serializers.SerializerMethodField(help_text="Held at submission.")
@@ -113,6 +115,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "dataset_id",
             "dataset_name",
             "model_version",
+            "options",
             "frame_count",
             "frames_done",
             "progress_percent",
@@ -159,6 +162,7 @@ class SubmitJobSerializer(serializers.Serializer[Any]):
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     model_version = serializers.CharField(max_length=40)
     model_id = serializers.CharField(max_length=40, default="YOLO8")
+    options = DetectionOptionsSerializer(required=False)
 
 
 class BoxSerializer(serializers.Serializer[Any]):
@@ -295,6 +299,7 @@ class JobsView(generics.ListAPIView[Job]):
                 dataset_name=dataset.name,
                 model_id=keys["model_id"],
                 model_version=keys["model_version"],
+                options=keys.get("options"),
             )
             return Response(
                 _detail(user, submitted.pk),

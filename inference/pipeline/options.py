@@ -30,6 +30,7 @@ MIN_TILE_PIXELS, MAX_TILE_PIXELS = 160, 2048
 MAX_OVERLAP = 0.5
 MAX_FRAME_STRIDE = 10_000
 MAX_DETECTIONS_LIMIT = 500
+MAX_CLASS_NAMES, MAX_CLASS_NAME_LETTERS = 100, 100
 
 
 class FieldFault(NamedTuple):
@@ -117,6 +118,10 @@ class DetectionOptions:
             values["class_names"] = list(self.class_names)
         return values
 
+    def sampled_frame_count(self, frame_count: int) -> int:
+        """How many of the first `frame_count` frames are looked at: those of 0, n, 2n and so on."""
+        return -(-frame_count // self.frame_stride)
+
 
 def _parsed_tiling(raw: Mapping[str, Any]) -> Tiling:
     unknown = sorted(set(map(str, raw)) - {"tile", "overlap"})
@@ -155,10 +160,10 @@ def _faults(options: DetectionOptions) -> list[FieldFault]:
         options.class_names is None
         or (
             isinstance(options.class_names, tuple)
-            and bool(options.class_names)
-            and all(isinstance(name, str) for name in options.class_names)
+            and 1 <= len(options.class_names) <= MAX_CLASS_NAMES
+            and all(_is_name(name) for name in options.class_names)
         ),
-        "class_names must be a list of at least one name.",
+        f"class_names must be a list of 1 to {MAX_CLASS_NAMES} printable names.",
     )
     check("tiling", _is_tiling(options.tiling), _TILING_RULE)
     check(
@@ -206,6 +211,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any, lowest: int, highest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_CLASS_NAME_LETTERS
 
 
 def _is_among(value: Any, choices: tuple[str, ...]) -> bool:
