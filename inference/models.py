@@ -187,6 +187,9 @@ class FrameResult(models.Model):
     class_ids = models.BinaryField()
     confidences = models.BinaryField()
     boxes_xyxy = models.BinaryField()
+    track_ids = models.BinaryField(
+        null=True, help_text="Packed int32, 0 for a doubtful box of no track; null: not tracked."
+    )
     class_counts = models.JSONField(default=dict, help_text="Detections by class, as displayed.")
 
     class Meta:

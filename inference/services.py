@@ -333,6 +333,17 @@ def store_frames(*, claim: Claim, frames: Sequence[FrameResult], frames_done: in
     )
 
 
+@transaction.atomic
+def store_track_ids(*, claim: Claim, frames: Sequence[FrameResult]) -> None:
+    """Write the `track_ids` of frame results and renew the lease; raises LeaseLostError.
+
+    Writing them again changes nothing.
+    """
+    if not renew_lease(claim=claim):
+        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    FrameResult.objects.bulk_update(frames, ["track_ids"])
+
+
 def publish_progress(*, claim: Claim) -> None:
     """Tell the user's sockets how far the job is; a hint that may get lost."""
     done = WorkUnit.objects.filter(job_id=claim.job_id).aggregate(done=Sum("frames_done"))["done"]
