@@ -3,6 +3,7 @@
 The page of datasets stands here rather than in datasets, because blocking one aborts its jobs.
 """
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -517,7 +518,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
 
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
-        what = ("owner", "dataset_name", "model_version", "again", "weights")
+        what = ("owner", "dataset_name", "model_version", "again", "weights", "chosen")
         times = ("created_at", "started_at", "finished_at")
         ways = ["files"]
         if request.user.has_perm("billing.view_transfer"):
@@ -584,6 +585,12 @@ class JobAdmin(ReadOnlyAdmin[Job]):
     def weights(self, job: Job) -> str:
         """Which weights it ran on."""
         return job.weights_sha256 or "-"
+
+    @admin.display(description="Options")
+    def chosen(self, job: Job) -> SafeString:
+        """What it was told to do, option by option."""
+        rows = ((name, json.dumps(value)) for name, value in job.options.items())
+        return format_html_join(SafeString("<br>"), "{} = {}", rows) or format_html("-")
 
     @admin.display
     def files(self, job: Job) -> SafeString:

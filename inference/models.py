@@ -46,6 +46,9 @@ class Job(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
     dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="jobs")
     model_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT)
+    options = models.JSONField(
+        default=dict, help_text="inference.pipeline.options.DetectionOptions, every one of them."
+    )
     hold = models.OneToOneField(Hold, on_delete=models.PROTECT, null=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
     quoted_hundredths = models.BigIntegerField(default=0)
@@ -184,6 +187,9 @@ class FrameResult(models.Model):
     class_ids = models.BinaryField()
     confidences = models.BinaryField()
     boxes_xyxy = models.BinaryField()
+    track_ids = models.BinaryField(
+        null=True, help_text="Packed int32, 0 for a doubtful box of no track; null: not tracked."
+    )
     class_counts = models.JSONField(default=dict, help_text="Detections by class, as displayed.")
 
     class Meta:
@@ -204,6 +210,9 @@ class WorkerHeartbeat(models.Model):
     name = models.CharField(max_length=100, unique=True)
     loaded_versions = models.JSONField(default=list)
     device = models.CharField(max_length=60, blank=True)
+    precisions = models.JSONField(
+        default=list, help_text="Arithmetic that this worker's processor has at full speed."
+    )
     last_seen_at = models.DateTimeField()
 
     class Meta:

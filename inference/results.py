@@ -92,13 +92,14 @@ def _shortened(part: str) -> str:
     return stem.decode(errors="ignore") + suffix
 
 
-class _Pipe:
+class Pipe:
     """A file that is only written to, and emptied as it grows."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
 
     def write(self, data: bytes) -> int:
+        """Take what a writer writes."""
         self._chunks.append(bytes(data))
         return len(data)
 
@@ -118,7 +119,7 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
     Nothing is compressed, because pictures and videos are compressed already. Of two files of one
     name the second gets a number.
     """
-    pipe = _Pipe()
+    pipe = Pipe()
     names = UnusedNames()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         units = units_with_files(job=job).exclude(annotated="")
@@ -137,19 +138,26 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
 
 
 class UnusedNames:
-    """Gives every name once: the second `a/car.jpg` becomes `a/car (2).jpg`."""
+    """Gives every name once: the second `a/car.jpg` becomes `a/car (2).jpg`.
+
+    Names that differ in capitals only are one file on many a disk, and so they are here.
+    """
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._next_number: dict[str, int] = {}
 
+    def reserve(self, name: str) -> None:
+        """Never give this name."""
+        self._taken.add(name.casefold())
+
     def take(self, name: str) -> str:
         """The name, or the name with the first number that is free."""
-        path = PurePosixPath(name)
-        candidate, number = name, self._next_number.get(name, 2)
-        while candidate in self._taken:
+        path, folded = PurePosixPath(name), name.casefold()
+        candidate, number = name, self._next_number.get(folded, 2)
+        while candidate.casefold() in self._taken:
             candidate = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
             number += 1
-        self._next_number[name] = number
-        self._taken.add(candidate)
+        self._next_number[folded] = number
+        self.reserve(candidate)
         return candidate

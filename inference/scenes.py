@@ -8,7 +8,7 @@ them. A vehicle is 15 to 40 pixels long once the picture is fitted into the netw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -62,11 +62,15 @@ _ROOF_COLOURS: tuple[Rgb, ...] = (
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture RGB uint8 (h, w, 3), its true boxes (n, 4) in pixels and their classes (n,)."""
+    """A picture RGB uint8 (h, w, 3), its true boxes (n, 4) in pixels and their classes (n,).
+
+    `object_ids` (n,) tell which vehicle a box is; one that returns to the picture is another.
+    """
 
     image: Picture
     boxes_xyxy: Boxes
     class_ids: npt.NDArray[np.int16]
+    object_ids: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def draw_scene(
     """
     rng = np.random.default_rng(seed)
     world = _plan(rng, size_wh, vehicle_count, input_size)
-    return _photograph(rng, world, world.vehicles)
+    return _photograph(rng, world, world.vehicles, range(vehicle_count))
 
 
 def draw_video_scene(
@@ -171,7 +175,9 @@ def draw_video_scene(
     world = _plan(rng, size_wh, vehicle_count, input_size)
     for frame_index in range(frame_count):
         seconds = frame_index / frames_per_second
-        yield _photograph(rng, world, [_driven(vehicle, seconds) for vehicle in world.vehicles])
+        driven = [_driven(vehicle, seconds) for vehicle in world.vehicles]
+        ids = [index + lap * vehicle_count for index, (_, lap) in enumerate(driven)]
+        yield _photograph(rng, world, [vehicle for vehicle, _ in driven], ids)
 
 
 def match_boxes(true_xyxy: Boxes, found_xyxy: Boxes, iou: float = 0.5) -> tuple[int, int]:
@@ -297,17 +303,22 @@ def _near_crossing(vehicle: _Vehicle, other: _Road, *, keep_clear: bool) -> bool
     return abs(across) < other.half_width_metres + _PAVEMENT_METRES + 4
 
 
-def _driven(vehicle: _Vehicle, seconds: float) -> _Vehicle:
+def _driven(vehicle: _Vehicle, seconds: float) -> tuple[_Vehicle, int]:
+    """The vehicle after some time, and how often it has left its road at one end by then."""
     reach = vehicle.road.reach_metres
     along = vehicle.along_metres + vehicle.speed_metres_per_second * seconds
-    return replace(vehicle, along_metres=(along + reach) % (2 * reach) - reach)
+    laps, rest = divmod(along + reach, 2 * reach)
+    return replace(vehicle, along_metres=rest - reach), abs(int(laps))
 
 
 # -- drawing -------------------------------------------------------------------------------------
 
 
 def _photograph(
-    rng: np.random.Generator, world: _World, vehicles: tuple[_Vehicle, ...] | list[_Vehicle]
+    rng: np.random.Generator,
+    world: _World,
+    vehicles: Sequence[_Vehicle],
+    object_ids: Sequence[int],
 ) -> Scene:
     canvas = world.ground.copy()
     for vehicle in vehicles:
@@ -316,19 +327,26 @@ def _photograph(
     image = cv2.GaussianBlur(image, (0, 0), 0.6)
     noise = rng.normal(0, 2.5, image.shape[:2]).astype(np.float32)[..., None]
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    boxes = _visible_boxes(vehicles, world.size_wh)
-    return Scene(image, boxes, np.full(len(boxes), _CAR_CLASS_ID, np.int16))
+    boxes, visible = _visible_boxes(vehicles, world.size_wh)
+    return Scene(
+        image,
+        boxes,
+        np.full(len(boxes), _CAR_CLASS_ID, np.int16),
+        np.array(object_ids, np.int32)[visible],
+    )
 
 
 def _visible_boxes(
-    vehicles: tuple[_Vehicle, ...] | list[_Vehicle], size_wh: tuple[int, int]
-) -> Boxes:
+    vehicles: Sequence[_Vehicle], size_wh: tuple[int, int]
+) -> tuple[Boxes, npt.NDArray[np.bool_]]:
+    """Boxes (k, 4) within the picture, and of which vehicles (n,) they are."""
     boxes = np.array([vehicle.box_xyxy for vehicle in vehicles], np.float32).reshape(-1, 4)
     limits = np.array([*size_wh, *size_wh], np.float32)
     clipped = np.clip(boxes, 0, limits)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     seen = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
-    return clipped[seen >= _VISIBLE_SHARE * areas]
+    visible = seen >= _VISIBLE_SHARE * areas
+    return clipped[visible], visible
 
 
 def _fill(canvas: Picture, points: Points, colour: Rgb) -> None:

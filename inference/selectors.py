@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from django.conf import settings
 from django.db import connection
 from django.db.models import Count, QuerySet, Sum
@@ -13,7 +15,9 @@ from django.utils import timezone
 from accounts.models import User
 from billing.selectors import Breach
 from datasets.models import MediaFile
-from inference.models import FrameResult, Job, WorkerHeartbeat, WorkUnit
+from inference.models import FrameResult, Job, ModelVersion, WorkerHeartbeat, WorkUnit
+from inference.pipeline.options import PRECISIONS
+from inference.pipeline.types import Detections
 from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
@@ -82,6 +86,12 @@ def units_with_files(*, job: Job) -> QuerySet[WorkUnit]:
 
 def frame_results(*, job: Job, media_file: MediaFile) -> Iterator[FrameResult]:
     """The results of one file, frame by frame, read in slices of constant size."""
+    for frames in frame_result_slices(job=job, media_file=media_file):
+        yield from frames
+
+
+def frame_result_slices(*, job: Job, media_file: MediaFile) -> Iterator[list[FrameResult]]:
+    """The results of one file in the order of its frames, so many at a time."""
     next_index = 0
     while True:
         rows = list(
@@ -89,32 +99,61 @@ def frame_results(*, job: Job, media_file: MediaFile) -> Iterator[FrameResult]:
                 job=job, media_file=media_file, frame_index__gte=next_index
             ).order_by("frame_index")[:FRAMES_PER_READ]
         )
-        yield from rows
+        if rows:
+            yield rows
         if len(rows) < FRAMES_PER_READ:
             return
         next_index = rows[-1].frame_index + 1
 
 
+def stored_detections(frame: FrameResult) -> Detections:
+    """The detections of a frame result, all that are kept."""
+    return Detections(
+        np.frombuffer(frame.class_ids, "<i2"),
+        np.frombuffer(frame.confidences, "<f4"),
+        np.frombuffer(frame.boxes_xyxy, "<f4").reshape(-1, 4),
+    )
+
+
+def stored_track_ids(frame: FrameResult) -> npt.NDArray[np.int32] | None:
+    """The track id of each detection of a frame result, 0 for none; None if it is not tracked."""
+    return None if frame.track_ids is None else np.frombuffer(frame.track_ids, "<i4")
+
+
 def displayed_objects(
     frame: FrameResult, class_names: list[str], *, minimum_confidence: float
 ) -> list[dict[str, Any]]:
-    """The detections of a frame at or above a confidence, as the original API spells them."""
-    class_ids = np.frombuffer(frame.class_ids, "<i2")
-    confidences = np.frombuffer(frame.confidences, "<f4")
-    boxes_xyxy = np.frombuffer(frame.boxes_xyxy, "<f4").reshape(-1, 4)
-    return [
-        {
-            "name": class_names[class_id] if class_id < len(class_names) else str(class_id),
-            "class": int(class_id),
-            "confidence": round(float(confidence), 5),
-            "box": {
-                key: round(float(value), 2)
-                for key, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)
-            },
-        }
-        for class_id, confidence, box in zip(class_ids, confidences, boxes_xyxy, strict=True)
-        if confidence >= minimum_confidence
-    ]
+    """The detections of a frame at or above a confidence, as the original API spells them.
+
+    Where the frame was tracked, each has its `track_id` besides, null for a doubtful one.
+    """
+    found = stored_detections(frame)
+    shown = np.flatnonzero(found.confidences >= np.float32(minimum_confidence)).tolist()
+    track_ids = stored_track_ids(frame)
+    objects: list[dict[str, Any]] = []
+    for row in shown:
+        class_id = int(found.class_ids[row])
+        objects.append(
+            {
+                "name": class_name(class_names, class_id),
+                "class": class_id,
+                "confidence": round(float(found.confidences[row]), 5),
+                "box": {
+                    key: round(float(value), 2)
+                    for key, value in zip(
+                        ("x1", "y1", "x2", "y2"), found.boxes_xyxy[row], strict=True
+                    )
+                },
+            }
+        )
+        if track_ids is not None:
+            objects[-1]["track_id"] = int(track_ids[row]) or None
+    return objects
+
+
+def class_name(class_names: list[str], class_id: int) -> str:
+    """What a job's class is called; its number if nobody has said."""
+    return class_names[class_id] if class_id < len(class_names) else str(class_id)
 
 
 def ready_workers() -> list[WorkerHeartbeat]:
@@ -128,6 +167,20 @@ def is_alive(worker: WorkerHeartbeat) -> bool:
     """Whether a worker was heard of lately."""
     silence = timezone.now() - worker.last_seen_at
     return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
+
+
+def known_class_names(version: ModelVersion) -> list[str]:
+    """The classes of a model version; empty while no worker has read its weights."""
+    told = Job.objects.filter(model_version=version).exclude(class_names=[]).order_by("-pk")
+    return next(iter(told.values_list("class_names", flat=True)[:1]), [])
+
+
+def offered_precisions(version: ModelVersion) -> list[str]:
+    """The precisions in which a job with this model version would be run now."""
+    offered = {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
+    if Path(settings.WEIGHTS[version.version]).with_suffix(".int8.xml").exists():
+        offered.add("int8")
+    return [name for name in PRECISIONS if name in offered]
 
 
 def unit_counts(*, job: Job) -> dict[str, int]:

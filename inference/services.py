@@ -7,9 +7,10 @@ stream.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, transaction
@@ -20,7 +21,7 @@ from django.utils import timezone
 from accounts.models import User
 from accounts.services import append_event, lock_user
 from billing.ledger import place_hold, settle_hold
-from billing.prices import inference_price_hundredths, tokens
+from billing.prices import tokens
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile
 from datasets.selectors import open_dataset, reopened_dataset
@@ -35,6 +36,7 @@ from inference.models import (
     job_payload,
     progress_percent,
 )
+from inference.planning import JobPlan, plan_job
 from odproject.core.errors import ConflictError, DomainError, FieldError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
@@ -111,29 +113,61 @@ def _refuse_above_quota(user: User) -> None:
 
 
 @transaction.atomic
-def submit_job(*, user: User, dataset_name: str, model_id: str, model_version: str) -> Job:
+def submit_job(
+    *,
+    user: User,
+    dataset_name: str,
+    model_id: str,
+    model_version: str,
+    options: Mapping[str, Any] | None = None,
+) -> Job:
     """Quote, hold and queue detection on everything in a dataset.
 
-    Raises UnknownModelError and EmptyDatasetError (400), InsufficientTokensError (402),
-    DatasetBlockedError (403), DatasetNotFoundError (404) and JobQuotaError (409).
+    `options`: what DetectionOptions.parse reads; the model version's for those left out. Raises
+    UnknownModelError, EmptyDatasetError, InvalidOptionsError and PrecisionNotAvailableError
+    (400), InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404)
+    and JobQuotaError (409).
     """
     _refuse_above_quota(user)
     version = _active_version(model_id, model_version)
     dataset = open_dataset(user=user, name=dataset_name, locked=True)
+    return _queue_job(user=user, dataset=dataset, plan=_plan(version, dataset, options or {}))
+
+
+def quote_job(
+    *,
+    user: User,
+    dataset_name: str,
+    model_id: str,
+    model_version: str,
+    options: Mapping[str, Any] | None = None,
+) -> JobPlan:
+    """What `submit_job` would hold now for the same arguments; writes nothing.
+
+    Raises what `submit_job` does but for InsufficientTokensError.
+    """
+    version = _active_version(model_id, model_version)
+    dataset = open_dataset(user=user, name=dataset_name)
+    return _plan(version, dataset, options or {})
+
+
+def _plan(version: ModelVersion, dataset: Dataset, chosen: Mapping[str, Any]) -> JobPlan:
     media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
     if not media_files:
-        raise EmptyDatasetError(f"The dataset {dataset_name} holds no file to look at.")
-    return _queue_job(user=user, dataset=dataset, version=version, media_files=media_files)
+        raise EmptyDatasetError(f"The dataset {dataset.name} holds no file to look at.")
+    return plan_job(
+        version=version, media_files=media_files, chosen=chosen, prices=current_prices()
+    )
 
 
 @transaction.atomic
 def rerun_job(*, job_id: int) -> Job:
-    """Look at the files of a job again, as a new job of the same owner and model version.
+    """Look at the files of a job again, as a new job of the same owner, version and options.
 
     It is quoted at the prices of now and its price is held: the owner pays for it. Raises
-    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError (400) when the version
-    is not offered any more, InsufficientTokensError (402), DatasetBlockedError (403) and
-    DatasetNotFoundError (404).
+    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError and
+    PrecisionNotAvailableError (400) when that is not offered any more, InsufficientTokensError
+    (402), DatasetBlockedError (403) and DatasetNotFoundError (404).
     """
     first = Job.objects.select_related("model_version").get(pk=job_id)
     version = _active_version(first.model_version.model_id, first.model_version.version)
@@ -146,48 +180,33 @@ def rerun_job(*, job_id: int) -> Job:
         raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
     units = WorkUnit.objects.filter(job_id=job_id).select_related("media_file")
     media_files = [unit.media_file for unit in units.order_by("position")]
-    return _queue_job(
-        user=dataset.user,
-        dataset=dataset,
-        version=version,
-        media_files=media_files,
-        rerun_of=first,
+    plan = plan_job(
+        version=version, media_files=media_files, chosen=first.options, prices=current_prices()
     )
+    return _queue_job(user=dataset.user, dataset=dataset, plan=plan, rerun_of=first)
 
 
-def _queue_job(
-    *,
-    user: User,
-    dataset: Dataset,
-    version: ModelVersion,
-    media_files: Sequence[MediaFile],
-    rerun_of: Job | None = None,
-) -> Job:
-    """Quote, hold and queue a job, in the caller's transaction."""
-    prices = current_prices()
-    frame_prices_hundredths = {
-        MediaFile.MediaType.IMAGE: inference_price_hundredths(prices, images=1, frames=0),
-        MediaFile.MediaType.VIDEO: inference_price_hundredths(prices, images=0, frames=1),
-    }
+def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | None = None) -> Job:
+    """Hold the price of a plan and queue it as a job, in the caller's transaction."""
     units = [
         WorkUnit(
-            media_file=media_file,
+            media_file=file.media_file,
             position=position,
-            frame_count=media_file.frame_count,
-            frame_price_hundredths=frame_prices_hundredths[media_file.media_type],  # type: ignore[index]
+            frame_count=file.frame_count,
+            frame_price_hundredths=file.frame_price_hundredths,
         )
-        for position, media_file in enumerate(media_files)
+        for position, file in enumerate(plan.files)
     ]
-    quoted_hundredths = sum(unit.frame_count * unit.frame_price_hundredths for unit in units)
     job = Job.objects.create(
         user=user,
         dataset=dataset,
-        model_version=version,
+        model_version=plan.version,
+        options=plan.options.as_json(),
         rerun_of=rerun_of,
-        quoted_hundredths=quoted_hundredths,
-        frame_count=sum(unit.frame_count for unit in units),
+        quoted_hundredths=plan.quoted_hundredths,
+        frame_count=plan.frame_count,
     )
-    job.hold = place_hold(user=user, amount_hundredths=quoted_hundredths, job_id=job.pk)
+    job.hold = place_hold(user=user, amount_hundredths=plan.quoted_hundredths, job_id=job.pk)
     job.save(update_fields=["hold"])
     for unit in units:
         unit.job = job
@@ -312,6 +331,17 @@ def store_frames(*, claim: Claim, frames: Sequence[FrameResult], frames_done: in
         unique_fields=["job", "media_file", "frame_index"],
         update_fields=["time_seconds", "class_ids", "confidences", "boxes_xyxy", "class_counts"],
     )
+
+
+@transaction.atomic
+def store_track_ids(*, claim: Claim, frames: Sequence[FrameResult]) -> None:
+    """Write the `track_ids` of frame results and renew the lease; raises LeaseLostError.
+
+    Writing them again changes nothing.
+    """
+    if not renew_lease(claim=claim):
+        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    FrameResult.objects.bulk_update(frames, ["track_ids"])
 
 
 def publish_progress(*, claim: Claim) -> None:
@@ -560,13 +590,20 @@ def forget_silent_workers(*, before: datetime) -> int:
     return WorkerHeartbeat.objects.filter(last_seen_at__lt=before).delete()[0]
 
 
-def record_heartbeat(*, worker_name: str, loaded_versions: Sequence[str], device: str) -> None:
-    """Note that a worker is alive, and what it has loaded."""
+def record_heartbeat(
+    *,
+    worker_name: str,
+    loaded_versions: Sequence[str],
+    device: str,
+    precisions: Sequence[str] = (),
+) -> None:
+    """Note that a worker is alive, what it has loaded and in which precisions it is fast."""
     WorkerHeartbeat.objects.update_or_create(
         name=worker_name,
         defaults={
             "loaded_versions": list(loaded_versions),
             "device": device,
+            "precisions": list(precisions),
             "last_seen_at": timezone.now(),
         },
     )

@@ -1,12 +1,15 @@
 """Models, jobs, frame results and annotated files in /api/v1/."""
 
+import math
 from typing import Any, cast
 
 import django_filters
+from django.conf import settings
 from django.db.models import QuerySet
 from django.http import FileResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import generics, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,10 +20,12 @@ from billing.idempotency import answered_once
 from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
+from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
+from inference.serializers import DetectionOptionsSerializer
 from odproject.core.api import validated
 from odproject.core.errors import ConflictError, NotFoundError
-from odproject.core.files import stored_file_response
+from odproject.core.files import spooled_response, stored_file_response
 from odproject.core.listing import (
     LARGEST_ID,
     ChoiceInFilter,
@@ -42,7 +47,7 @@ class AnnotatedFileNotFoundError(NotFoundError):
 
 
 class JobNotFinishedError(ConflictError):
-    """The job goes on, so its annotated files are not all there."""
+    """The job goes on, so what is asked for is not all there."""
 
     code = "job_not_finished"
     title = "The job has not ended"
@@ -100,6 +105,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
         source="dataset.name", read_only=True, help_text="Also of a dataset deleted since."
     )
     model_version = serializers.CharField(source="model_version.version", read_only=True)
+    options = DetectionOptionsSerializer(read_only=True)
     frames_done = serializers.SerializerMethodField()
     progress_percent = serializers.SerializerMethodField()
     quoted_tokens = serializers.SerializerMethodField(help_text="Held at submission.")
@@ -113,6 +119,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "dataset_id",
             "dataset_name",
             "model_version",
+            "options",
             "frame_count",
             "frames_done",
             "progress_percent",
@@ -159,6 +166,7 @@ class SubmitJobSerializer(serializers.Serializer[Any]):
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     model_version = serializers.CharField(max_length=40)
     model_id = serializers.CharField(max_length=40, default="YOLO8")
+    options = DetectionOptionsSerializer(required=False)
 
 
 class BoxSerializer(serializers.Serializer[Any]):
@@ -179,6 +187,11 @@ DetectionSerializer = type(
         "class": serializers.IntegerField(),
         "confidence": serializers.FloatField(),
         "box": BoxSerializer(),
+        "track_id": serializers.IntegerField(
+            required=False,
+            allow_null=True,
+            help_text="Of jobs with tracking: the object of the video; null for a doubtful box.",
+        ),
     },
 )
 
@@ -295,6 +308,7 @@ class JobsView(generics.ListAPIView[Job]):
                 dataset_name=dataset.name,
                 model_id=keys["model_id"],
                 model_version=keys["model_version"],
+                options=keys.get("options"),
             )
             return Response(
                 _detail(user, submitted.pk),
@@ -378,15 +392,77 @@ class AnnotatedFileView(APIView):
         )
 
 
+class ExportNotFoundError(NotFoundError):
+    """There is no such format."""
+
+    code = "export_not_found"
+    title = "Export not found"
+
+
+class ExportQuerySerializer(serializers.Serializer[Any]):
+    """What an export can be narrowed by."""
+
+    minimum_confidence = serializers.FloatField(
+        min_value=0,
+        max_value=1,
+        default=settings.DISPLAY_CONFIDENCE,
+        help_text="Detections from this confidence on; nothing is detected again for it.",
+    )
+
+    def validate_minimum_confidence(self, value: float) -> float:
+        """No comparison refuses what is not a number."""
+        if math.isnan(value):
+            raise serializers.ValidationError("A valid number is required.", code="invalid")
+        return value
+
+
+class ExportView(APIView):
+    """What a job found, in a format of the trade."""
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("export_format", str, OpenApiParameter.PATH, enum=list(EXPORTS)),
+            ExportQuerySerializer,
+        ],
+        responses={
+            (200, "application/json"): OpenApiTypes.OBJECT,
+            (200, "application/x-ndjson"): OpenApiTypes.STR,
+            (200, "application/zip"): OpenApiTypes.BINARY,
+            (200, "text/csv"): OpenApiTypes.STR,
+        },
+    )
+    def get(self, request: Request, job_id: int, export_format: str) -> HttpResponseBase:
+        """COCO, YOLO, CSV, JSON lines or (of a job with tracking) MOTChallenge, when it has ended.
+
+        An aborted job gives what was found until then.
+        """
+        job = _finished_job(request, job_id)
+        export = EXPORTS.get(export_format)
+        if export is None:
+            raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}.")
+        keys = validated(ExportQuerySerializer, request)
+        return spooled_response(
+            export.write(job, keys["minimum_confidence"]),
+            content_type=export.content_type,
+            file_name=f"job-{job.pk}{export.suffix}",
+        )
+
+
+def _finished_job(request: Request, job_id: int) -> Job:
+    """The user's job once it has ended; raises JobNotFoundError and JobNotFinishedError."""
+    job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
+    if job.finished_at is None:
+        raise JobNotFinishedError(f"Job {job_id} is {job.state}.")
+    return job
+
+
 class AnnotatedZipView(APIView):
     """All annotated files of a job at once."""
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     def get(self, request: Request, job_id: int) -> StreamingHttpResponse:
         """A zip of the annotated files of a job that has ended, aborted and failed ones too."""
-        job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
-        if job.finished_at is None:
-            raise JobNotFinishedError(f"Job {job_id} is {job.state}.")
+        job = _finished_job(request, job_id)
         response = StreamingHttpResponse(results.annotated_zip(job), content_type="application/zip")
         response["Content-Disposition"] = f'attachment; filename="job-{job.pk}.zip"'
         return response

@@ -34,7 +34,7 @@ from inference import services
 from inference.models import FrameResult, WorkUnit
 from inference.pipeline.detector import Detector, YoloDetector
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.network import load_detector
+from inference.pipeline.network import fast_precisions, load_detector
 from inference.pipeline.options import DetectionOptions
 from inference.pipeline.run import ImageTask, process_images, process_video
 from inference.pipeline.types import FrameDetections
@@ -93,6 +93,11 @@ class Detectors:
         """Where the networks run, empty while none is loaded."""
         return next((str(one.device) for one in self._loaded.values()), "")
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """In which the networks run at full speed here."""
+        return fast_precisions()
+
 
 class Heartbeat(threading.Thread):
     """Writes every few seconds that this worker is alive; a database that is away is waited for."""
@@ -119,6 +124,7 @@ class Heartbeat(threading.Thread):
                 worker_name=self._worker_name,
                 loaded_versions=loaded_versions,
                 device=self._detectors.device,
+                precisions=self._detectors.precisions,
             )
         except (DatabaseError, InterfaceError) as error:
             logger.warning("No heartbeat, the database does not answer: %s", error)

@@ -5,137 +5,214 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.pipeline.merge import iou_matrix, merge
+from inference.pipeline.merge import iou_matrix, merge, overlap_matrix
 from inference.pipeline.types import Detections
+
+RULES = st.fixed_dictionaries(
+    {
+        "rule": st.sampled_from(["nms", "nmm"]),
+        "metric": st.sampled_from(["iou", "ios"]),
+        "iou": st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
+        "one_class_per_object": st.booleans(),
+    }
+)
 
 
 @st.composite
 def candidates(draw):
-    """Up to 60 boxes on a small field, so that many overlap, also with equal confidences."""
+    """Up to 60 boxes in a small heap, a row or a column, so that many overlap, also with equal
+    confidences, with wide ones among them and some without an area."""
     count = draw(st.integers(0, 60))
+    field_wh = draw(st.sampled_from([(40, 40), (300, 0), (0, 300), (3, 3)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    left_top = rng.uniform(0, 40, (count, 2))
-    boxes = np.concatenate((left_top, left_top + rng.uniform(0, 20, (count, 2))), axis=1)
-    return (
-        rng.integers(0, 3, count),
-        (rng.integers(1, 20, count) / 20).astype(np.float32),
-        boxes.astype(np.float32),
-    )
+    left_top = rng.uniform(-10, field_wh, (count, 2))
+    sides = rng.uniform(0, 20, (count, 2)) * rng.choice([0, 1, 1, 1, 1, 8], (count, 1))
+    boxes = np.concatenate((left_top, left_top + sides), axis=1).astype(np.float32)
+    if draw(st.booleans()):
+        boxes = boxes.round()
+    return rng.integers(0, 3, count), (rng.integers(1, 20, count) / 20).astype(np.float32), boxes
 
 
-def rows(class_ids, confidences, boxes, keep):
-    return [(int(class_ids[i]), float(confidences[i]), *map(float, boxes[i])) for i in keep]
+def squares(*corners_and_sides):
+    """Boxes (n, 4) from left, top and side."""
+    rows = [(x, y, x + side, y + side) for x, y, side in corners_and_sides]
+    return np.array(rows, np.float32)
 
 
-def merged_one_by_one(class_ids, confidences, boxes, iou):
-    """The definition, written as plainly as possible."""
-    kept = []
-    order = sorted(
-        range(len(boxes)), key=lambda i: (-confidences[i], class_ids[i], *boxes[i].tolist())
-    )
+def rows(class_ids, confidences, merged):
+    keep, boxes = merged
+    return [
+        (int(class_ids[i]), float(confidences[i]), *map(float, box))
+        for i, box in zip(keep, boxes, strict=True)
+    ]
+
+
+def share(box, other, metric):
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box, other)]
+    whole = min(areas) if metric == "ios" else sum(areas) - width * height
+    return width * height / whole
+
+
+def merged_one_by_one(class_ids, confidences, boxes, *, rule, metric, iou, one_class_per_object):
+    """The definition, written as plainly as possible: indices and boxes."""
+    boxes = [tuple(map(float, box)) for box in boxes]
+    dropped_by = {}
+    order = sorted(range(len(boxes)), key=lambda i: (-confidences[i], class_ids[i], *boxes[i]))
     for i in order:
-        if not any(
-            class_ids[i] == class_ids[j] and iou_matrix(boxes[[i]], boxes[[j]])[0, 0] > iou
-            for j in kept
-        ):
-            kept.append(i)
-    return kept
+        for j, dropped in dropped_by.items():
+            alike = class_ids[i] == class_ids[j]
+            if not alike and not one_class_per_object:
+                continue
+            if share(boxes[i], boxes[j], metric if alike else "iou") > iou:
+                dropped.append(i)
+                break
+        else:
+            dropped_by[i] = []
+    grown = dict(enumerate(boxes))
+    for j, dropped in dropped_by.items():
+        for i in dropped:
+            fits = class_ids[i] == class_ids[j] and share(boxes[i], grown[j], metric) > iou
+            if rule == "nmm" and fits:
+                (a, b, c, d), (x1, y1, x2, y2) = grown[j], boxes[i]
+                grown[j] = min(a, x1), min(b, y1), max(c, x2), max(d, y2)
+    return list(dropped_by), [grown[j] for j in dropped_by]
 
 
 def test_iou_of_two_half_overlapping_squares_is_a_third():
-    squares = np.array([[0, 0, 2, 2], [1, 0, 3, 2]], np.float32)
-    assert iou_matrix(squares, squares).tolist() == [
+    pair = squares((0, 0, 2), (1, 0, 2))
+    assert iou_matrix(pair, pair).tolist() == [
         [1, pytest.approx(1 / 3)],
         [pytest.approx(1 / 3), 1],
     ]
 
 
-def test_box_without_area_overlaps_nothing():
+def test_small_square_inside_a_large_one_overlaps_all_of_the_smaller():
+    pair = squares((0, 0, 10), (2, 2, 5))
+    assert overlap_matrix(pair, pair, metric="ios").tolist() == [[1, 1], [1, 1]]
+    assert overlap_matrix(pair, pair, metric="iou").tolist() == [[1, 0.25], [0.25, 1]]
+
+
+@pytest.mark.parametrize("metric", ["iou", "ios"])
+def test_box_without_area_overlaps_nothing(metric):
     point = np.array([[1, 1, 1, 1]], np.float32)
-    assert iou_matrix(point, point).tolist() == [[0]]
+    assert overlap_matrix(point, point, metric=metric).tolist() == [[0]]
 
 
 def test_weaker_of_two_overlapping_boxes_of_a_class_goes():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], np.float32)
-    keep = merge(np.zeros(3, int), np.array([0.6, 0.9, 0.3], np.float32), boxes, iou=0.5)
+    keep, kept = merge(np.zeros(3, int), np.array([0.6, 0.9, 0.3], np.float32), boxes, iou=0.5)
     assert keep.tolist() == [1, 2]
+    assert kept.tolist() == boxes[[1, 2]].tolist()
 
 
 def test_overlapping_boxes_of_different_classes_both_stay():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float32)
-    keep = merge(np.array([0, 1]), np.array([0.6, 0.9], np.float32), boxes, iou=0.5)
+    boxes = squares((0, 0, 10), (0, 0, 10))
+    keep, _ = merge(np.array([0, 1]), np.array([0.6, 0.9], np.float32), boxes, iou=0.5)
     assert keep.tolist() == [1, 0]
 
 
-def test_no_candidates_give_no_boxes():
+def test_object_of_one_class_keeps_the_more_confident_of_two_classes():
+    boxes, confidences = squares((0, 0, 10), (0, 1, 10)), np.array([0.6, 0.9], np.float32)
+    keep, kept = merge(
+        np.array([0, 1]), confidences, boxes, rule="nmm", iou=0.5, one_class_per_object=True
+    )
+    assert keep.tolist() == [1]
+    assert kept.tolist() == [[0, 1, 10, 11]]  # it grows around its own class only
+
+
+def test_car_within_the_box_of_a_slanting_bus_stays_though_boxes_are_measured_over_the_smaller():
+    boxes, confidences = squares((0, 0, 40), (25, 2, 12)), np.array([0.9, 0.8], np.float32)
+    classes = np.array([2, 0])
+    keep, _ = merge(classes, confidences, boxes, metric="ios", one_class_per_object=True)
+    assert keep.tolist() == [0, 1]
+    same_class, _ = merge(np.zeros(2, int), confidences, boxes, metric="ios")
+    assert same_class.tolist() == [0]
+
+
+def test_halves_of_a_bus_in_neighbouring_tiles_grow_into_the_whole():
+    halves = np.array([[0, 0, 60, 20], [35, 0, 100, 20]], np.float32)
+    confidences = np.array([0.8, 0.7], np.float32)
+    keep, kept = merge(np.zeros(2, int), confidences, halves, rule="nmm", metric="ios", iou=0.4)
+    assert keep.tolist() == [0]
+    assert kept.tolist() == [[0, 0, 100, 20]]
+
+
+def test_box_that_the_grown_one_hardly_overlaps_is_dropped_without_growing_it():
+    # Both overlap the kept one by over half; the third does not overlap what that has become.
+    boxes = np.array([[10, 0, 20, 10], [0, 0, 17, 10], [13, 0, 23, 10]], np.float32)
+    confidences = np.array([0.9, 0.8, 0.7], np.float32)
+    keep, kept = merge(np.zeros(3, int), confidences, boxes, rule="nmm", iou=0.34)
+    assert keep.tolist() == [0]
+    assert kept.tolist() == [[0, 0, 20, 10]]
+
+
+@pytest.mark.parametrize("rule", ["nms", "nmm"])
+def test_no_candidates_give_no_boxes(rule):
     empty = Detections.empty()
-    assert merge(empty.class_ids, empty.confidences, empty.boxes_xyxy).tolist() == []
+    keep, boxes = merge(empty.class_ids, empty.confidences, empty.boxes_xyxy, rule=rule)
+    assert keep.tolist() == []
+    assert boxes.shape == (0, 4)
+    assert boxes.dtype == np.float32
 
 
 def test_only_the_most_confident_are_kept_beyond_the_limit():
     boxes = np.array([[i * 20, 0, i * 20 + 10, 10] for i in range(1000)], np.float32)
     confidences = np.linspace(0.1, 0.9, 1000).astype(np.float32)
-    keep = merge(np.zeros(1000, int), confidences, boxes, max_detections=3)
+    keep, _ = merge(np.zeros(1000, int), confidences, boxes, max_detections=3)
     assert keep.tolist() == [999, 998, 997]
 
 
-def test_blocks_give_what_one_by_one_gives():
-    rng = np.random.default_rng(5)
-    left_top = rng.uniform(0, 100, (400, 2))  # more than one block of candidates
-    boxes = np.concatenate((left_top, left_top + rng.uniform(5, 30, (400, 2))), axis=1)
-    boxes = boxes.astype(np.float32)
-    class_ids, confidences = rng.integers(0, 2, 400), rng.random(400).astype(np.float32)
-    expected = merged_one_by_one(class_ids, confidences, boxes, 0.5)
-    assert 50 < len(expected) < 390
-    keep = merge(class_ids, confidences, boxes, iou=0.5, max_detections=400)
-    assert keep.tolist() == expected
+@given(candidates(), RULES)
+@settings(deadline=None, max_examples=200)
+def test_merging_follows_its_definition(given_candidates, rules):
+    keep, boxes = merge(*given_candidates, **rules)
+    expected_keep, expected_boxes = merged_one_by_one(*given_candidates, **rules)
+    class_ids, confidences, _ = given_candidates
+    assert rows(class_ids, confidences, (keep, boxes)) == rows(
+        class_ids, confidences, (expected_keep, expected_boxes)
+    )
 
 
-@given(candidates(), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
-@settings(deadline=None, max_examples=80)
-def test_merging_follows_its_definition(given_candidates, iou):
-    keep = merge(*given_candidates, iou=iou)
-    expected = merged_one_by_one(*given_candidates, iou)
-    assert rows(*given_candidates, keep) == rows(*given_candidates, expected)
+@given(candidates(), RULES, st.integers(1, 8))
+@settings(deadline=None, max_examples=50)
+def test_limit_cuts_off_the_least_confident_and_changes_no_other(given_candidates, rules, limit):
+    keep, boxes = merge(*given_candidates, **rules, max_detections=limit)
+    all_kept, all_boxes = merge(*given_candidates, **rules)
+    assert keep.tolist() == all_kept[:limit].tolist()
+    assert boxes.tolist() == all_boxes[:limit].tolist()
 
 
 @given(candidates())
 @settings(deadline=None, max_examples=50)
-def test_merging_twice_changes_nothing(given_candidates):
-    keep = merge(*given_candidates, iou=0.5)
+def test_suppressing_twice_changes_nothing(given_candidates):
+    keep, _ = merge(*given_candidates, iou=0.5)
     once = [part[keep] for part in given_candidates]
-    assert merge(*once, iou=0.5).tolist() == list(range(len(keep)))
+    assert merge(*once, iou=0.5)[0].tolist() == list(range(len(keep)))
 
 
-@given(candidates())
+@given(candidates(), RULES, st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=50)
-def test_no_two_kept_boxes_of_a_class_overlap_above_the_threshold(given_candidates):
-    class_ids, _, boxes = (part[merge(*given_candidates, iou=0.5)] for part in given_candidates)
-    for class_id in set(class_ids.tolist()):
-        of_class = boxes[class_ids == class_id]
-        overlaps = iou_matrix(of_class, of_class) - 2 * np.eye(len(of_class), dtype=np.float32)
-        assert overlaps.max() <= 0.5
-
-
-@given(candidates(), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=50)
-def test_order_of_the_candidates_does_not_matter(given_candidates, random):
+def test_order_of_the_candidates_does_not_matter(given_candidates, rules, random):
     order = list(range(len(given_candidates[0])))
     random.shuffle(order)
     shuffled = tuple(part[order] for part in given_candidates)
-    keep, keep_shuffled = merge(*given_candidates, iou=0.5), merge(*shuffled, iou=0.5)
-    assert rows(*given_candidates, keep) == rows(*shuffled, keep_shuffled)
+    assert rows(*given_candidates[:2], merge(*given_candidates, **rules)) == rows(
+        *shuffled[:2], merge(*shuffled, **rules)
+    )
 
 
-@given(candidates())
+@given(candidates(), RULES)
 @settings(deadline=None, max_examples=50)
-def test_most_confident_candidate_of_each_class_is_kept(given_candidates):
-    class_ids, confidences, _ = given_candidates
-    keep = merge(*given_candidates, iou=0.5)
-    for class_id in set(class_ids.tolist()):
-        best = confidences[class_ids == class_id].max()
-        assert best in confidences[keep][class_ids[keep] == class_id]
-    assert (np.diff(confidences[keep]) <= 0).all()
+def test_boxes_that_merging_keeps_cover_the_candidates_they_come_from(given_candidates, rules):
+    keep, boxes = merge(*given_candidates, **rules)
+    candidates_xyxy = given_candidates[2][keep]
+    assert (boxes[:, :2] <= candidates_xyxy[:, :2]).all()
+    assert (boxes[:, 2:] >= candidates_xyxy[:, 2:]).all()
+    assert (np.diff(given_candidates[1][keep]) <= 0).all()
 
 
 @pytest.mark.parametrize(

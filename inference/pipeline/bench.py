@@ -289,7 +289,7 @@ def _measure_merging() -> None:
         confidences = rng.random(_CANDIDATES).astype(np.float32)
         class_ids = rng.integers(0, 4, _CANDIDATES)
         start = time.perf_counter()
-        kept = len(merge(class_ids, confidences, boxes))
+        kept = len(merge(class_ids, confidences, boxes)[0])
         milliseconds = 1000 * (time.perf_counter() - start)
         _say(
             f"merging {_CANDIDATES} boxes around {vehicles} vehicles into {kept}: "

@@ -125,9 +125,16 @@ class YoloDetector:
             for arrays in zip(*placed, strict=True)
         )
         best = Candidates(class_ids, confidences, boxes).best(MAX_CANDIDATES)
-        keep = merge(*best, iou=self.options.iou, max_detections=self.options.max_detections)
+        keep, merged_xyxy = merge(
+            *best,
+            rule=self.options.merge,
+            metric=self.options.metric,
+            iou=self.options.iou,
+            max_detections=self.options.max_detections,
+            one_class_per_object=self.options.one_class_per_object,
+        )
         return Detections(
-            best.class_ids[keep].astype(np.int16), best.confidences[keep], best.boxes_xyxy[keep]
+            best.class_ids[keep].astype(np.int16), best.confidences[keep], merged_xyxy
         )
 
     def _placed(self, part: Part, found: Candidates) -> Candidates:

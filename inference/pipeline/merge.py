@@ -1,30 +1,55 @@
-"""Reduces many overlapping candidate boxes to one per object (non-maximum suppression)."""
+"""Reduces many overlapping candidate boxes to one per object.
+
+Two rules, both greedy from the most confident candidate on. Non-maximum suppression ("nms") drops
+what overlaps a kept box; non-maximum merging ("nmm") lets the kept box grow around it, which
+makes one whole object of the parts that neighbouring tiles show.
+"""
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from inference.pipeline.options import DEFAULT_IOU, MAX_DETECTIONS_LIMIT
+from inference.pipeline.options import (
+    DEFAULT_IOU,
+    MAX_DETECTIONS_LIMIT,
+    MergeRule,
+    OverlapMetric,
+)
 
 Indices = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float64]
 
-# Candidates are compared in blocks: large enough that numpy's overhead vanishes, small enough
-# that a block's matrix of overlaps stays in the processor's cache.
-_BLOCK_LENGTH = 256
+_NOBODY = -1
 
 
-def iou_matrix(
-    boxes_xyxy: npt.NDArray[np.float32], others_xyxy: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def iou_matrix(boxes_xyxy: npt.NDArray[Any], others_xyxy: npt.NDArray[Any]) -> Floats:
     """Intersection over union of every box (n, 4) with every other (m, 4), shape (n, m).
 
     Boxes without an area have an overlap of 0 with everything, themselves included.
     """
-    left_top = np.maximum(boxes_xyxy[:, None, :2], others_xyxy[None, :, :2])
-    right_bottom = np.minimum(boxes_xyxy[:, None, 2:], others_xyxy[None, :, 2:])
-    sides = np.maximum(right_bottom - left_top, 0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = _areas(boxes_xyxy)[:, None] + _areas(others_xyxy)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return overlap_matrix(boxes_xyxy, others_xyxy, metric="iou")
+
+
+def overlap_matrix(
+    boxes_xyxy: npt.NDArray[Any], others_xyxy: npt.NDArray[Any], *, metric: OverlapMetric
+) -> Floats:
+    """Intersection of every box (n, 4) with every other (m, 4), as a share: shape (n, m).
+
+    `metric`: of the union of both ("iou") or of the smaller one ("ios"). Boxes without an area
+    have an overlap of 0 with everything, themselves included.
+    """
+    boxes, others = boxes_xyxy.astype(np.float64), others_xyxy.astype(np.float64)
+    sides = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    sides -= np.maximum(boxes[:, None, :2], others[None, :, :2])
+    np.maximum(sides, 0, out=sides)
+    intersections = sides[..., 0] * sides[..., 1]
+    areas, other_areas = _areas(boxes)[:, None], _areas(others)[None, :]
+    if metric == "ios":
+        whole = np.minimum(areas, other_areas)
+    else:
+        whole = areas + other_areas - intersections
+    return _shares(intersections, whole)
 
 
 def merge(
@@ -32,60 +57,176 @@ def merge(
     confidences: npt.NDArray[np.float32],
     boxes_xyxy: npt.NDArray[np.float32],
     *,
+    rule: MergeRule = "nms",
+    metric: OverlapMetric = "iou",
     iou: float = DEFAULT_IOU,
     max_detections: int = MAX_DETECTIONS_LIMIT,
-) -> Indices:
-    """Indices of the boxes to keep, the most confident first, at most `max_detections`.
+    one_class_per_object: bool = False,
+) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Indices (k,) of the candidates kept, the most confident first, and their boxes (k, 4).
 
-    Greedy suppression within each class: a box goes when one of its class that was kept before
-    it overlaps it by more than `iou`. `class_ids` (n,), `confidences` (n,), `boxes_xyxy` (n, 4).
-    Equal confidences are ordered by class and coordinates, so that the boxes kept do not depend
-    on the order in which they came. Candidates are taken in blocks, and the work ends as soon
-    as `max_detections` are kept, because later ones are less confident than all of these.
+    A candidate goes when a more confident one that was kept before overlaps it by more than
+    `iou`, measured by `metric`. Only candidates of one class are compared;
+    `one_class_per_object` drops those of other classes as well, always by their intersection over
+    union, so that a car beside a slanting bus does not count as a part of it. Under the rule
+    "nmm" a kept box becomes, in the order of their confidences, the union with each candidate of
+    its class that it has dropped and that overlaps, as it has grown by then, by more than `iou`;
+    under "nms" the boxes come back as they were.
+
+    `class_ids` (n,), `confidences` (n,), `boxes_xyxy` (n, 4). Equal confidences are ordered by
+    class and coordinates, so that the result does not depend on the order of the candidates.
+    Candidates are sorted along one axis, so that only near ones are compared.
     """
     order = np.lexsort((*boxes_xyxy.T[::-1], class_ids, -confidences))
-    kept: list[Indices] = []
-    kept_count = 0
-    for start in range(0, len(order), _BLOCK_LENGTH):
-        block = order[start : start + _BLOCK_LENGTH]
-        for earlier in kept:
-            overlaps = _suppressions(class_ids, boxes_xyxy, block, earlier, iou)
-            block = block[~overlaps.any(axis=1)]
-        block = _merge_block(class_ids, boxes_xyxy, block, iou)[: max_detections - kept_count]
-        if len(block):
-            kept.append(block)
-            kept_count += len(block)
-        if kept_count >= max_detections:
+    ranked = boxes_xyxy[order].astype(np.float64)
+    field = _Field(class_ids[order], ranked, metric=metric, iou=iou, mixed=one_class_per_object)
+    kept, owners = _suppress(field, max_detections)
+    if rule == "nmm":
+        _grow(kept, owners, class_ids[order], ranked, metric=metric, iou=iou)
+    return order[kept], ranked[kept].astype(np.float32)
+
+
+class _Field:
+    """Candidates in the order of their ranks, and laid out so that near ones lie side by side.
+
+    The layout is a sort by group (the class, unless classes are mixed) and by the nearer edge of
+    one axis: whatever can overlap a candidate enough lies in one slice of it.
+    """
+
+    def __init__(
+        self,
+        class_ids: npt.NDArray[np.integer],
+        boxes: Floats,
+        *,
+        metric: OverlapMetric,
+        iou: float,
+        mixed: bool,
+    ) -> None:
+        self._metric = metric
+        self._iou = iou
+        groups = (
+            np.zeros(len(boxes), np.intp) if mixed else np.unique(class_ids, return_inverse=1)[1]
+        )
+        layouts = [
+            _slices(boxes[:, axis], boxes[:, axis + 2], groups, metric, iou) for axis in (0, 1)
+        ]
+        # A row of boxes is best cut across its length, and so is a column.
+        places, self.starts, self.ends = min(layouts, key=lambda one: (one[2] - one[1]).sum())
+        self.ranks = places
+        laid_out = boxes[places]
+        self._left, self._top, self._right, self._bottom = np.ascontiguousarray(laid_out.T)
+        self._area = _areas(laid_out)
+        self._class = class_ids[places] if mixed else None
+        self.place_of_rank = np.empty_like(places)
+        self.place_of_rank[places] = np.arange(len(places))
+
+    def overlapping(self, place: int, start: int, end: int) -> npt.NDArray[np.bool_]:
+        """Which candidates of the places from `start` to `end` the one at `place` suppresses."""
+        near = slice(start, end)
+        widths = np.minimum(self._right[near], self._right[place])
+        widths -= np.maximum(self._left[near], self._left[place])
+        heights = np.minimum(self._bottom[near], self._bottom[place])
+        heights -= np.maximum(self._top[near], self._top[place])
+        intersections = np.maximum(widths, 0) * np.maximum(heights, 0)
+        areas, area = self._area[near], self._area[place]
+        whole = areas + area - intersections
+        if self._metric == "ios":
+            smaller = np.minimum(areas, area)
+            if self._class is None:
+                whole = smaller
+            else:
+                whole = np.where(self._class[near] == self._class[place], smaller, whole)
+        return _shares(intersections, whole) > self._iou
+
+
+def _slices(
+    near_edges: Floats,
+    far_edges: Floats,
+    groups: Indices,
+    metric: OverlapMetric,
+    iou: float,
+) -> tuple[Indices, Indices, Indices]:
+    """The candidates sorted along an axis and, by their rank, where each one's neighbours lie."""
+    places = np.lexsort((near_edges, groups))
+    if not len(places):
+        return places, places, places
+    lengths = far_edges - near_edges
+    reach = np.full_like(lengths, lengths.max())
+    if metric == "iou" and iou > 0:
+        # Boxes that share more than `iou` of their union differ by less than that in length. The
+        # margin is far beyond what rounding can amount to.
+        reach = np.minimum(reach, lengths / iou * 1.001)
+    # Groups are set so far apart that no slice reaches into the next.
+    lowest = near_edges.min()
+    step = 2 * (far_edges.max() - lowest + lengths.max() + 1)
+    offsets = groups * step - lowest
+    keys = (near_edges + offsets)[places]
+    starts = np.searchsorted(keys, near_edges - reach + offsets - 0.001, side="left")
+    ends = np.searchsorted(keys, far_edges + offsets + 0.001, side="right")
+    return places, starts, ends
+
+
+def _suppress(field: _Field, max_detections: int) -> tuple[Indices, Indices]:
+    """The ranks kept, ascending, and by rank the position in them of the one that dropped it."""
+    count = len(field.ranks)
+    owners = np.full(count, _NOBODY, np.intp)  # by place
+    kept: list[int] = []
+    starts, ends, places = (
+        part.tolist() for part in (field.starts, field.ends, field.place_of_rank)
+    )
+    for rank, place in enumerate(places):
+        if owners[place] != _NOBODY:
+            continue
+        if len(kept) == max_detections:
             break
-    return np.concatenate(kept) if kept else np.zeros(0, np.intp)
+        start, end = starts[rank], ends[rank]
+        owners[place] = len(kept)
+        if end - start > 1:
+            near = owners[start:end]
+            near[field.overlapping(place, start, end) & (near == _NOBODY)] = len(kept)
+        kept.append(rank)
+    return np.array(kept, np.intp), owners[field.place_of_rank]
 
 
-def _merge_block(
+def _grow(
+    kept: Indices,
+    owners: Indices,
     class_ids: npt.NDArray[np.integer],
-    boxes_xyxy: npt.NDArray[np.float32],
-    block: Indices,
+    boxes: Floats,
+    *,
+    metric: OverlapMetric,
     iou: float,
-) -> Indices:
-    overlaps = _suppressions(class_ids, boxes_xyxy, block, block, iou)
-    alive = np.ones(len(block), bool)
-    # Only boxes that overlap a later one can change anything.
-    for position in np.flatnonzero(np.triu(overlaps, 1).any(axis=1)):
-        if alive[position]:
-            alive[position + 1 :] &= ~overlaps[position, position + 1 :]
-    return block[alive]
+) -> None:
+    """Let the kept boxes grow in place around those that they dropped; all are given by rank.
+
+    One after the other, because each step depends on the one before; plain numbers are several
+    times faster than arrays of one.
+    """
+    dropped = owners != _NOBODY
+    dropped[kept] = False
+    ranks = np.flatnonzero(dropped)
+    ranks = ranks[class_ids[ranks] == class_ids[kept[owners[ranks]]]]
+    grown = [tuple(box) for box in boxes[kept].tolist()]
+    for owner, (left, top, right, bottom) in zip(
+        owners[ranks].tolist(), boxes[ranks].tolist(), strict=True
+    ):
+        x1, y1, x2, y2 = grown[owner]
+        width, height = min(right, x2) - max(left, x1), min(bottom, y2) - max(top, y1)
+        if width <= 0 or height <= 0:
+            continue
+        intersection = width * height
+        area, grown_area = (right - left) * (bottom - top), (x2 - x1) * (y2 - y1)
+        whole = min(area, grown_area) if metric == "ios" else area + grown_area - intersection
+        if intersection / whole > iou:
+            grown[owner] = min(left, x1), min(top, y1), max(right, x2), max(bottom, y2)
+    if len(kept):
+        boxes[kept] = grown
 
 
-def _suppressions(
-    class_ids: npt.NDArray[np.integer],
-    boxes_xyxy: npt.NDArray[np.float32],
-    first: Indices,
-    second: Indices,
-    iou: float,
-) -> npt.NDArray[np.bool_]:
-    same_class = class_ids[first][:, None] == class_ids[second][None, :]
-    return same_class & (iou_matrix(boxes_xyxy[first], boxes_xyxy[second]) > iou)
+def _shares(intersections: Floats, whole: Floats) -> Floats:
+    return np.divide(intersections, whole, out=np.zeros_like(intersections), where=whole > 0)
 
 
-def _areas(boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _areas(boxes_xyxy: Floats) -> Floats:
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return sides[:, 0] * sides[:, 1]

@@ -155,6 +155,13 @@ def _checked_digest(weights: Path, expected: str | None) -> str:
     return digest
 
 
+def fast_precisions() -> tuple[Precision, ...]:
+    """The precisions that this machine's processors have instructions for."""
+    if torch.cuda.is_available():
+        return "fp32", "bf16", "fp16"
+    return ("fp32", "bf16") if _cpu_multiplies_bf16() else ("fp32",)
+
+
 def _best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "fp16"

@@ -30,6 +30,7 @@ MIN_TILE_PIXELS, MAX_TILE_PIXELS = 160, 2048
 MAX_OVERLAP = 0.5
 MAX_FRAME_STRIDE = 10_000
 MAX_DETECTIONS_LIMIT = 500
+MAX_CLASS_NAMES, MAX_CLASS_NAME_LETTERS = 100, 100
 
 
 class FieldFault(NamedTuple):
@@ -62,17 +63,20 @@ class DetectionOptions:
 
     `confidence_floor` in (0, 1): what lies below is not kept. `iou`: boxes that overlap by more
     are one object. `merge`: "nms" drops the less confident box, "nmm" lets the kept one grow
-    around it. `metric` of the overlap: over the union, or over the smaller box. `image_size`:
-    the longer side of the network's input in pixels, a multiple of 32. `class_names`: only
-    these; None for all. `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image.
-    `frame_stride`: every n-th frame of a video is looked at. `tracking`: boxes of a video get
-    track ids. `precision` of the network's arithmetic; "auto" never means int8.
+    around it. `metric` of the overlap: over the union, or over the smaller box.
+    `one_class_per_object`: boxes of different classes may be one object too, that of the more
+    confident class; False keeps both, as Ultralytics does. `image_size`: the longer side of the
+    network's input in pixels, a multiple of 32. `class_names`: only these; None for all.
+    `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image. `frame_stride`: every n-th
+    frame of a video is looked at. `tracking`: boxes of a video get track ids. `precision` of the
+    network's arithmetic; "auto" never means int8.
     """
 
     confidence_floor: float = 0.05
     iou: float = DEFAULT_IOU
     merge: MergeRule = "nms"
     metric: OverlapMetric = "iou"
+    one_class_per_object: bool = True
     image_size: int = DEFAULT_IMAGE_SIZE
     class_names: tuple[str, ...] | None = None
     tiling: Literal["off", "auto"] | Tiling = "off"
@@ -114,6 +118,10 @@ class DetectionOptions:
             values["class_names"] = list(self.class_names)
         return values
 
+    def sampled_frame_count(self, frame_count: int) -> int:
+        """How many of the first `frame_count` frames are looked at: those of 0, n, 2n and so on."""
+        return -(-frame_count // self.frame_stride)
+
 
 def _parsed_tiling(raw: Mapping[str, Any]) -> Tiling:
     unknown = sorted(set(map(str, raw)) - {"tile", "overlap"})
@@ -152,10 +160,10 @@ def _faults(options: DetectionOptions) -> list[FieldFault]:
         options.class_names is None
         or (
             isinstance(options.class_names, tuple)
-            and bool(options.class_names)
-            and all(isinstance(name, str) for name in options.class_names)
+            and 1 <= len(options.class_names) <= MAX_CLASS_NAMES
+            and all(_is_name(name) for name in options.class_names)
         ),
-        "class_names must be a list of at least one name.",
+        f"class_names must be a list of 1 to {MAX_CLASS_NAMES} printable names.",
     )
     check("tiling", _is_tiling(options.tiling), _TILING_RULE)
     check(
@@ -167,6 +175,11 @@ def _faults(options: DetectionOptions) -> list[FieldFault]:
         "frame_stride",
         _is_whole(options.frame_stride, 1, MAX_FRAME_STRIDE),
         f"frame_stride must be a whole number from 1 to {MAX_FRAME_STRIDE}.",
+    )
+    check(
+        "one_class_per_object",
+        isinstance(options.one_class_per_object, bool),
+        "one_class_per_object must be true or false.",
     )
     check("tracking", isinstance(options.tracking, bool), "tracking must be true or false.")
     check("precision", _is_among(options.precision, PRECISIONS), _one_of("precision", PRECISIONS))
@@ -198,6 +211,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any, lowest: int, highest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_CLASS_NAME_LETTERS
 
 
 def _is_among(value: Any, choices: tuple[str, ...]) -> bool:

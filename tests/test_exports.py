@@ -1,0 +1,304 @@
+"""What a job found leaves in the formats of the trade, as other tools read them."""
+
+import contextlib
+import csv
+import io
+import json
+import zipfile
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import yaml
+from pycocotools.coco import COCO
+from rest_framework.test import APIClient
+
+from accounts.services import log_in
+from inference import queue, services
+from inference.exports import EXPORTS
+from inference.models import FrameResult, Job
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+
+pytestmark = pytest.mark.django_db
+
+CAR, BUS = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+
+
+@pytest.fixture
+def user():
+    return make_user()
+
+
+@pytest.fixture
+def dataset(user):
+    return make_dataset(user)
+
+
+def found(job, media_file, *objects, frame_index=0, tracks=None):
+    """A stored frame: objects are class, confidence and box."""
+    return FrameResult.objects.create(
+        job=job,
+        media_file=media_file,
+        frame_index=frame_index,
+        time_seconds=frame_index / 10,
+        class_ids=np.array([one[0] for one in objects], "<i2").tobytes(),
+        confidences=np.array([one[1] for one in objects], "<f4").tobytes(),
+        boxes_xyxy=np.array([one[2] for one in objects], "<f4").tobytes(),
+        track_ids=None if tracks is None else np.array(tracks, "<i4").tobytes(),
+    )
+
+
+def submitted(user, **options):
+    job = services.submit_job(
+        user=user,
+        dataset_name="street",
+        model_id="YOLO8",
+        model_version="YOLO8s_FSR",
+        options=options,
+    )
+    Job.objects.filter(pk=job.pk).update(class_names=["car", "bus"])
+    return job
+
+
+@pytest.fixture
+def ended_job(user, dataset):
+    """A picture with a car and a doubtful bus, and a video of two frames with a car in one."""
+    picture = add_media_file(dataset, name="street.jpg")
+    video = add_media_file(dataset, name="street.mp4", media_type="video", frame_count=2)
+    job = submitted(user)
+    found(job, picture, (CAR, 0.9, (64, 48, 128, 96)), (BUS, 0.1, (0, 0, 320, 240)))
+    found(job, video, frame_index=0)
+    found(job, video, (CAR, 0.5, (320, 240, 640, 480)), frame_index=1)
+    services.abort_job(job_id=job.pk)  # what was found until then is exported
+    return job
+
+
+def client_of(user):
+    client = APIClient()
+    tokens = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.access}")
+    return client
+
+
+def export(job, kind, **query):
+    answer = client_of(job.user).get(f"/api/v1/jobs/{job.pk}/exports/{kind}/", query)
+    assert answer.status_code == 200
+    assert answer["Content-Type"].startswith(EXPORTS[kind].content_type)
+    assert f'filename="job-{job.pk}{EXPORTS[kind].suffix}"' in answer["Content-Disposition"]
+    return b"".join(answer.streaming_content)
+
+
+def texts_of(archive):
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert opened.testzip() is None
+        names = opened.namelist()
+        assert len({name.casefold() for name in names}) == len(names)
+        return {name: opened.read(name).decode() for name in names}
+
+
+def test_coco_document_loads_in_pycocotools(ended_job, tmp_path):
+    (tmp_path / "coco.json").write_bytes(export(ended_job, "coco"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "coco.json"))
+    images = {image["id"]: image["file_name"] for image in coco.loadImgs(coco.getImgIds())}
+    assert list(images.values()) == [
+        "street.jpg",
+        "street/frame_000000.jpg",
+        "street/frame_000001.jpg",
+    ]
+    cars = coco.loadAnns(coco.getAnnIds(catIds=coco.getCatIds(catNms=["car"])))
+    assert [(images[one["image_id"]], one["bbox"], one["area"]) for one in cars] == [
+        ("street.jpg", [64, 48, 64, 48], 3072),
+        ("street/frame_000001.jpg", [320, 240, 320, 240], 76800),
+    ]
+    assert [one["score"] for one in cars] == [0.9, 0.5]
+    assert coco.getAnnIds(catIds=coco.getCatIds(catNms=["bus"])) == []
+
+
+def test_doubtful_detections_are_exported_for_the_asking(ended_job):
+    document = json.loads(export(ended_job, "coco", minimum_confidence=0.05))
+    assert [one["score"] for one in document["annotations"]] == [0.9, 0.1, 0.5]
+    document = json.loads(export(ended_job, "coco", minimum_confidence=1))
+    assert document["annotations"] == []
+    assert len(document["images"]) == 3
+
+
+def test_yolo_labels_say_which_picture_they_belong_to(ended_job):
+    texts = texts_of(export(ended_job, "yolo"))
+    settings = yaml.safe_load(texts.pop("data.yaml"))
+    assert settings == {"path": ".", "train": "images", "val": "images", "names": ["car", "bus"]}
+    rows = list(csv.DictReader(io.StringIO(texts.pop("files.csv"))))
+    assert [(row["image"], row["file"], row["frame_number"]) for row in rows] == [
+        ("images/street.jpg", "street.jpg", "0"),
+        ("images/street/frame_000000.jpg", "street.mp4", "0"),
+        ("images/street/frame_000001.jpg", "street.mp4", "1"),
+    ]
+    assert texts == {
+        "labels/street.txt": "0 0.150000 0.150000 0.100000 0.100000\n",
+        "labels/street/frame_000000.txt": "",
+        "labels/street/frame_000001.txt": "0 0.750000 0.750000 0.500000 0.500000\n",
+    }
+
+
+def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
+    names = ["a/car.jpg", "b/car.jpg", "a/car.png", "A/CAR.jpg", "car/x.jpg", "../../car.jpg"]
+    pictures = [add_media_file(dataset, name=name) for name in names]
+    videos = [
+        add_media_file(dataset, name=name, media_type="video") for name in ("car.mp4", "car.avi")
+    ]
+    job = submitted(user)
+    for media_file in (*pictures, *videos):
+        found(job, media_file)
+    services.abort_job(job_id=job.pk)
+    texts = texts_of(export(job, "yolo"))
+    assert sorted(texts) == sorted(
+        [
+            "data.yaml",
+            "files.csv",
+            "labels/a/car.txt",
+            "labels/b/car.txt",
+            "labels/a/car (2).txt",
+            "labels/A/CAR (3).txt",
+            "labels/car/x.txt",
+            "labels/car.txt",
+            "labels/car (2)/frame_000000.txt",
+            "labels/car (3)/frame_000000.txt",
+        ]
+    )
+    images = [row["image"] for row in csv.DictReader(io.StringIO(texts["files.csv"]))]
+    assert images[:4] == [
+        "images/a/car.jpg",
+        "images/b/car.jpg",
+        "images/a/car (2).png",
+        "images/A/CAR (3).jpg",
+    ]
+
+
+def test_csv_has_a_row_for_every_detection(ended_job):
+    rows = list(csv.DictReader(io.StringIO(export(ended_job, "csv").decode())))
+    assert rows[0] == {
+        "file": "street.jpg",
+        "media_file_id": rows[0]["media_file_id"],
+        "frame_number": "0",
+        "time": "0.0",
+        "class": "0",
+        "name": "car",
+        "confidence": "0.9",
+        "x1": "64.0",
+        "y1": "48.0",
+        "x2": "128.0",
+        "y2": "96.0",
+        "track_id": "",
+    }
+    assert [(row["file"], row["frame_number"]) for row in rows[1:]] == [("street.mp4", "1")]
+
+
+def test_json_lines_have_a_line_for_every_frame(ended_job):
+    lines = [json.loads(line) for line in export(ended_job, "jsonl").splitlines()]
+    assert [(one["file"], one["frame_number"], len(one["objects"])) for one in lines] == [
+        ("street.jpg", 0, 1),
+        ("street.mp4", 0, 0),
+        ("street.mp4", 1, 1),
+    ]
+    assert lines[0]["objects"] == [
+        {
+            "name": "car",
+            "class": 0,
+            "confidence": 0.9,
+            "box": {"x1": 64.0, "y1": 48.0, "x2": 128.0, "y2": 96.0},
+        }
+    ]
+
+
+def test_mot_texts_have_the_tracks_of_each_video(user, dataset):
+    add_media_file(dataset, name="still.jpg")
+    first = add_media_file(dataset, name="a/drive.mp4", media_type="video", frame_count=9)
+    second = add_media_file(dataset, name="b.mp4", media_type="video", frame_count=9)
+    job = submitted(user, tracking=True, frame_stride=4)
+    box = (10, 20, 30, 50)
+    found(job, first, (CAR, 0.9, box), (CAR, 0.5, box), (CAR, 0.3, box), tracks=[2, 1, 0])
+    found(job, first, (CAR, 0.8, box), (CAR, 0.2, box), frame_index=4, tracks=[1, 2])
+    found(job, second, (CAR, 0.9, box))  # the job was aborted before this one was tracked
+    services.abort_job(job_id=job.pk)
+    assert texts_of(export(job, "mot")) == {
+        "a_drive.txt": (
+            "1,2,10.00,20.00,20.00,30.00,0.90000,-1,-1,-1\n"
+            "1,1,10.00,20.00,20.00,30.00,0.50000,-1,-1,-1\n"
+            "5,1,10.00,20.00,20.00,30.00,0.80000,-1,-1,-1\n"
+        ),
+        "b.txt": "",
+    }
+    lines = [json.loads(line) for line in export(job, "jsonl").splitlines()]
+    assert [one["track_id"] for one in lines[0]["objects"]] == [2, 1, None]
+
+
+def test_mot_of_a_job_without_tracking_is_a_conflict(ended_job):
+    answer = client_of(ended_job.user).get(f"/api/v1/jobs/{ended_job.pk}/exports/mot/")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_not_tracked")
+
+
+def test_job_that_goes_on_is_not_exported(user, dataset):
+    add_media_file(dataset)
+    job = submitted(user)
+    answer = client_of(user).get(f"/api/v1/jobs/{job.pk}/exports/csv/")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_not_finished")
+
+
+@pytest.mark.parametrize("confidence", ["nan", "-0.1", "1.1", "half", ""])
+def test_confidence_that_is_none_is_refused(ended_job, confidence):
+    answer = client_of(ended_job.user).get(
+        f"/api/v1/jobs/{ended_job.pk}/exports/csv/", {"minimum_confidence": confidence}
+    )
+    assert answer.status_code == 400
+    assert [one["field"] for one in answer.json()["errors"]] == ["minimum_confidence"]
+
+
+@pytest.mark.parametrize("kind", [*EXPORTS, "xml"])
+def test_strangers_job_and_unknown_format_are_not_found(ended_job, kind):
+    answer = client_of(make_user()).get(f"/api/v1/jobs/{ended_job.pk}/exports/{kind}/")
+    assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+    answer = client_of(ended_job.user).get(f"/api/v1/jobs/{ended_job.pk}/exports/xml/")
+    assert (answer.status_code, answer.json()["code"]) == (404, "export_not_found")
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_job_that_found_nothing_exports_an_empty_document(user, dataset, kind):
+    add_media_file(dataset)
+    job = submitted(user, tracking=True)
+    Job.objects.filter(pk=job.pk).update(class_names=[])
+    services.abort_job(job_id=job.pk)
+    exported = export(job, kind)
+    if kind == "coco":
+        assert json.loads(exported)["images"] == []
+    elif kind in ("yolo", "mot"):
+        texts_of(exported)
+    else:
+        assert exported.count(b"\n") == (1 if kind == "csv" else 0)
+
+
+def test_long_video_is_exported_slice_by_slice(user, dataset, django_assert_max_num_queries):
+    video = add_media_file(dataset, name="v.mp4", media_type="video", frame_count=900)
+    job = submitted(user)
+    one = found(job, video, (CAR, 0.9, (1, 2, 3, 4)))
+    FrameResult.objects.bulk_create(
+        FrameResult(
+            job=job,
+            media_file=video,
+            frame_index=index,
+            time_seconds=0,
+            class_ids=one.class_ids,
+            confidences=one.confidences,
+            boxes_xyxy=one.boxes_xyxy,
+        )
+        for index in range(1, 900)
+    )
+    services.abort_job(job_id=job.pk)
+    with django_assert_max_num_queries(6):
+        pieces = list(EXPORTS["jsonl"].write(job, 0.25))
+    assert [json.loads(piece)["frame_number"] for piece in pieces] == list(range(900))
+    assert max(map(len, pieces)) < 1000

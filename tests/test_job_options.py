@@ -1,0 +1,182 @@
+"""A job does what its owner chose, costs what that looks at, and shows it ever after."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from accounts.services import log_in
+from billing.selectors import balance_hundredths
+from inference import queue, services
+from inference.models import Job, WorkUnit
+from inference.pipeline.options import DetectionOptions
+from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+
+pytestmark = pytest.mark.django_db
+MODEL = {"model_id": "YOLO8", "model_version": "YOLO8s_FSR"}
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+
+
+@pytest.fixture
+def user():
+    return make_user()
+
+
+@pytest.fixture
+def dataset(user):
+    """An image and a video of ten frames: 1.5 + 10 tokens."""
+    dataset = make_dataset(user)
+    add_media_file(dataset, name="a.jpg")
+    add_media_file(dataset, name="b.mp4", media_type="video", frame_count=10)
+    return dataset
+
+
+@pytest.fixture
+def post(user, dataset):
+    """Submits a job with options over the API."""
+    client = APIClient()
+    tokens = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.access}")
+
+    def submit(options=None, kind="json"):
+        body = {"dataset_id": dataset.pk, "model_version": "YOLO8s_FSR"}
+        if options is not None:
+            body["options"] = options
+        return client.post("/api/v1/jobs/", body, format=kind)
+
+    return submit
+
+
+def faults(answer):
+    assert answer.status_code == 400
+    assert not Job.objects.exists()
+    return [(one["field"], one["code"]) for one in answer.json()["errors"]]
+
+
+def submit(user, **options):
+    return services.submit_job(user=user, dataset_name="street", **MODEL, options=options)
+
+
+def beat(*precisions):
+    services.record_heartbeat(
+        worker_name="w", loaded_versions=["YOLO8s_FSR"], device="cpu", precisions=precisions
+    )
+
+
+def test_job_shows_what_was_chosen_and_the_defaults_of_the_rest(post, settings):
+    settings.NETWORK_IMAGE_SIZE = 640
+    chosen = {"tiling": {"tile": 512}, "confidence_floor": 0.2, "tracking": True}
+    shown = post(chosen).json()["options"]
+    assert shown == {
+        **DetectionOptions().as_json(),
+        "image_size": 640,
+        "tiling": {"tile": 512, "overlap": 0.2},
+        "confidence_floor": 0.2,
+        "tracking": True,
+    }
+
+
+def test_job_without_options_gets_those_of_the_model_version(post):
+    assert post().json()["options"] == DetectionOptions().as_json()
+    assert DetectionOptions.parse(Job.objects.get().options) == DetectionOptions()
+
+
+def test_form_gives_its_options_as_json_text(post):
+    assert post('{"iou": 0.7}', kind="multipart").json()["options"]["iou"] == 0.7
+
+
+@pytest.mark.parametrize("options", ["iou=1", "[]", "[" * 10_000, [], 5, None])
+def test_options_that_are_no_object_are_refused(post, options):
+    kind = "multipart" if isinstance(options, str) else "json"
+    answer = post({"a": 1} if options is None else options, kind=kind)
+    expected = ("options.a", "unknown") if options is None else ("options", "invalid")
+    assert faults(answer) == [expected]
+
+
+def test_every_option_at_fault_is_named_by_its_field(post):
+    answer = post({"image_size": 650, "tiling": {"tile": 7}})
+    assert faults(answer) == [("options.image_size", "invalid"), ("options.tiling", "invalid")]
+    assert "multiple of 32" in answer.json()["detail"]
+
+
+def test_every_third_frame_is_quoted_and_held(user, post):
+    answer = post({"frame_stride": 3}).json()
+    assert (answer["quoted_tokens"], answer["frame_count"]) == (5.5, 5)  # 0, 3, 6, 9, the image
+    assert balance_hundredths(user=user) == 100_000 - 550
+    assert list(WorkUnit.objects.values_list("frame_count", flat=True)) == [1, 4]
+
+
+def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):
+    quote = services.quote_job(
+        user=user, dataset_name="street", **MODEL, options={"frame_stride": 4}
+    )
+    assert (quote.image_count, quote.video_frame_count, quote.quoted_hundredths) == (1, 3, 450)
+    assert quote.options.frame_stride == 4
+    assert not Job.objects.exists()
+    assert submit(user, frame_stride=4).quoted_hundredths == 450
+
+
+def test_class_that_the_model_does_not_know_is_refused_with_those_it_knows(user, dataset):
+    job = submit(user, class_names=["tram"])  # nobody knows the model's classes yet
+    Job.objects.filter(pk=job.pk).update(class_names=["car", "bus"])
+    with pytest.raises(InvalidOptionsError, match=r"knows no tram; its classes are car, bus\."):
+        submit(user, class_names=["car", "tram"])
+    assert submit(user, class_names=["bus"]).options["class_names"] == ["bus"]
+
+
+def test_precision_is_refused_until_a_worker_offers_it(user, post):
+    answer = post({"precision": "bf16"})
+    assert answer.json()["code"] == "precision_not_available"
+    assert faults(answer) == [("options.precision", "precision_not_available")]
+    assert "but in auto, fp32." in answer.json()["detail"]
+    beat("fp32", "bf16")
+    assert post({"precision": "bf16"}).json()["options"]["precision"] == "bf16"
+
+
+def test_worker_that_went_silent_offers_nothing(user, dataset):
+    beat("fp32", "fp16")
+    assert submit(user, precision="fp16").options["precision"] == "fp16"
+    long_ago = timezone.now() - timedelta(hours=1)
+    services.WorkerHeartbeat.objects.update(last_seen_at=long_ago)
+    with pytest.raises(PrecisionNotAvailableError):
+        submit(user, precision="fp16")
+
+
+def test_int8_is_offered_by_a_model_version_with_calibrated_weights(
+    user, dataset, settings, tmp_path
+):
+    settings.WEIGHTS = {"YOLO8s_FSR": str(tmp_path / "s.pt")}
+    with pytest.raises(PrecisionNotAvailableError):
+        submit(user, precision="int8")
+    (tmp_path / "s.int8.xml").write_text("")
+    assert submit(user, precision="int8").options["precision"] == "int8"
+
+
+def test_job_that_is_run_again_keeps_its_options(user, dataset, settings):
+    job = submit(user, frame_stride=5, iou=0.7)
+    services.abort_job(job_id=job.pk)
+    settings.NETWORK_IMAGE_SIZE = 320  # what was default then stays chosen
+    again = services.rerun_job(job_id=job.pk)
+    assert again.options == job.options
+    assert again.quoted_hundredths == job.quoted_hundredths == 350
+
+
+def test_contract_route_uses_the_defaults(user, dataset):
+    job = services.submit_job(user=user, dataset_name="street", **MODEL)
+    assert job.options == DetectionOptions().as_json()
+
+
+def test_document_of_the_api_describes_every_option(tmp_path):
+    call_command("spectacular", format="openapi-json", file=str(tmp_path / "api.json"))
+    described = json.loads((tmp_path / "api.json").read_text())["components"]["schemas"]
+    assert set(described["DetectionOptions"]["properties"]) == set(DetectionOptions().as_json())
+    for option in described["DetectionOptions"]["properties"].values():
+        assert "." in option["description"]
