@@ -103,7 +103,8 @@ class DetectionOptionsSerializer(serializers.Serializer[Any]):
         limits.MERGE_RULES,
         required=False,
         help_text="Of boxes of one object, `nms` keeps the most confident; `nmm` lets it grow "
-        "around the others.",
+        "around the others; `vote` moves it to the mean of those that agree with it; `auto` is "
+        "`vote` for images that are tiled and `nms` for others.",
     )
     metric = serializers.ChoiceField(
         limits.OVERLAP_METRICS,

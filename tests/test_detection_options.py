@@ -14,7 +14,7 @@ FITTING = st.fixed_dictionaries(
     optional={
         "confidence_floor": st.floats(0.001, 0.999),
         "iou": st.floats(0.01, 1),
-        "merge": st.sampled_from(["nms", "nmm"]),
+        "merge": st.sampled_from(["auto", "nms", "nmm", "vote"]),
         "metric": st.sampled_from(["iou", "ios"]),
         "one_class_per_object": st.booleans(),
         "image_size": st.integers(5, 64).map(lambda count: 32 * count),

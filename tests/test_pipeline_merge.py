@@ -150,7 +150,45 @@ def test_box_that_the_grown_one_hardly_overlaps_is_dropped_without_growing_it():
     assert kept.tolist() == [[0, 0, 20, 10]]
 
 
-@pytest.mark.parametrize("rule", ["nms", "nmm"])
+def test_voting_moves_a_box_to_the_mean_of_those_that_agree_with_it():
+    boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [6, 0, 16, 10], [40, 0, 50, 10]], np.float32)
+    confidences = np.array([0.5, 0.25, 0.125, 0.75], np.float32)
+    # The second overlaps the first by 2/3 of their union: it is dropped, and has no vote.
+    keep, kept = merge(np.zeros(4, int), confidences, boxes, rule="vote", iou=0.2)
+    assert keep.tolist() == [3, 0]
+    assert kept.tolist() == [[40, 0, 50, 10], [0, 0, 10, 10]]
+    boxes[1] = [1, 0, 11, 10]  # now 9/11: it has half the weight of the first
+    _, kept = merge(np.zeros(4, int), confidences, boxes, rule="vote", iou=0.2)
+    assert kept[1].tolist() == pytest.approx([1 / 3, 0, 10 + 1 / 3, 10])
+
+
+@given(candidates(), RULES)
+@settings(deadline=None, max_examples=100)
+def test_voting_keeps_what_suppression_keeps_and_moves_it_only_a_little(given_candidates, rules):
+    rules = {**rules, "rule": "vote"}
+    keep, boxes = merge(*given_candidates, **rules)
+    suppressed, unmoved = merge(*given_candidates, **{**rules, "rule": "nms"})
+    assert keep.tolist() == suppressed.tolist()
+    for box, before in zip(boxes, unmoved, strict=True):
+        assert (box[2:] >= box[:2]).all()
+        if np.prod(before[2:] - before[:2]) > 0:
+            assert share(box, before, "iou") > 0.6
+
+
+def test_voting_does_not_depend_on_the_order_of_the_candidates():
+    rng = np.random.default_rng(5)
+    left_top = rng.uniform(0, 60, (400, 2))
+    boxes = np.concatenate((left_top, left_top + 20), axis=1).astype(np.float32)
+    confidences = rng.random(400).astype(np.float32)
+    class_ids = rng.integers(0, 3, 400)
+    order = rng.permutation(400)
+    keep, kept = merge(class_ids, confidences, boxes, rule="vote")
+    again, kept_again = merge(class_ids[order], confidences[order], boxes[order], rule="vote")
+    assert order[again].tolist() == keep.tolist()
+    np.testing.assert_allclose(kept_again, kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["nms", "nmm", "vote"])
 def test_no_candidates_give_no_boxes(rule):
     empty = Detections.empty()
     keep, boxes = merge(empty.class_ids, empty.confidences, empty.boxes_xyxy, rule=rule)

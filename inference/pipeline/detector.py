@@ -127,7 +127,7 @@ class YoloDetector:
         best = Candidates(class_ids, confidences, boxes).best(MAX_CANDIDATES)
         keep, merged_xyxy = merge(
             *best,
-            rule=self.options.merge,
+            rule=self.options.applied_rule(is_tiled=len(parts) > 1),
             metric=self.options.metric,
             iou=self.options.iou,
             max_detections=self.options.max_detections,

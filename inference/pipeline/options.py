@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-MergeRule = Literal["nms", "nmm"]
+AppliedRule = Literal["nms", "nmm", "vote"]
+MergeRule = Literal["auto", "nms", "nmm", "vote"]
 OverlapMetric = Literal["iou", "ios"]
 
 PRECISIONS: Final = get_args(Precision)
@@ -63,18 +64,19 @@ class DetectionOptions:
 
     `confidence_floor` in (0, 1): what lies below is not kept. `iou`: boxes that overlap by more
     are one object. `merge`: "nms" drops the less confident box, "nmm" lets the kept one grow
-    around it. `metric` of the overlap: over the union, or over the smaller box.
-    `one_class_per_object`: boxes of different classes may be one object too, that of the more
-    confident class; False keeps both, as Ultralytics does. `image_size`: the longer side of the
-    network's input in pixels, a multiple of 32. `class_names`: only these; None for all.
-    `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image. `frame_stride`: every n-th
-    frame of a video is looked at. `tracking`: boxes of a video get track ids. `precision` of the
-    network's arithmetic; "auto" never means int8.
+    around it, "vote" moves it to the mean of those that agree with it; "auto" is "vote" for an
+    image that is tiled and "nms" for one that is not. `metric` of the overlap: over the union, or
+    over the smaller box. `one_class_per_object`: boxes of different classes may be one object
+    too, that of the more confident class; False keeps both, as Ultralytics does. `image_size`:
+    the longer side of the network's input in pixels, a multiple of 32. `class_names`: only these;
+    None for all. `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image.
+    `frame_stride`: every n-th frame of a video is looked at. `tracking`: boxes of a video get
+    track ids. `precision` of the network's arithmetic; "auto" never means int8.
     """
 
     confidence_floor: float = 0.05
     iou: float = DEFAULT_IOU
-    merge: MergeRule = "nms"
+    merge: MergeRule = "auto"
     metric: OverlapMetric = "iou"
     one_class_per_object: bool = True
     image_size: int = DEFAULT_IMAGE_SIZE
@@ -110,6 +112,12 @@ class DetectionOptions:
         if isinstance(values.get("tiling"), Mapping):
             values["tiling"] = _parsed_tiling(values["tiling"])
         return replace(defaults or cls(), **values)
+
+    def applied_rule(self, *, is_tiled: bool) -> AppliedRule:
+        """The rule by which the boxes of an image are merged."""
+        if self.merge == "auto":
+            return "vote" if is_tiled else "nms"
+        return self.merge
 
     def as_json(self) -> dict[str, Any]:
         """The same as a JSON object that `parse` reads."""
