@@ -23,7 +23,7 @@ from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, StrictOrdering
-from odproject.core.schema import IDEMPOTENCY_KEY
+from odproject.core.schema import IDEMPOTENCY_KEY, MEDIA
 
 CONTENT_TYPES = {
     "jpeg": "image/jpeg",
@@ -292,7 +292,9 @@ class MediaFileView(APIView):
 class MediaContentView(APIView):
     """A file's content."""
 
-    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    answers_ranges = True
+
+    @extend_schema(responses=MEDIA)
     def get(self, request: Request, media_file_id: int) -> FileResponse | Response:
         """The file as it was uploaded; `Range` asks for a part."""
         media_file = selectors.media_file_by_id(
@@ -308,6 +310,8 @@ class MediaContentView(APIView):
 
 class ThumbnailView(APIView):
     """A small picture of a file."""
+
+    answers_ranges = True
 
     @extend_schema(responses={(200, "image/jpeg"): OpenApiTypes.BINARY})
     def get(self, request: Request, media_file_id: int) -> FileResponse | Response:
@@ -327,6 +331,8 @@ class ThumbnailView(APIView):
 
 class UploadsView(generics.ListAPIView[Upload]):
     """Uploads into a dataset."""
+
+    refusals = (402, 507)
 
     serializer_class = UploadSerializer
     pagination_class = Pages

@@ -36,7 +36,7 @@ from odproject.core.listing import (
     StrictOrdering,
     WholeNumberFilter,
 )
-from odproject.core.schema import IDEMPOTENCY_KEY
+from odproject.core.schema import IDEMPOTENCY_KEY, MEDIA
 
 
 class AnnotatedFileNotFoundError(NotFoundError):
@@ -279,6 +279,8 @@ class ModelsView(generics.ListAPIView[ModelVersion]):
 class JobsView(generics.ListAPIView[Job]):
     """The user's jobs."""
 
+    refusals = (402,)
+
     serializer_class = JobSerializer
     pagination_class = Pages
     filter_backends = (StrictFilters, StrictOrdering)
@@ -377,7 +379,9 @@ class FrameResultsView(generics.ListAPIView[FrameResult]):
 class AnnotatedFileView(APIView):
     """An annotated picture or video."""
 
-    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    answers_ranges = True
+
+    @extend_schema(responses=MEDIA)
     def get(self, request: Request, job_id: int, unit_id: int) -> FileResponse | Response:
         """The annotated copy of one file; `Range` asks for a part."""
         job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
@@ -458,6 +462,8 @@ def _finished_job(request: Request, job_id: int) -> Job:
 
 class AnnotatedZipView(APIView):
     """All annotated files of a job at once."""
+
+    refusals = (409,)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
     def get(self, request: Request, job_id: int) -> StreamingHttpResponse:

@@ -39,6 +39,7 @@ FRAMEWORK_ERRORS: dict[int, tuple[str, str, str]] = {
     406: ("NotAcceptableError", "not_acceptable", "Not acceptable"),
     413: ("PayloadTooLargeError", "payload_too_large", "Payload too large"),
     415: ("UnsupportedMediaTypeError", "unsupported_media_type", "Unsupported media type"),
+    416: ("RangeNotSatisfiableError", "range_not_satisfiable", "Range not satisfiable"),
     429: ("TooManyRequestsError", "too_many_requests", "Too many requests"),
     500: ("InternalServerError", "internal_error", "Internal server error"),
     503: ("ServiceUnavailableError", "service_unavailable", "Service unavailable"),

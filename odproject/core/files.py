@@ -12,6 +12,8 @@ from django.http import FileResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
+
 SPOOL_IN_MEMORY_BYTES = 1024 * 1024
 NAMES_AT_A_TIME = 1000
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
@@ -92,7 +94,12 @@ def stored_file_response(
     try:
         wanted = requested_range(request.headers.get("Range", ""), size_bytes)
     except ValueError:
-        return Response(status=416, headers={"Content-Range": f"bytes */{size_bytes}"})
+        return Response(
+            framework_problem(416, f"The file has {size_bytes} bytes."),
+            status=416,
+            headers={"Content-Range": f"bytes */{size_bytes}"},
+            content_type=PROBLEM_CONTENT_TYPE,
+        )
     content: BinaryIO | Slice = default_storage.open(stored_name)  # type: ignore[assignment]
     length_bytes = size_bytes
     if wanted is not None:

@@ -1,0 +1,152 @@
+"""Every operation of the OpenAPI document answers as documented, whatever it is asked.
+
+Schemathesis makes the requests, from the document alone: right ones and wrong ones. They go to
+the application in this process, as the owner of what the path names, as a stranger and as
+nobody. A new operation is tested as soon as it is in the document; a new kind of thing that a
+path names needs a line in `Things`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import schemathesis
+from django.core import signals
+from django.core.wsgi import get_wsgi_application
+from django.db import close_old_connections, transaction
+from drf_spectacular.generators import SchemaGenerator
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from accounts.services import log_in
+from inference import queue, services
+from inference.models import FrameResult, Job, WorkUnit
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.mediafiles import image_bytes, noise
+
+# Not among them: that everything outside the document is refused. A form has only texts, and an
+# empty filter is none.
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+pytestmark = pytest.mark.django_db
+EXAMPLES = 6  # of each operation and asker
+_django = get_wsgi_application()
+
+
+def application(environ, start_response):
+    """The service, with the files that it sends read and closed."""
+    response = _django(environ, start_response)
+    try:
+        return [b"".join(response)]
+    finally:
+        response.close()
+
+
+document = json.loads(json.dumps(SchemaGenerator().get_schema(request=None, public=True)))
+schema = schemathesis.openapi.from_dict(document)
+schema.app = application
+
+
+@dataclass(frozen=True)
+class Things:
+    """The numbers of what the owner has, by the names that paths give them."""
+
+    dataset_id: int
+    media_file_id: int
+    job_id: int
+    unit_id: int
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch, settings):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def one_transaction():
+    """A request would end the connection, whose transaction is that of the test."""
+    signals.request_started.disconnect(close_old_connections)
+    signals.request_finished.disconnect(close_old_connections)
+    yield
+    signals.request_started.connect(close_old_connections)
+    signals.request_finished.connect(close_old_connections)
+
+
+@pytest.fixture
+def owner():
+    return make_user()
+
+
+@pytest.fixture
+def things(owner, media_root) -> Things:
+    """A dataset with a picture, and a job that has found something in it."""
+    dataset = make_dataset(owner)
+    media_file = add_media_file(dataset, content=image_bytes("JPEG", noise((16, 12))))
+    job = services.submit_job(
+        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+    claim = services.claim_unit(unit_id=WorkUnit.objects.get().pk, worker_name="w")
+    Job.objects.filter(pk=job.pk).update(class_names=["car"])
+    FrameResult.objects.create(
+        job=job,
+        media_file=media_file,
+        frame_index=0,
+        time_seconds=0,
+        class_ids=np.array([0], "<i2").tobytes(),
+        confidences=np.array([0.9], "<f4").tobytes(),
+        boxes_xyxy=np.arange(4).astype("<f4").tobytes(),
+        class_counts={"car": 1},
+    )
+    (media_root / "results").mkdir(parents=True)
+    (media_root / "results/x.jpg").write_bytes(image_bytes("JPEG"))
+    services.complete_unit(claim=claim, annotated_name="results/x.jpg")
+    return Things(dataset.pk, media_file.pk, job.pk, claim.unit_id)
+
+
+@pytest.fixture
+def askers(owner) -> dict[str, dict[str, str]]:
+    """The headers by which each asker is known; the stranger is an administrator."""
+    headers = {"nobody": {}}
+    for name, user in (("owner", owner), ("stranger", make_user(staff=True))):
+        tokens = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(hours=1))
+        headers[name] = {"Authorization": f"Bearer {tokens.access}"}
+    return headers
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_operation_answers_as_documented(case, askers, things):
+    known = {name: str(value) for name, value in asdict(things).items()}
+    names_a_thing = bool(case.path_parameters)
+    case.path_parameters = {name: known[name] for name in case.path_parameters or {}}
+    for asker, headers in askers.items():
+        with transaction.atomic():  # every request meets the same state
+            response = case.call(headers=headers)
+            transaction.set_rollback(True)
+        case.validate_response(response, checks=CHECKS)
+        if asker == "nobody" and case.operation.definition.raw.get("security"):
+            assert response.status_code == 401
+        # OPTIONS, which tells of the route and not of a thing, is anybody's.
+        if asker == "stranger" and names_a_thing and case.method.upper() != "OPTIONS":
+            assert response.status_code >= 400
