@@ -9,29 +9,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import PASSWORD, chromium, drawn_image
+from tests.screenshots.admin_pages import LISTS, find_user, give_role
 
 pytestmark = pytest.mark.service
 
 SIZES_WH = {"wide": (1440, 900), "narrow": (390, 844)}
-PAGES = (
-    "/admin/",
-    "/admin/accounts/user/",
-    "/admin/accounts/user/1/change/",
-    "/admin/accounts/user/1/top-up/",
-    "/admin/auth/group/",
-    "/admin/auth/group/1/change/",
-    "/admin/billing/transfer/",
-    "/admin/billing/hold/",
-    "/admin/billing/price/",
-    "/admin/billing/price/add/",
-    "/admin/datasets/dataset/",
-    "/admin/datasets/mediafile/",
-    "/admin/inference/job/",
-    "/admin/inference/workunit/",
-    "/admin/inference/modelversion/",
-    "/admin/inference/modelversion/1/change/",
-    "/admin/inference/workerheartbeat/",
-)
 
 
 @pytest.fixture(scope="module")
@@ -123,25 +105,6 @@ class Customer:
 @pytest.fixture
 def customer(service) -> Customer:
     return Customer(service.base_url)
-
-
-def find_user(page: Page, email: str) -> None:
-    """Search the list of users and open the one."""
-    page.goto("/admin/accounts/user/")
-    page.locator("input[name=q]").fill(email)
-    page.locator("input[name=q]").press("Enter")
-    page.get_by_role("link", name=email).click()
-    expect(page.get_by_role("link", name="Top up tokens")).to_be_visible()
-
-
-def give_role(page: Page, email: str, role: str) -> None:
-    """Make a user an administrator with one role."""
-    find_user(page, email)
-    page.get_by_label("Administrator", exact=False).first.check()
-    page.locator("#id_groups_from").select_option(label=role)
-    page.locator("#id_groups_add, #id_groups_add_link").click()
-    page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("was changed successfully")).to_be_visible()
 
 
 def test_administrator_tops_up_and_nobody_else_has_more(window, service, customer):
@@ -242,7 +205,7 @@ def test_every_page_fits_and_asks_no_other_host(window, service, dataset_id, siz
         f"/admin/datasets/dataset/{dataset_id}/block/",
         f"/admin/datasets/dataset/{dataset_id}/history/",
     )
-    for path in (*PAGES, *own):
+    for path in (*LISTS, *own):
         answer = root.page.goto(path)
         assert (path, answer.status) == (path, 200)
         fits = "document.documentElement.scrollWidth <= innerWidth"

@@ -348,7 +348,7 @@ def test_dataset_gets_another_name_and_other_tags(page, service):
     page.locator("#change-tags").fill("bridge, night, bridge")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("heading", name="Second name", exact=True)).to_be_visible()
-    expect(page.locator("#datasets")).to_contain_text("Second name" + "empty · #bridge · #night")
+    expect(page.locator("#datasets")).to_contain_text("Second name" + "Empty · #bridge · #night")
     expect(page.locator("#datasets label")).to_have_count(2)
     page.reload()
     expect(page.locator("#datasets")).to_contain_text("#bridge · #night")
