@@ -124,9 +124,9 @@ def submit_job(
     """Quote, hold and queue detection on everything in a dataset.
 
     `options`: what DetectionOptions.parse reads; the model version's for those left out. Raises
-    UnknownModelError, EmptyDatasetError, InvalidOptionsError and PrecisionNotAvailableError
-    (400), InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404)
-    and JobQuotaError (409).
+    UnknownModelError, EmptyDatasetError, InvalidOptionsError, PrecisionNotAvailableError and
+    TooManyTilesError (400), InsufficientTokensError (402), DatasetBlockedError (403),
+    DatasetNotFoundError (404) and JobQuotaError (409).
     """
     _refuse_above_quota(user)
     version = _active_version(model_id, model_version)
@@ -144,7 +144,7 @@ def quote_job(
 ) -> JobPlan:
     """What `submit_job` would hold now for the same arguments; writes nothing.
 
-    Raises what `submit_job` does but for InsufficientTokensError.
+    Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
     """
     version = _active_version(model_id, model_version)
     dataset = open_dataset(user=user, name=dataset_name)
