@@ -20,7 +20,10 @@ from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Image
 
 # The usual clock of video containers: fine enough for every frame rate, variable ones included.
-_TICKS_PER_SECOND = 90_000
+TICKS_PER_SECOND = 90_000
+# A player can begin before it has the whole file; and starts, which are kept in units of the
+# movie, are as exact as frame times.
+MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": str(TICKS_PER_SECOND)}
 _KEYFRAME_EVERY_FRAMES = 60
 _NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
 _BT709 = 1  # the number of BT.709 in H.264's tables E-3, E-4 and E-5
@@ -66,14 +69,12 @@ class VideoWriter:
         self._preset = preset
         self._quality = quality
         self._last_tick = -1
-        self._last_duration_ticks = _TICKS_PER_SECOND // _NOMINAL_RATE_FPS
+        self._last_duration_ticks = TICKS_PER_SECOND // _NOMINAL_RATE_FPS
         # One packet is held back, because the last one must be told how long it is shown.
         self._held: av.Packet | None = None
 
     def __enter__(self) -> Self:
-        self._container = av.open(
-            str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
-        )
+        self._container = av.open(str(self._partial), "w", format="mp4", options=MP4_OPTIONS)
         try:
             self._stream = self._open_stream()
         except BaseException:
@@ -95,8 +96,8 @@ class VideoWriter:
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
         )
-        frame.pts = max(round(time_seconds * _TICKS_PER_SECOND), self._last_tick + 1)
-        frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+        frame.pts = max(round(time_seconds * TICKS_PER_SECOND), self._last_tick + 1)
+        frame.time_base = Fraction(1, TICKS_PER_SECOND)
         if self._last_tick >= 0:
             self._last_duration_ticks = frame.pts - self._last_tick
         self._last_tick = frame.pts
@@ -127,9 +128,9 @@ class VideoWriter:
         stream: Any = self._container.add_stream("libx264", rate=_NOMINAL_RATE_FPS)
         stream.width, stream.height = (side - side % 2 for side in self._size_wh)
         stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, _TICKS_PER_SECOND)
+        stream.time_base = Fraction(1, TICKS_PER_SECOND)
         context = stream.codec_context
-        context.time_base = Fraction(1, _TICKS_PER_SECOND)
+        context.time_base = Fraction(1, TICKS_PER_SECOND)
         context.gop_size = _KEYFRAME_EVERY_FRAMES
         context.colorspace, context.color_range = _BT709, _LIMITED_RANGE
         context.color_primaries, context.color_trc = _BT709, _BT709
@@ -160,7 +161,7 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
     if chosen is None or chosen not in _IMAGE_FORMATS.values():
         raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
-    with _whole_file(path) as partial:
+    with whole_file(path) as partial:
         try:
             PilImage.fromarray(image_rgb).save(
                 partial, format=chosen, **_IMAGE_OPTIONS.get(chosen, {})
@@ -170,7 +171,8 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the given name when the block ends well."""
     partial = _partial_path(path)
     try:
         yield partial

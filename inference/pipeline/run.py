@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from datasets.media.errors import MediaError
 from datasets.media.images import read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.seeking import SeekPlan
 from datasets.media.video import VideoFrame, iter_frames
 from inference.pipeline.channel import Channel, ChannelClosedError
 from inference.pipeline.detector import HELD_BYTES, Detector
@@ -61,7 +62,7 @@ class ImageOutcome:
 
 def process_images(
     tasks: Iterable[ImageTask], detector: Detector, *, limits: MediaLimits = DEFAULT_LIMITS
-) -> Iterator[ImageOutcome]:
+) -> Generator[ImageOutcome, None, None]:
     """Detects in many images, which share batches; one outcome per task, in order.
 
     A file that cannot be read fails alone. Each outcome comes when its copy is written. Closing
@@ -126,13 +127,15 @@ def process_video(
     first_frame_index: int = 0,
     max_frames: int | None = None,
     frame_stride: int = 1,
+    seek_plan: SeekPlan | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in the frames of a video and writes the drawn copy as MP4.
 
     `on_frames` is called in the caller's thread with some frames at a time, in their order; what
     it raises ends the work at once: threads are joined, no annotated file is left.
-    `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it.
+    `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
+    `seek_plan` says where decoding may begin for it.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -141,6 +144,7 @@ def process_video(
         first_frame_index=first_frame_index,
         max_frames=max_frames,
         frame_stride=frame_stride,
+        seek_plan=seek_plan,
         limits=limits,
     )
     return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
