@@ -37,7 +37,7 @@ class Sound:
     @property
     def is_copied(self) -> bool:
         """Whether the packets are taken as they are, instead of encoded to AAC."""
-        return self._stream.codec_context.name in _COPIED_CODECS
+        return self._stream.codec_context.codec.canonical_name in _COPIED_CODECS
 
     def add_stream(self, output: Any) -> Any:
         """The stream for it in an MP4 file that is open for writing; raises SoundError."""

@@ -7,6 +7,7 @@ own guess (which would accept playlists), and the file reaches it as a nameless 
 
 import errno
 import io
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from av.video.stream import VideoStream
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.planes import Colours, Plane, Planes
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
@@ -53,6 +55,8 @@ _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 _MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
+_PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _MOST_FAILED_TRIALS = 3
@@ -64,17 +68,51 @@ _PADDING_FACTOR = 2
 _PADDING_PIXELS = 1024 * 1024
 
 
-@dataclass(frozen=True)
 class VideoFrame:
     """A decoded frame.
 
     `frame_index` counts from 0, `time_seconds` from the first frame and never runs backwards,
-    `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video.
+    `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video. It
+    is made when it is first asked for, and again after `release_image`. `planes` is the same
+    picture as the video keeps it, without a copy and not to be written to, where it stands
+    upright in 8 bits with colour in a quarter of the pixels; else None.
     """
 
-    frame_index: int
-    time_seconds: float
-    image: np.ndarray
+    def __init__(
+        self,
+        frame_index: int,
+        time_seconds: float,
+        image: np.ndarray | None = None,
+        *,
+        planes: Planes | None = None,
+        paint: Callable[[], np.ndarray] | None = None,
+    ) -> None:
+        """`paint` makes the image where none is given."""
+        self.frame_index = frame_index
+        self.time_seconds = time_seconds
+        self.planes = planes
+        self._image = image
+        self._paint = paint
+
+    @property
+    def image(self) -> np.ndarray:
+        """The picture as RGB uint8 (h, w, 3)."""
+        if self._image is None:
+            if self._paint is None:
+                raise ValueError("This frame has no picture.")
+            self._image = self._paint()
+        return self._image
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of its pixels, as far as they are there now."""
+        image_bytes = 0 if self._image is None else self._image.nbytes
+        return image_bytes + (self.planes.nbytes if self.planes is not None else 0)
+
+    def release_image(self) -> None:
+        """Let go of the memory of an image that can be made again."""
+        if self._paint is not None:
+            self._image = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +292,8 @@ def iter_frames(
             painter.see(item)
             if item.frame_index < first_frame_index or item.frame_index % frame_stride:
                 continue
-            yield VideoFrame(item.frame_index, item.time_seconds, painter.paint(item))
+            yield painter.frame(item)
+            del item
             given += 1
             if given == max_frames:
                 return
@@ -352,6 +391,7 @@ def _collect(
         or item.turn != first.turn
         or (frame.width, frame.height) != (first.frame.width, first.frame.height)
         or frame.format.name != first.frame.format.name
+        or _colours(frame) != _colours(first.frame)
         or frame.time_base not in (None, video.stream.time_base)
     ):
         collector.give_up()
@@ -363,9 +403,25 @@ def _checksum(frame: Any) -> int:
     """Of the visible pixels of a decoded frame, as far as a row of each plane has them first."""
     checksum = 0
     for plane in frame.planes:
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height]
-        checksum = zlib.crc32(np.ascontiguousarray(rows[:, : plane.width]), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)), checksum)
     return checksum
+
+
+def _rows(plane: Any) -> Plane:
+    """The first bytes of each row of a plane, one for each pixel, without a copy; read-only."""
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    rows.flags.writeable = False
+    return rows[: plane.height, : plane.width]
+
+
+def _colours(frame: Any) -> Colours:
+    """What the stored numbers of a frame mean, as far as it is told."""
+    return Colours(
+        matrix=int(frame.colorspace),
+        primaries=int(frame.color_primaries),
+        transfer=int(frame.color_trc),
+        full_range=frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL_RANGE,
+    )
 
 
 def _tried_points(video: _OpenVideo, candidates: Sequence[Candidate]) -> list[SeekPoint]:
@@ -435,6 +491,7 @@ class _Painter:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        self._lock = threading.Lock()  # frames may be painted by other threads
         self._size_wh: tuple[int, int] | None = None
 
     def see(self, item: _Decoded) -> tuple[int, int]:
@@ -443,8 +500,35 @@ class _Painter:
             self._size_wh = item.turn.size_wh(item.frame.width, item.frame.height)
         return self._size_wh
 
+    def frame(self, item: _Decoded) -> VideoFrame:
+        """The frame to be handed out. Raises MediaError 422 if it has no colours."""
+        planes = self._planes(item)
+        if planes is not None:
+            return VideoFrame(
+                item.frame_index, item.time_seconds, planes=planes, paint=lambda: self.paint(item)
+            )
+        # Whether it can be painted at all is known only when it was.
+        return VideoFrame(item.frame_index, item.time_seconds, self.paint(item))
+
+    def _planes(self, item: _Decoded) -> Planes | None:
+        frame = item.frame
+        if (
+            frame.format.name not in _PLANAR_FORMATS
+            or item.turn != _Turn()
+            or self.see(item) != (frame.width, frame.height)
+            or frame.width % 2
+            or frame.height % 2
+        ):
+            return None
+        y, u, v = (_rows(plane) for plane in frame.planes)
+        return Planes(y, u, v, _colours(frame))
+
     def paint(self, item: _Decoded) -> np.ndarray:
         """The upright picture, RGB uint8 (h, w, 3). Raises MediaError 422 if it has no colours."""
+        with self._lock:
+            return self._painted(item)
+
+    def _painted(self, item: _Decoded) -> np.ndarray:
         width, height = item.turn.size_wh(*self.see(item))
         has_alpha = any(component.is_alpha for component in item.frame.format.components)
         try:

@@ -100,10 +100,10 @@ def _pictures(
 def _packets(segments: Sequence[Path], extradata: bytes | None) -> Iterator[Any]:
     for segment in segments:
         with av.open(str(segment)) as source:
-            stream = source.streams.video[0]
+            stream = next(iter(source.streams.video), None)
             packets = (packet for packet in source.demux(stream) if packet.size)
-            first = next(packets, None)
-            if first is None or stream.codec_context.extradata != extradata:
+            first = next(packets, None) if stream is not None else None
+            if stream is None or first is None or stream.codec_context.extradata != extradata:
                 raise DrawingError("segment_unfit", "A part of the annotated video is missing.")
             yield first
             yield from packets
