@@ -12,6 +12,7 @@ from inference.models import ModelVersion
 from inference.pipeline.options import DetectionOptions, OptionsError
 from inference.pipeline.tiles import MAX_PARTS, part_count
 from inference.selectors import known_class_names, offered_precisions
+from inference.slicing import sampled_count
 from odproject.core.errors import DomainError, FieldError
 
 
@@ -153,6 +154,6 @@ def plan_job(
         if media_file.media_type == MediaFile.MediaType.IMAGE:
             files.append(PlannedFile(media_file, 1, image_price))
         else:
-            count = options.sampled_frame_count(media_file.frame_count)
+            count = sampled_count(media_file.frame_count, stride=options.frame_stride)
             files.append(PlannedFile(media_file, count, frame_price))
     return JobPlan(version=version, options=options, files=tuple(files))
