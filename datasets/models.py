@@ -84,6 +84,11 @@ class MediaFile(models.Model):
     height = models.PositiveIntegerField(help_text="Pixels of the upright picture.")
     frame_count = models.PositiveIntegerField(default=1)
     duration_seconds = models.FloatField(null=True)
+    # Where decoding of a video can begin, tried at upload: `datasets.media.seeking.SeekPlan`.
+    seek_plan = models.JSONField(null=True)
+    warning = models.CharField(
+        max_length=300, blank=True, help_text="What is wrong with a file that was accepted."
+    )
     cost_hundredths = models.BigIntegerField()
     created_at = models.DateTimeField(default=timezone.now)
 
@@ -92,3 +97,8 @@ class MediaFile(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def seek_indexes(self) -> list[int]:
+        """The frames at which decoding can begin, besides the first; ascending."""
+        return [point[0] for point in self.seek_plan["points"]] if self.seek_plan else []

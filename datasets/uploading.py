@@ -437,6 +437,8 @@ def _record(
             height=one.facts.size_wh[1],
             frame_count=one.facts.frame_count,
             duration_seconds=one.facts.duration_seconds,
+            seek_plan=one.facts.seek_plan,
+            warning=one.facts.warning,
             cost_hundredths=one.price_hundredths(prices),
         )
         for one, file in zip(inspection.accepted, stored, strict=True)

@@ -27,7 +27,14 @@ from datasets.models import Dataset, MediaFile, ModerationAction
 from datasets.selectors import with_sizes
 from datasets.services import flag_dataset, restore_dataset
 from inference import selectors, services
-from inference.models import Job, ModelVersion, WorkerHeartbeat, WorkUnit, progress_percent
+from inference.models import (
+    Job,
+    JobFile,
+    ModelVersion,
+    WorkerHeartbeat,
+    WorkUnit,
+    progress_percent,
+)
 from odproject.core.admin import (
     ObjectAction,
     PortableAdmin,
@@ -441,8 +448,8 @@ JOB_ACTIONS = (
 )
 
 
-@admin.register(WorkUnit)
-class WorkUnitAdmin(ReadOnlyAdmin[WorkUnit]):
+@admin.register(JobFile)
+class JobFileAdmin(ReadOnlyAdmin[JobFile]):
     """The files of jobs and what became of each; the pages of jobs lead here."""
 
     list_display = (
@@ -452,40 +459,93 @@ class WorkUnitAdmin(ReadOnlyAdmin[WorkUnit]):
         "coloured_state",
         "progress",
         "cost",
-        "tries",
-        "worker_name",
         "error",
     )
     list_filter = ("state",)
-    search_fields = ("=job__id", "media_file__name", "worker_name")
-    search_help_text = "Search by a job's number, a file or a worker"
+    search_fields = ("=job__id", "media_file__name")
+    search_help_text = "Search by a job's number or a file"
     ordering = ("-job_id", "position")
     list_select_related = ("job", "media_file")
-    fields = (*list_display, "error_code", "lease_expires_at")
+    fields = (*list_display, "error_code", "warning")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[JobFile]:
+        """Files and how many of their frames are done."""
+        return super().get_queryset(request).annotate(done=Sum("parts__frames_done"))
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Not on the front page: the pages of jobs lead here."""
         return {}
 
     @admin.display(description="File", ordering="media_file__name")
-    def file_name(self, unit: WorkUnit) -> str:
+    def file_name(self, file: JobFile) -> str:
         """As the user calls it."""
-        return unit.media_file.name
+        return file.media_file.name
+
+    @admin.display(description="State", ordering="state")
+    def coloured_state(self, file: JobFile) -> SafeString:
+        """The state in its colour."""
+        return badge(file.state, UNIT_TONES.get(file.state, ""))
+
+    @admin.display(description="Frames done")
+    def progress(self, file: JobFile) -> str:
+        """Frames done of all frames."""
+        return f"{file.done or 0:,} of {file.frame_count:,}"  # type: ignore[attr-defined]
+
+    @admin.display(description="Done so far costs (tokens)")
+    def cost(self, file: JobFile) -> str:
+        """The price of the frames that are done."""
+        done = file.done or 0  # type: ignore[attr-defined]
+        return readable_tokens(done * file.frame_price_hundredths)
+
+    @admin.display
+    def warning(self, file: JobFile) -> str:
+        """What is wrong with the file although it was accepted."""
+        return file.media_file.warning or "-"
+
+
+@admin.register(WorkUnit)
+class WorkUnitAdmin(ReadOnlyAdmin[WorkUnit]):
+    """The pieces in which jobs are worked on, and which worker has each."""
+
+    list_display = (
+        "job",
+        "position",
+        "kind",
+        "coloured_state",
+        "slice",
+        "tries",
+        "worker_name",
+        "lease_expires_at",
+    )
+    list_filter = ("state", "kind")
+    search_fields = ("=job__id", "worker_name")
+    search_help_text = "Search by a job's number or a worker"
+    ordering = ("-job_id", "position", "pk")
+    list_select_related = ("job",)
+    fields = list_display
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[WorkUnit]:
+        """Units with the parts of the files that they look at."""
+        return super().get_queryset(request).prefetch_related("parts__job_file__media_file")
+
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        """Not on the front page: the pages of jobs lead here."""
+        return {}
 
     @admin.display(description="State", ordering="state")
     def coloured_state(self, unit: WorkUnit) -> SafeString:
         """The state in its colour."""
         return badge(unit.state, UNIT_TONES.get(unit.state, ""))
 
-    @admin.display(description="Frames done")
-    def progress(self, unit: WorkUnit) -> str:
-        """Frames done of all frames."""
-        return f"{unit.frames_done:,} of {unit.frame_count:,}"
-
-    @admin.display(description="Done so far costs (tokens)")
-    def cost(self, unit: WorkUnit) -> str:
-        """The price of the frames that are done."""
-        return readable_tokens(unit.frames_done * unit.frame_price_hundredths)
+    @admin.display(description="Looks at")
+    def slice(self, unit: WorkUnit) -> str:
+        """Its images, its range of a video, or the video that it finishes."""
+        parts = list(unit.parts.all())
+        name = parts[0].job_file.media_file.name if parts else "-"
+        if unit.kind == WorkUnit.Kind.FRAMES:
+            part = parts[0]
+            return f"{name}, frames {part.first_frame_index:,} to {part.end_frame_index - 1:,}"
+        return name if len(parts) < 2 else f"{name} and {len(parts) - 1} more"
 
 
 @admin.register(Job)
@@ -514,13 +574,13 @@ class JobAdmin(ReadOnlyAdmin[Job]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         """Jobs and how many of their frames are done."""
-        return super().get_queryset(request).annotate(done=Sum("units__frames_done"))
+        return super().get_queryset(request).annotate(done=Sum("files__parts__frames_done"))
 
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
         what = ("owner", "dataset_name", "model_version", "again", "weights", "chosen")
         times = ("created_at", "started_at", "finished_at")
-        ways = ["files"]
+        ways = ["files", "units"]
         if request.user.has_perm("billing.view_transfer"):
             ways.append("ledger")
         return [
@@ -595,9 +655,14 @@ class JobAdmin(ReadOnlyAdmin[Job]):
     @admin.display
     def files(self, job: Job) -> SafeString:
         """How many files are in which state, and the way to them."""
-        counts = selectors.unit_counts(job=job)
+        counts = selectors.file_counts(job=job)
         told = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-        return list_link("inference_workunit", told or "none", job=job.pk)
+        return list_link("inference_jobfile", told or "none", job=job.pk)
+
+    @admin.display(description="Work units")
+    def units(self, job: Job) -> SafeString:
+        """The way to the pieces in which it is worked on."""
+        return list_link("inference_workunit", f"Work units of job {job.pk}", job=job.pk)
 
     @admin.display
     def ledger(self, job: Job) -> SafeString:

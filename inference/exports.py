@@ -21,10 +21,10 @@ from inference.models import FrameResult, Job
 from inference.results import Pipe, UnusedNames, safe_archive_name
 from inference.selectors import (
     displayed_objects,
+    files_of_job,
     frame_results,
     stored_detections,
     stored_track_ids,
-    units_with_files,
 )
 from odproject.core.errors import ConflictError
 
@@ -75,17 +75,17 @@ class _Named:
 
 def _named_files(job: Job) -> Iterator[_Named]:
     """The files of a job in upload order."""
-    units = units_with_files(job=job)
+    files = files_of_job(job=job)
     pictures, videos = UnusedNames(), UnusedNames()
-    of_pictures = units.filter(media_file__media_type=MediaFile.MediaType.IMAGE)
+    of_pictures = files.filter(media_file__media_type=MediaFile.MediaType.IMAGE)
     for name in of_pictures.values_list("media_file__name", flat=True).iterator(chunk_size=500):
         videos.reserve(safe_archive_name(name).partition("/")[0])
-    for unit in units.iterator(chunk_size=200):
-        stem = str(PurePosixPath(safe_archive_name(unit.media_file.name)).with_suffix(""))
-        if unit.media_file.media_type == MediaFile.MediaType.VIDEO:
-            yield _Named(unit.media_file, videos.take(stem.replace("/", "_")))
+    for file in files.iterator(chunk_size=200):
+        stem = str(PurePosixPath(safe_archive_name(file.media_file.name)).with_suffix(""))
+        if file.media_file.media_type == MediaFile.MediaType.VIDEO:
+            yield _Named(file.media_file, videos.take(stem.replace("/", "_")))
         else:
-            yield _Named(unit.media_file, pictures.take(stem))
+            yield _Named(file.media_file, pictures.take(stem))
 
 
 def _frames(job: Job) -> Iterator[tuple[_Named, FrameResult]]:

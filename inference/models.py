@@ -111,8 +111,57 @@ class Job(models.Model):
         return f"job {self.pk}"
 
 
+class JobFile(models.Model):
+    """A media file as a job was quoted for it, and what became of it.
+
+    Its frames are looked at by one or more work units; it ends when the last of them has.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        RUNNING = "running"
+        COMPLETED = "completed"
+        FAILED = "failed"
+        ABORTED = "aborted"
+
+    UNFINISHED = (State.PENDING, State.RUNNING)
+
+    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="files")
+    media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)
+    position = models.PositiveIntegerField()
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    frame_count = models.PositiveIntegerField(help_text="Frames that are looked at.")
+    frame_price_hundredths = models.PositiveIntegerField()
+    error_code = models.CharField(max_length=60, blank=True)
+    error = models.CharField(max_length=500, blank=True)
+    annotated = models.FileField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ["position"]
+        verbose_name = "file of a job"
+        verbose_name_plural = "files of jobs"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["job", "media_file"], name="one_file_per_job_and_media_file"
+            ),
+            models.UniqueConstraint(fields=["job", "position"], name="one_file_per_job_position"),
+        ]
+
+    def __str__(self) -> str:
+        return f"file {self.position} of job {self.job_id}"
+
+
 class WorkUnit(models.Model):
-    """A slice of a job: one media file."""
+    """A slice of a job, which one worker at a time has: of images, of frames, or of neither.
+
+    A batch of images belongs to several files, a range of frames to one video. The finish of a
+    video looks at no frame: it joins the annotated segments of its ranges.
+    """
+
+    class Kind(models.TextChoices):
+        IMAGES = "images"
+        FRAMES = "frames"
+        FINISH = "finish"
 
     class State(models.TextChoices):
         PENDING = "pending"
@@ -124,43 +173,31 @@ class WorkUnit(models.Model):
     UNFINISHED = (State.PENDING, State.RUNNING)
 
     job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="units")
-    media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)
+    kind = models.CharField(max_length=6, choices=Kind.choices)
+    # That of its first file; units of one file come in the order of their making.
     position = models.PositiveIntegerField()
     state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
-    frame_count = models.PositiveIntegerField()
-    frames_done = models.PositiveIntegerField(default=0)
-    frame_price_hundredths = models.PositiveIntegerField()
     # The attempt number fences: a worker that lost its lease writes nothing any more.
     attempt = models.PositiveIntegerField(default=0)
     tries = models.PositiveIntegerField(default=0, help_text="Attempts that were not handed back.")
     worker_name = models.CharField(max_length=100, blank=True)
     lease_expires_at = models.DateTimeField(null=True)
     enqueued_at = models.DateTimeField(null=True)
-    error_code = models.CharField(max_length=60, blank=True)
-    error = models.CharField(max_length=500, blank=True)
-    annotated = models.FileField(max_length=200, blank=True)
 
     class Meta:
-        ordering = ["position"]
-        verbose_name = "file of a job"
-        verbose_name_plural = "files of jobs"
+        ordering = ["position", "pk"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["job", "media_file"], name="one_work_unit_per_job_and_media_file"
-            ),
             models.CheckConstraint(
                 condition=Q(state="running", lease_expires_at__isnull=False)
                 | (~Q(state="running") & Q(lease_expires_at__isnull=True)),
                 name="work_unit_is_leased_while_it_runs",
             ),
-            models.CheckConstraint(
-                condition=Q(frames_done__lte=F("frame_count")),
-                name="work_unit_does_at_most_the_frames_it_was_quoted_for",
-            ),
         ]
         indexes = [
             models.Index(
-                fields=["job", "position"], name="work_unit_pending", condition=Q(state="pending")
+                fields=["job", "position", "id"],
+                name="work_unit_pending",
+                condition=Q(state="pending"),
             ),
             models.Index(
                 fields=["lease_expires_at"],
@@ -170,7 +207,40 @@ class WorkUnit(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"unit {self.position} of job {self.job_id}"
+        return f"unit {self.pk} of job {self.job_id}"
+
+
+class UnitFile(models.Model):
+    """The part of one file that a work unit looks at: an image, or a range of a video's frames.
+
+    The range reaches from `first_frame_index` to before `end_frame_index`; of its frames so many
+    are looked at as `frame_count` says.
+    """
+
+    unit = models.ForeignKey(WorkUnit, on_delete=models.PROTECT, related_name="parts")
+    job_file = models.ForeignKey(JobFile, on_delete=models.PROTECT, related_name="parts")
+    first_frame_index = models.PositiveIntegerField(default=0)
+    end_frame_index = models.PositiveIntegerField()
+    frame_count = models.PositiveIntegerField()
+    frames_done = models.PositiveIntegerField(default=0)
+    segment = models.CharField(
+        max_length=200, blank=True, help_text="Stored name of the annotated range, until joined."
+    )
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["unit", "job_file"], name="one_part_per_work_unit_and_file"
+            ),
+            models.CheckConstraint(
+                condition=Q(frames_done__lte=F("frame_count")),
+                name="work_unit_does_at_most_the_frames_it_was_quoted_for",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"part of file {self.job_file_id} in unit {self.unit_id}"
 
 
 class FrameResult(models.Model):

@@ -10,7 +10,9 @@ from billing.prices import PriceList, inference_price_hundredths
 from datasets.models import MediaFile
 from inference.models import ModelVersion
 from inference.pipeline.options import DetectionOptions, OptionsError
+from inference.pipeline.tiles import MAX_PARTS, part_count
 from inference.selectors import known_class_names, offered_precisions
+from inference.slicing import sampled_count
 from odproject.core.errors import DomainError, FieldError
 
 
@@ -26,6 +28,13 @@ class PrecisionNotAvailableError(DomainError):
 
     code = "precision_not_available"
     title = "Precision not available"
+
+
+class TooManyTilesError(DomainError):
+    """A picture would be cut into more tiles than its price pays for."""
+
+    code = "too_many_tiles"
+    title = "Too many tiles"
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,18 @@ def _field_error(name: str, code: str, detail: str) -> FieldError:
     return FieldError(f"options.{name}", code, detail)
 
 
+def _refuse_too_many_tiles(media_file: MediaFile, options: DetectionOptions) -> None:
+    """Raise TooManyTilesError: a picture has one price, however often the network looks at it."""
+    width, height = media_file.width, media_file.height
+    count = part_count((width, height), options)
+    if count > MAX_PARTS:
+        detail = (
+            f"{media_file.name} has {width} x {height} pixels and would be cut into {count:,} "
+            f"parts; choose tiles so large that no picture has more than {MAX_PARTS:,}."
+        )
+        raise TooManyTilesError(detail, errors=(_field_error("tiling", "too_many_tiles", detail),))
+
+
 def plan_job(
     *,
     version: ModelVersion,
@@ -121,9 +142,11 @@ def plan_job(
 ) -> JobPlan:
     """What a job with these options over these files would look at and cost.
 
-    Raises InvalidOptionsError and PrecisionNotAvailableError (400).
+    Raises InvalidOptionsError, PrecisionNotAvailableError and TooManyTilesError (400).
     """
     options = complete_options(version, chosen)
+    for media_file in media_files:
+        _refuse_too_many_tiles(media_file, options)
     image_price = inference_price_hundredths(prices, images=1, frames=0)
     frame_price = inference_price_hundredths(prices, images=0, frames=1)
     files = []
@@ -131,6 +154,6 @@ def plan_job(
         if media_file.media_type == MediaFile.MediaType.IMAGE:
             files.append(PlannedFile(media_file, 1, image_price))
         else:
-            count = options.sampled_frame_count(media_file.frame_count)
+            count = sampled_count(media_file.frame_count, stride=options.frame_stride)
             files.append(PlannedFile(media_file, count, frame_price))
     return JobPlan(version=version, options=options, files=tuple(files))

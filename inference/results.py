@@ -11,8 +11,8 @@ from django.conf import settings
 from django.core.files.storage import default_storage
 
 from datasets.models import MediaFile
-from inference.models import Job, WorkUnit
-from inference.selectors import displayed_objects, frame_results, units_with_files
+from inference.models import Job, JobFile
+from inference.selectors import displayed_objects, files_of_job, frame_results
 
 CHUNK_BYTES = 256 * 1024
 MAX_PART_BYTES = 230  # file systems bear 255, and a number and an extension may follow
@@ -27,18 +27,18 @@ def content_uri(job: Job) -> str:
 def result_json(job: Job) -> Iterator[str]:
     """`{"contentURI": ..., "result": [...]}` piece by piece, however many frames there are."""
     yield f'{{"contentURI": {json.dumps(content_uri(job))}, "result": ['
-    for position, unit in enumerate(units_with_files(job=job).iterator(chunk_size=200)):
+    for position, file in enumerate(files_of_job(job=job).iterator(chunk_size=200)):
         if position:
             yield ", "
-        yield from _file_json(job, unit)
+        yield from _file_json(job, file)
     yield "]}"
 
 
-def _file_json(job: Job, unit: WorkUnit) -> Iterator[str]:
-    media_file = unit.media_file
+def _file_json(job: Job, file: JobFile) -> Iterator[str]:
+    media_file = file.media_file
     head = {"filename": media_file.name, "type": media_file.media_type}
-    if unit.state != WorkUnit.State.COMPLETED:
-        yield json.dumps({**head, "error": unit.error or "The file was not processed."})
+    if file.state != JobFile.State.COMPLETED:
+        yield json.dumps({**head, "error": file.error or "The file was not processed."})
         return
     frames = frame_results(job=job, media_file=media_file)
     if media_file.media_type == MediaFile.MediaType.IMAGE:
@@ -60,20 +60,20 @@ def _objects(job: Job, frame: Any) -> list[dict[str, Any]]:
     return displayed_objects(frame, job.class_names, minimum_confidence=settings.DISPLAY_CONFIDENCE)
 
 
-def annotated_name(unit: WorkUnit) -> str:
+def annotated_name(file: JobFile) -> str:
     """The annotated file's name for its owner: the file's own, with the extension it now has."""
-    name = safe_archive_name(unit.media_file.name)
-    extension = PurePosixPath(str(unit.annotated.name)).suffix
+    name = safe_archive_name(file.media_file.name)
+    extension = PurePosixPath(str(file.annotated.name)).suffix
     same_kind = {".jpg": {".jpg", ".jpeg", ".jpe", ".mpo"}, ".mp4": {".mp4", ".m4v"}}
     if PurePosixPath(name).suffix.lower() in same_kind.get(extension, {extension}):
         return name
     return name + extension
 
 
-def annotated_content_type(unit: WorkUnit) -> str:
+def annotated_content_type(file: JobFile) -> str:
     """The media type of an annotated file, which is of a kind that we wrote."""
     kinds = {".mp4": "video/mp4", ".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
-    suffix = PurePosixPath(str(unit.annotated.name)).suffix
+    suffix = PurePosixPath(str(file.annotated.name)).suffix
     return kinds.get(suffix, "application/octet-stream")
 
 
@@ -122,13 +122,13 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
     pipe = Pipe()
     names = UnusedNames()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        units = units_with_files(job=job).exclude(annotated="")
-        for unit in units.iterator(chunk_size=200):
-            name = names.take(annotated_name(unit))
+        files = files_of_job(job=job).exclude(annotated="")
+        for file in files.iterator(chunk_size=200):
+            name = names.take(annotated_name(file))
             info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
             info.external_attr = 0o644 << 16
             with (
-                default_storage.open(str(unit.annotated.name)) as source,
+                default_storage.open(str(file.annotated.name)) as source,
                 archive.open(info, "w", force_zip64=True) as target,
             ):
                 while chunk := source.read(CHUNK_BYTES):

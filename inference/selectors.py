@@ -10,12 +10,13 @@ import numpy.typing as npt
 from django.conf import settings
 from django.db import connection
 from django.db.models import Count, QuerySet, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.models import User
 from billing.selectors import Breach
 from datasets.models import MediaFile
-from inference.models import FrameResult, Job, ModelVersion, WorkerHeartbeat, WorkUnit
+from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
 from odproject.core.errors import DomainError, NotFoundError
@@ -63,25 +64,26 @@ def jobs_with_progress(*, user: User) -> QuerySet[Job]:
     return (
         Job.objects.filter(user=user)
         .select_related("model_version", "dataset")
-        .annotate(frames_done=Sum("units__frames_done"))
+        .annotate(frames_done=Sum("files__parts__frames_done"))
     )
 
 
 def job_with_files(*, user: User, job_id: int) -> Job:
-    """The user's job with `frames_done` and `units_with_files`; raises JobNotFoundError (404)."""
+    """The user's job with `frames_done` and `files_in_order`; raises JobNotFoundError (404)."""
     job = jobs_with_progress(user=user).filter(pk=job_id).first()
     if job is None:
         raise JobNotFoundError(f"You have no job {job_id}.")
-    units = units_with_files(job=job)
-    for unit in units:
-        unit.job = job
-    job.units_with_files = units  # type: ignore[attr-defined]
+    files = files_of_job(job=job)
+    for file in files:
+        file.job = job
+    job.files_in_order = files  # type: ignore[attr-defined]
     return job
 
 
-def units_with_files(*, job: Job) -> QuerySet[WorkUnit]:
-    """The job's units in upload order, with their media files."""
-    return WorkUnit.objects.filter(job=job).select_related("media_file").order_by("position")
+def files_of_job(*, job: Job) -> QuerySet[JobFile]:
+    """The job's files in upload order, with `frames_done` and their media files."""
+    files = JobFile.objects.filter(job=job).select_related("media_file").order_by("position")
+    return files.annotate(frames_done=Coalesce(Sum("parts__frames_done"), 0))
 
 
 def frame_results(*, job: Job, media_file: MediaFile) -> Iterator[FrameResult]:
@@ -183,9 +185,9 @@ def offered_precisions(version: ModelVersion) -> list[str]:
     return [name for name in PRECISIONS if name in offered]
 
 
-def unit_counts(*, job: Job) -> dict[str, int]:
-    """How many work units of a job are in each state."""
-    states = WorkUnit.objects.filter(job=job).order_by("state").values("state")
+def file_counts(*, job: Job) -> dict[str, int]:
+    """How many files of a job are in each state."""
+    states = JobFile.objects.filter(job=job).order_by("state").values("state")
     return {row["state"]: row["count"] for row in states.annotate(count=Count("pk"))}
 
 

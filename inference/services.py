@@ -30,13 +30,16 @@ from inference import queue
 from inference.models import (
     FrameResult,
     Job,
+    JobFile,
     ModelVersion,
+    UnitFile,
     WorkerHeartbeat,
     WorkUnit,
     job_payload,
     progress_percent,
 )
 from inference.planning import JobPlan, plan_job
+from inference.slicing import frame_ranges
 from odproject.core.errors import ConflictError, DomainError, FieldError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
@@ -95,6 +98,14 @@ class Claim:
     user_id: int
 
 
+@dataclass(frozen=True)
+class FileFault:
+    """Why a file cannot be processed: a stable code and a sentence for its owner."""
+
+    code: str
+    detail: str
+
+
 class JobQuotaError(QuotaExceededError):
     """The user has as many unfinished jobs as one user may have."""
 
@@ -124,9 +135,9 @@ def submit_job(
     """Quote, hold and queue detection on everything in a dataset.
 
     `options`: what DetectionOptions.parse reads; the model version's for those left out. Raises
-    UnknownModelError, EmptyDatasetError, InvalidOptionsError and PrecisionNotAvailableError
-    (400), InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404)
-    and JobQuotaError (409).
+    UnknownModelError, EmptyDatasetError, InvalidOptionsError, PrecisionNotAvailableError and
+    TooManyTilesError (400), InsufficientTokensError (402), DatasetBlockedError (403),
+    DatasetNotFoundError (404) and JobQuotaError (409).
     """
     _refuse_above_quota(user)
     version = _active_version(model_id, model_version)
@@ -144,7 +155,7 @@ def quote_job(
 ) -> JobPlan:
     """What `submit_job` would hold now for the same arguments; writes nothing.
 
-    Raises what `submit_job` does but for InsufficientTokensError.
+    Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
     """
     version = _active_version(model_id, model_version)
     dataset = open_dataset(user=user, name=dataset_name)
@@ -178,8 +189,8 @@ def rerun_job(*, job_id: int) -> Job:
     again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
     if again is not None:
         raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
-    units = WorkUnit.objects.filter(job_id=job_id).select_related("media_file")
-    media_files = [unit.media_file for unit in units.order_by("position")]
+    files = JobFile.objects.filter(job_id=job_id).select_related("media_file")
+    media_files = [file.media_file for file in files.order_by("position")]
     plan = plan_job(
         version=version, media_files=media_files, chosen=first.options, prices=current_prices()
     )
@@ -188,8 +199,8 @@ def rerun_job(*, job_id: int) -> Job:
 
 def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | None = None) -> Job:
     """Hold the price of a plan and queue it as a job, in the caller's transaction."""
-    units = [
-        WorkUnit(
+    files = [
+        JobFile(
             media_file=file.media_file,
             position=position,
             frame_count=file.frame_count,
@@ -208,12 +219,53 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
     )
     job.hold = place_hold(user=user, amount_hundredths=plan.quoted_hundredths, job_id=job.pk)
     job.save(update_fields=["hold"])
-    for unit in units:
-        unit.job = job
-    WorkUnit.objects.bulk_create(units)
+    for file in files:
+        file.job = job
+    _make_units(job, JobFile.objects.bulk_create(files), stride=plan.options.frame_stride)
     append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
     transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
     return job
+
+
+def _make_units(job: Job, files: Sequence[JobFile], *, stride: int) -> None:
+    """Cut the files of a new job into work units, in the order of the files.
+
+    Of videos every `stride`-th frame is looked at.
+    """
+    units: list[WorkUnit] = []
+    parts: list[UnitFile] = []
+    batch: WorkUnit | None = None
+    images_in_batch = 0
+
+    def add_unit(kind: WorkUnit.Kind, file: JobFile) -> WorkUnit:
+        units.append(WorkUnit(job=job, kind=kind, position=file.position))
+        return units[-1]
+
+    for file in files:
+        if file.media_file.media_type == MediaFile.MediaType.IMAGE:
+            if batch is None or images_in_batch == settings.UNIT_MAX_IMAGES:
+                batch, images_in_batch = add_unit(WorkUnit.Kind.IMAGES, file), 0
+            images_in_batch += 1
+            parts.append(UnitFile(unit=batch, job_file=file, end_frame_index=1, frame_count=1))
+            continue
+        for one in frame_ranges(
+            frame_count=file.media_file.frame_count,
+            seek_indexes=file.media_file.seek_indexes,
+            max_frames=settings.UNIT_MAX_FRAMES,
+            stride=stride,
+        ):
+            unit = add_unit(WorkUnit.Kind.FRAMES, file)
+            parts.append(
+                UnitFile(
+                    unit=unit,
+                    job_file=file,
+                    first_frame_index=one.first_frame_index,
+                    end_frame_index=one.end_frame_index,
+                    frame_count=one.frame_count,
+                )
+            )
+    WorkUnit.objects.bulk_create(units)
+    UnitFile.objects.bulk_create(parts)
 
 
 def _active_version(model_id: str, version: str) -> ModelVersion:
@@ -245,7 +297,7 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
     sent = 0
     for unfinished_id in jobs.values_list("pk", flat=True):
         waiting = WorkUnit.objects.filter(job_id=unfinished_id, state=WorkUnit.State.PENDING)
-        window = list(waiting.order_by("position")[: settings.UNITS_ENQUEUED_PER_JOB])
+        window = list(waiting.order_by("position", "pk")[: settings.UNITS_ENQUEUED_PER_JOB])
         for unit in window:
             if unit.enqueued_at is not None and unit.enqueued_at > stale:
                 continue
@@ -278,7 +330,6 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
         state=WorkUnit.State.RUNNING,
         attempt=F("attempt") + 1,
         tries=F("tries") + 1,
-        frames_done=0,
         worker_name=worker_name,
         lease_expires_at=_lease_end(now),
     )
@@ -286,14 +337,29 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
         return None
     unit = WorkUnit.objects.get(pk=unit_id)
     if unit.attempt > 1:
-        # What an earlier attempt left would be readable, but not charged, if this one is aborted.
-        FrameResult.objects.filter(job=job, media_file_id=unit.media_file_id).delete()
+        _forget_frames(unit)
+    JobFile.objects.filter(parts__unit=unit, state=JobFile.State.PENDING).update(
+        state=JobFile.State.RUNNING
+    )
     if job.state == Job.State.PENDING:
         job.state = Job.State.RUNNING
         job.started_at = now
         job.save(update_fields=["state", "started_at"])
         append_event(user_id=job.user_id, kind="job.started", payload=job_payload(job))
     return Claim(unit_id=unit_id, attempt=unit.attempt, job_id=job.pk, user_id=job.user_id)
+
+
+def _forget_frames(unit: WorkUnit) -> None:
+    """Take back what an earlier attempt did: readable, but not charged, would it be otherwise."""
+    parts = UnitFile.objects.filter(unit=unit).select_related("job_file")
+    for part in parts.filter(frame_count__gt=0):
+        FrameResult.objects.filter(
+            job_id=unit.job_id,
+            media_file_id=part.job_file.media_file_id,
+            frame_index__gte=part.first_frame_index,
+            frame_index__lt=part.end_frame_index,
+        ).delete()
+    parts.update(frames_done=0)
 
 
 def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
@@ -315,16 +381,19 @@ def renew_lease(*, claim: Claim) -> bool:
 
 
 @transaction.atomic
-def store_frames(*, claim: Claim, frames: Sequence[FrameResult], frames_done: int) -> None:
+def store_frames(
+    *, claim: Claim, frames: Sequence[FrameResult], frames_done: Mapping[int, int]
+) -> None:
     """Write a batch of frame results and renew the lease; raises LeaseLostError.
 
-    Writing the same frames again, after an attempt that broke off, changes nothing else.
+    `frames_done`: for each part of the unit that the batch belongs to, by the part's number, how
+    many of its frames are done now. Writing the same frames again changes nothing else.
     """
-    renewed = _own_unit(claim).update(
-        frames_done=frames_done, lease_expires_at=_lease_end(timezone.now())
-    )
-    if not renewed:
+    if not renew_lease(claim=claim):
         raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+    for count in set(frames_done.values()):
+        part_ids = [part_id for part_id, done in frames_done.items() if done == count]
+        UnitFile.objects.filter(unit_id=claim.unit_id, pk__in=part_ids).update(frames_done=count)
     FrameResult.objects.bulk_create(
         frames,
         update_conflicts=True,
@@ -346,7 +415,8 @@ def store_track_ids(*, claim: Claim, frames: Sequence[FrameResult]) -> None:
 
 def publish_progress(*, claim: Claim) -> None:
     """Tell the user's sockets how far the job is; a hint that may get lost."""
-    done = WorkUnit.objects.filter(job_id=claim.job_id).aggregate(done=Sum("frames_done"))["done"]
+    parts = UnitFile.objects.filter(unit__job_id=claim.job_id)
+    done = parts.aggregate(done=Sum("frames_done"))["done"]
     frame_count = Job.objects.values_list("frame_count", flat=True).get(pk=claim.job_id)
     publish(
         claim.user_id,
@@ -361,26 +431,87 @@ def publish_progress(*, claim: Claim) -> None:
 
 
 @transaction.atomic
-def complete_unit(*, claim: Claim, annotated_name: str) -> None:
-    """End a unit well, and the job with its last unit; raises LeaseLostError."""
-    job = _locked_job(claim.job_id)
-    done = _own_unit(claim).update(
-        state=WorkUnit.State.COMPLETED, lease_expires_at=None, annotated=annotated_name
-    )
-    if not done:
-        raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
+def complete_unit(
+    *, claim: Claim, annotated: Mapping[int, str], faults: Mapping[int, FileFault] | None = None
+) -> None:
+    """End a unit that ends its files, and the job with its last unit; raises LeaseLostError.
+
+    `annotated`: the stored name of each file that ends well, by the number of the job's file.
+    `faults`: the files that cannot be processed; they cost nothing.
+    """
+    job, unit = _locked_own_unit(claim)
+    _end_unit(unit, WorkUnit.State.COMPLETED if annotated else WorkUnit.State.FAILED)
+    files = JobFile.objects.filter(job=job, state__in=JobFile.UNFINISHED)
+    for file_id, name in annotated.items():
+        files.filter(pk=file_id).update(state=JobFile.State.COMPLETED, annotated=name)
+    for file_id, fault in (faults or {}).items():
+        _fail_file(file_id, fault)
     _end_job_with_its_last_unit(job)
 
 
 @transaction.atomic
-def fail_unit(*, claim: Claim, error_code: str, error: str) -> None:
-    """End a unit whose file cannot be processed; it costs nothing. Raises LeaseLostError."""
+def complete_range(*, claim: Claim, segment: str) -> None:
+    """End one range of a video; after the last one its finish is queued. Raises LeaseLostError.
+
+    `segment`: the stored name of the annotated range; empty where the finish draws.
+    """
+    job, unit = _locked_own_unit(claim)
+    _end_unit(unit, WorkUnit.State.COMPLETED)
+    part = UnitFile.objects.select_related("job_file").get(unit=unit)
+    UnitFile.objects.filter(pk=part.pk).update(segment=segment)
+    others = WorkUnit.objects.filter(parts__job_file=part.job_file, state__in=WorkUnit.UNFINISHED)
+    if not others.exists():
+        finish = WorkUnit.objects.create(job=job, kind=WorkUnit.Kind.FINISH, position=unit.position)
+        UnitFile.objects.create(
+            unit=finish, job_file=part.job_file, end_frame_index=0, frame_count=0
+        )
+    transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
+
+
+@transaction.atomic
+def fail_unit(*, claim: Claim, fault: FileFault) -> None:
+    """End a unit whose file cannot be processed, and the file; raises LeaseLostError."""
+    job, unit = _locked_own_unit(claim)
+    _fail_unit(unit, fault)
+    _end_job_with_its_last_unit(job)
+
+
+def _locked_own_unit(claim: Claim) -> tuple[Job, WorkUnit]:
+    """The job, under its lock, and the unit that is still the worker's; else LeaseLostError."""
     job = _locked_job(claim.job_id)
-    unit = _own_unit(claim).first()
+    unit = _own_unit(claim).select_for_update(no_key=True).first()
     if unit is None:
         raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
-    _fail(unit, error_code=error_code, error=error)
-    _end_job_with_its_last_unit(job)
+    return job, unit
+
+
+def _end_unit(unit: WorkUnit, state: WorkUnit.State) -> None:
+    unit.state = state
+    unit.lease_expires_at = None
+    unit.save(update_fields=["state", "lease_expires_at"])
+
+
+def _fail_unit(unit: WorkUnit, fault: FileFault) -> None:
+    """Fail a unit with those of its files that have not ended; the job is locked."""
+    _end_unit(unit, WorkUnit.State.FAILED)
+    file_ids = JobFile.objects.filter(parts__unit=unit, state__in=JobFile.UNFINISHED)
+    for file_id in list(file_ids.values_list("pk", flat=True)):
+        _fail_file(file_id, fault)
+
+
+def _fail_file(file_id: int, fault: FileFault) -> None:
+    """Fail a file of a locked job: what was found in it goes, and it costs nothing."""
+    file = JobFile.objects.get(pk=file_id)
+    file.state = JobFile.State.FAILED
+    file.error_code = fault.code[:60]
+    file.error = fault.detail[:500]
+    file.save(update_fields=["state", "error_code", "error"])
+    # Its other ranges end, and are fenced by that, before their results are removed.
+    WorkUnit.objects.filter(parts__job_file=file, state__in=WorkUnit.UNFINISHED).exclude(
+        kind=WorkUnit.Kind.IMAGES
+    ).update(state=WorkUnit.State.ABORTED, lease_expires_at=None)
+    UnitFile.objects.filter(job_file=file).update(frames_done=0)
+    FrameResult.objects.filter(job_id=file.job_id, media_file_id=file.media_file_id).delete()
 
 
 @transaction.atomic
@@ -403,11 +534,8 @@ def _locked_job(job_id: int) -> Job:
 def _put_back(job: Job, unit: WorkUnit, *, counts_as_try: bool) -> None:
     """Return a running unit to the queue, or fail it after its last try; the job is locked."""
     if counts_as_try and unit.tries >= settings.UNIT_MAX_ATTEMPTS:
-        _fail(
-            unit,
-            error_code="too_many_attempts",
-            error=f"The file could not be processed in {unit.tries} attempts.",
-        )
+        detail = f"The file could not be processed in {unit.tries} attempts."
+        _fail_unit(unit, FileFault("too_many_attempts", detail))
         _end_job_with_its_last_unit(job)
         return
     unit.state = WorkUnit.State.PENDING
@@ -415,17 +543,23 @@ def _put_back(job: Job, unit: WorkUnit, *, counts_as_try: bool) -> None:
     unit.enqueued_at = None
     unit.tries -= 0 if counts_as_try else 1
     unit.save(update_fields=["state", "lease_expires_at", "enqueued_at", "tries"])
+    if counts_as_try and unit.kind == WorkUnit.Kind.IMAGES:
+        _split_batch(unit)
     transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
 
 
-def _fail(unit: WorkUnit, *, error_code: str, error: str) -> None:
-    unit.state = WorkUnit.State.FAILED
-    unit.lease_expires_at = None
-    unit.frames_done = 0
-    unit.error_code = error_code[:60]
-    unit.error = error[:500]
-    unit.save(update_fields=["state", "lease_expires_at", "frames_done", "error_code", "error"])
-    FrameResult.objects.filter(job_id=unit.job_id, media_file_id=unit.media_file_id).delete()
+def _split_batch(unit: WorkUnit) -> None:
+    """Give every image of a batch that broke off a unit of its own, so that one fails alone."""
+    parts = list(UnitFile.objects.filter(unit=unit).select_related("job_file")[1:])
+    for part in parts:
+        part.unit = WorkUnit.objects.create(
+            job_id=unit.job_id,
+            kind=unit.kind,
+            position=part.job_file.position,
+            attempt=unit.attempt,
+            tries=unit.tries,
+        )
+        part.save(update_fields=["unit"])
 
 
 # -- the end of a job ----------------------------------------------------------------------------
@@ -437,17 +571,18 @@ def _end_job_with_its_last_unit(job: Job) -> None:
     if units.filter(state__in=WorkUnit.UNFINISHED).exists():
         transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
         return
-    if units.filter(state=WorkUnit.State.COMPLETED).exists():
+    files = JobFile.objects.filter(job=job)
+    if files.filter(state=JobFile.State.COMPLETED).exists():
         _end_job(job, Job.State.COMPLETED)
     else:
-        first_error = units.values_list("error", flat=True)[0]
+        first_error = files.values_list("error", flat=True)[0]
         _end_job(job, Job.State.FAILED, error=first_error)
 
 
 def _end_job(job: Job, state: Job.State, *, error: str = "") -> None:
     """Settle a locked job: capture what was really processed, release the rest."""
-    processed = WorkUnit.objects.filter(job=job).aggregate(
-        cost=Sum(Cast("frames_done", BigIntegerField()) * F("frame_price_hundredths"))
+    processed = UnitFile.objects.filter(unit__job=job).aggregate(
+        cost=Sum(Cast("frames_done", BigIntegerField()) * F("job_file__frame_price_hundredths"))
     )
     now = timezone.now()
     job.state = state
@@ -486,6 +621,9 @@ def _abort(job: Job, reason: str) -> None:
     """End a locked, unfinished job."""
     WorkUnit.objects.filter(job=job, state__in=WorkUnit.UNFINISHED).update(
         state=WorkUnit.State.ABORTED, lease_expires_at=None
+    )
+    JobFile.objects.filter(job=job, state__in=JobFile.UNFINISHED).update(
+        state=JobFile.State.ABORTED
     )
     _end_job(job, Job.State.ABORTED, error=reason)
 
@@ -570,10 +708,13 @@ def _return_unit(
 
 
 def remove_orphaned_results(*, older_than: datetime) -> int:
-    """Remove annotated files of attempts that were cut off; returns how many."""
+    """Remove annotated files of attempts that were cut off, and segments of ended videos.
+
+    Returns how many.
+    """
 
     def known_results(names: list[str]) -> set[str]:
-        rows = WorkUnit.objects.filter(annotated__in=names)
+        rows = JobFile.objects.filter(annotated__in=names)
         return set(rows.values_list("annotated", flat=True))
 
     finished = Job.objects.filter(

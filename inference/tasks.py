@@ -15,14 +15,9 @@ from celery.worker import state as worker_state
 from django.db import close_old_connections
 
 from inference import services
+from inference.leases import while_database_is_away
 from inference.queue import RUN_UNIT
-from inference.worker import (
-    Detectors,
-    Heartbeat,
-    run_unit,
-    uses_too_much_memory,
-    while_database_is_away,
-)
+from inference.worker import Detectors, Heartbeat, run_unit, uses_too_much_memory
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from inference import v1, views
 
 # Eighteen digits at most: what fits the database's integers, or simply matches no job.
 JOB = r"(?P<job_id>[0-9]{1,18})"
-UNIT = r"(?P<unit_id>[0-9]{1,18})"
+FILE = r"(?P<file_id>[0-9]{1,18})"
 EXPORT = r"(?P<export_format>[a-z]{1,10})"
 
 urlpatterns = [
@@ -17,7 +17,7 @@ urlpatterns = [
     re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/frame-results/?$", v1.FrameResultsView.as_view()),
-    re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{UNIT}/?$", v1.AnnotatedFileView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{FILE}/?$", v1.AnnotatedFileView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-zip/?$", v1.AnnotatedZipView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/exports/{EXPORT}/?$", v1.ExportView.as_view()),
 ]

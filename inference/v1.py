@@ -21,7 +21,7 @@ from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
 from inference.exports import EXPORTS
-from inference.models import FrameResult, Job, ModelVersion, WorkUnit, progress_percent
+from inference.models import FrameResult, Job, JobFile, ModelVersion, progress_percent
 from inference.serializers import DetectionOptionsSerializer
 from odproject.core.api import validated
 from odproject.core.errors import ConflictError, NotFoundError
@@ -62,16 +62,24 @@ class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
         read_only_fields = fields
 
 
-class JobFileSerializer(serializers.ModelSerializer[WorkUnit]):
+class JobFileSerializer(serializers.ModelSerializer[JobFile]):
     """One file of a job: how far it is, what it cost, where its annotated copy is."""
 
     filename = serializers.CharField(source="media_file.name", read_only=True)
     type = serializers.CharField(source="media_file.media_type", read_only=True)
+    frames_done = serializers.IntegerField(
+        read_only=True, help_text="Images and video frames that have a result."
+    )
+    warning = serializers.CharField(
+        source="media_file.warning",
+        read_only=True,
+        help_text="What is wrong with the file although it was accepted; empty if nothing is.",
+    )
     charged_tokens = serializers.SerializerMethodField()
     annotated_url = serializers.SerializerMethodField()
 
     class Meta:
-        model = WorkUnit
+        model = JobFile
         fields = (
             "media_file_id",
             "filename",
@@ -81,21 +89,22 @@ class JobFileSerializer(serializers.ModelSerializer[WorkUnit]):
             "frame_count",
             "charged_tokens",
             "error",
+            "warning",
             "annotated_url",
         )
         read_only_fields = fields
 
-    def get_charged_tokens(self, unit: WorkUnit) -> float | None:
+    def get_charged_tokens(self, file: JobFile) -> float | None:
         """Known when the job has ended."""
-        if unit.job.finished_at is None:
+        if file.job.finished_at is None:
             return None
-        return tokens(unit.frames_done * unit.frame_price_hundredths)
+        return tokens(cast(Any, file).frames_done * file.frame_price_hundredths)
 
-    def get_annotated_url(self, unit: WorkUnit) -> str | None:
+    def get_annotated_url(self, file: JobFile) -> str | None:
         """Where its owner gets the annotated copy."""
-        if not unit.annotated:
+        if not file.annotated:
             return None
-        return f"/api/v1/jobs/{unit.job_id}/annotated-files/{unit.pk}/"
+        return f"/api/v1/jobs/{file.job_id}/annotated-files/{file.pk}/"
 
 
 class JobSerializer(serializers.ModelSerializer[Job]):
@@ -153,7 +162,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
 class JobDetailSerializer(JobSerializer):
     """A job with its files in upload order."""
 
-    files = JobFileSerializer(many=True, read_only=True, source="units_with_files")
+    files = JobFileSerializer(many=True, read_only=True, source="files_in_order")
 
     class Meta(JobSerializer.Meta):
         fields: tuple[str, ...] = (*JobSerializer.Meta.fields, "files")  # type: ignore[assignment]
@@ -382,17 +391,17 @@ class AnnotatedFileView(APIView):
     answers_ranges = True
 
     @extend_schema(responses=MEDIA)
-    def get(self, request: Request, job_id: int, unit_id: int) -> FileResponse | Response:
+    def get(self, request: Request, job_id: int, file_id: int) -> FileResponse | Response:
         """The annotated copy of one file; `Range` asks for a part."""
         job = selectors.user_job(user=cast(User, request.user), job_id=job_id)
-        unit = selectors.units_with_files(job=job).filter(pk=unit_id).exclude(annotated="").first()
-        if unit is None:
-            raise AnnotatedFileNotFoundError(f"Job {job_id} has no annotated file {unit_id}.")
+        file = selectors.files_of_job(job=job).filter(pk=file_id).exclude(annotated="").first()
+        if file is None:
+            raise AnnotatedFileNotFoundError(f"Job {job_id} has no annotated file {file_id}.")
         return stored_file_response(
             request,
-            stored_name=str(unit.annotated.name),
-            file_name=results.annotated_name(unit).rpartition("/")[2],
-            content_type=results.annotated_content_type(unit),
+            stored_name=str(file.annotated.name),
+            file_name=results.annotated_name(file).rpartition("/")[2],
+            content_type=results.annotated_content_type(file),
         )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from django.contrib.auth.models import Group
 from django.core.files.base import ContentFile
@@ -46,6 +47,7 @@ def add_media_file(
     media_type: str = "image",
     frame_count: int = 1,
     image_format: str = "jpeg",
+    seek_plan: dict[str, Any] | None = None,
 ) -> MediaFile:
     """A media file whose upload was paid for elsewhere."""
     data = content.read_bytes() if isinstance(content, Path) else content
@@ -61,5 +63,6 @@ def add_media_file(
         width=640,
         height=480,
         frame_count=frame_count,
+        seek_plan=seek_plan,
         cost_hundredths=0,
     )

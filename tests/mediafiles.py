@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -102,32 +103,51 @@ def write_video(
     times_ms: Iterable[int] | None = None,
     container: str | None = None,
     with_audio: bool = False,
+    sound: str = "",
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    pix_fmt: str = "",
 ) -> Path:
     """Encode a video; the container follows from the name unless it is given.
 
     `rotation` is how far a player turns the picture clockwise, `paint` makes frame i as RGB
-    (h, w, 3), `times_ms` gives the frames a varying rate.
+    (h, w, 3), `times_ms` gives the frames a varying rate. `sound` names the coding of a
+    tone as long as the pictures, `with_audio` adds a moment of silence.
     """
     paint = paint or (lambda index: noise(size_wh, seed=index))
     times = None if times_ms is None else list(times_ms)
     with av.open(str(path), "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=rate_fps)
         stream.width, stream.height = size_wh
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
+        stream.codec_context.options = codec_options or {}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation or hflip:
             stream.set_display_rotation(-rotation, hflip=hflip)
         if with_audio:
             _write_silence(output)
+        tone = output.add_stream(sound, rate=48_000, layout="mono") if sound else None
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(paint(index))
             if times is not None:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+        if tone is not None:
+            _write_tone(output, tone, frames / rate_fps)
     return path
+
+
+def _write_tone(output: av.container.OutputContainer, stream: Any, seconds: float) -> None:
+    wave = np.sin(np.arange(round(48_000 * seconds)) / 20).astype(np.float32) / 2
+    frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
+    frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+    size = stream.codec_context.frame_size or 1024
+    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", 48_000, frame_size=size)
+    for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+        output.mux(stream.encode(piece))
+    output.mux(stream.encode(None))
 
 
 def write_joined_video(path: Path, parts: Iterable[Path]) -> Path:

@@ -44,6 +44,7 @@ LISTS = {
     "datasets/dataset": {"superuser", "Support", "Moderators"},
     "datasets/mediafile": {"superuser", "Moderators"},
     "inference/job": {"superuser", "Support"},
+    "inference/jobfile": {"superuser", "Support"},
     "inference/workunit": {"superuser", "Support"},
     "inference/modelversion": {"superuser", "Support"},
     "inference/workerheartbeat": {"superuser", "Support"},
@@ -145,7 +146,7 @@ def test_nobody_without_a_session_sees_anything(job):
 @pytest.mark.parametrize("role", ROLES)
 def test_front_page_lists_only_what_the_role_can_read(role):
     page = browser_of(administrator(role)).get("/admin/", follow=role != "user").content.decode()
-    hidden = {"datasets/mediafile", "inference/workunit"}
+    hidden = {"datasets/mediafile", "inference/jobfile", "inference/workunit"}
     for name, roles in LISTS.items():
         listed = f'href="/admin/{name}/"' in page
         assert listed == (role in roles and name not in hidden), name
@@ -586,7 +587,7 @@ def test_run_again_is_a_new_job_that_its_owner_pays(admin, owner, dataset, job):
     assert (again.rerun_of, again.user, again.state) == (job, owner, "Pending")
     assert again.model_version == job.model_version
     # The files of the job, not the one that was added later.
-    assert [unit.media_file.name for unit in again.units.all()] == ["street.jpg"]
+    assert [file.media_file.name for file in again.files.all()] == ["street.jpg"]
     assert balance_hundredths(user=owner) == 100_000 - 150
     job.refresh_from_db()
     assert job.state == "Aborted"
@@ -631,6 +632,7 @@ def test_run_again_that_cannot_be_is_refused_and_costs_nothing(admin, owner, dat
 def test_job_page_leads_to_its_files_and_its_money(admin, job):
     page = browser_of(admin).get(f"/admin/inference/job/{job.pk}/change/").content.decode()
     for link in (
+        f"/admin/inference/jobfile/?job={job.pk}",
         f"/admin/inference/workunit/?job={job.pk}",
         f"/admin/billing/transfer/?job_id={job.pk}",
     ):

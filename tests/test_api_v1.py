@@ -16,7 +16,7 @@ from accounts.models import Session
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
 from inference import queue, services
-from inference.models import FrameResult, Job, WorkUnit
+from inference.models import FrameResult, Job, UnitFile, WorkUnit
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
@@ -302,7 +302,8 @@ class TestJobs:
         claim = services.claim_unit(unit_id=WorkUnit.objects.get().pk, worker_name="w")
         (media_root / "results").mkdir(parents=True)
         (media_root / "results/x.jpg").write_bytes(b"picture")
-        services.complete_unit(claim=claim, annotated_name="results/x.jpg")
+        part = UnitFile.objects.get(unit_id=claim.unit_id, job_file__position=0)
+        services.complete_unit(claim=claim, annotated={part.job_file_id: "results/x.jpg"})
         (file,) = client.get(f"/api/v1/jobs/{job.pk}/").json()["files"]
         answer = client.get(file["annotated_url"])
         assert (answer["Content-Type"], b"".join(answer.streaming_content)) == (
@@ -311,8 +312,9 @@ class TestJobs:
         )
 
     def test_zip_holds_what_was_annotated_before_the_job_was_aborted(
-        self, client, user, dataset, media_root
+        self, client, user, dataset, media_root, settings
     ):
+        settings.UNIT_MAX_IMAGES = 1
         add_media_file(dataset)
         add_media_file(dataset, name="b.jpg")
         job = submit(user)
@@ -321,7 +323,8 @@ class TestJobs:
         claim = services.claim_unit(unit_id=unit.pk, worker_name="w")
         (media_root / "results").mkdir(parents=True)
         (media_root / "results/x.jpg").write_bytes(b"picture")
-        services.complete_unit(claim=claim, annotated_name="results/x.jpg")
+        part = UnitFile.objects.get(unit_id=claim.unit_id, job_file__position=0)
+        services.complete_unit(claim=claim, annotated={part.job_file_id: "results/x.jpg"})
         refused = client.get(path)
         assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
         services.abort_job(job_id=job.pk)

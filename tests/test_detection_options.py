@@ -122,13 +122,3 @@ def test_every_field_at_fault_is_named_at_once():
 
 def test_unknown_option_is_refused_rather_than_ignored():
     assert faults_of({"conf": 0.5, "iou": 0.5}) == [("conf", "unknown")]
-
-
-@pytest.mark.parametrize(
-    ("frame_count", "stride", "expected"),
-    [(10, 1, 10), (10, 3, 4), (9, 3, 3), (1, 10, 1), (10, 10_000, 1), (0, 5, 0)],
-)
-def test_every_nth_frame_is_looked_at_from_the_first_on(frame_count, stride, expected):
-    options = DetectionOptions(frame_stride=stride)
-    assert options.sampled_frame_count(frame_count) == expected
-    assert len(range(0, frame_count, stride)) == expected

@@ -10,6 +10,7 @@ from rest_framework.test import APIClient
 
 from accounts.services import log_in
 from billing.selectors import balance_hundredths
+from datasets.models import MediaFile
 from inference import queue, services
 from inference.models import Job, WorkUnit
 from inference.pipeline.options import DetectionOptions
@@ -148,6 +149,20 @@ def test_worker_that_went_silent_offers_nothing(user, dataset):
     services.WorkerHeartbeat.objects.update(last_seen_at=long_ago)
     with pytest.raises(PrecisionNotAvailableError):
         submit(user, precision="fp16")
+
+
+def test_smallest_tiles_of_a_huge_picture_are_refused_with_its_name(dataset, post):
+    huge = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
+    huge.update(width=16_000, height=12_000)
+    answer = post({"tiling": {"tile": 160, "overlap": 0.5}})
+    assert answer.json()["code"] == "too_many_tiles"
+    assert faults(answer) == [("options.tiling", "too_many_tiles")]
+    assert (
+        "a.jpg has 16000 x 12000 pixels and would be cut into 29,652 parts"
+        in (answer.json()["detail"])
+    )
+    assert post({"tiling": {"tile": 640}}).status_code == 202
+    assert post({"tiling": "auto"}).status_code == 202
 
 
 def test_int8_is_offered_by_a_model_version_with_calibrated_weights(

@@ -14,9 +14,9 @@ from billing.selectors import balance_hundredths, ledger_breaches
 from datasets.models import Dataset
 from datasets.services import delete_dataset
 from inference import queue, services
-from inference.models import FrameResult, Job, WorkUnit
+from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
-from inference.services import LeaseLostError
+from inference.services import FileFault, LeaseLostError
 from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
@@ -48,18 +48,28 @@ def submit(user, *, images=0, videos=(), name="street"):
     )
 
 
+@pytest.fixture(autouse=True)
+def one_image_per_unit(settings):
+    """Most of what is said of units needs no batch; TestSlices has them."""
+    settings.UNIT_MAX_IMAGES = 1
+
+
 def claim(job, position=0, worker="w1"):
-    unit = WorkUnit.objects.get(job=job, position=position)
-    return services.claim_unit(unit_id=unit.pk, worker_name=worker)
+    unit = WorkUnit.objects.filter(job=job, position=position, state="pending").first()
+    return services.claim_unit(unit_id=unit.pk, worker_name=worker) if unit else None
 
 
-def store(held, *frame_indexes, done=None):
+def parts_of(held):
+    return list(UnitFile.objects.filter(unit_id=held.unit_id).select_related("job_file"))
+
+
+def store(held, *frame_indexes, done=None, part=0):
     """Store an empty frame result for each index."""
-    unit = WorkUnit.objects.get(pk=held.unit_id)
+    part = parts_of(held)[part]
     frames = [
         FrameResult(
             job_id=held.job_id,
-            media_file_id=unit.media_file_id,
+            media_file_id=part.job_file.media_file_id,
             frame_index=index,
             time_seconds=index / 10,
             class_ids=np.zeros(0, "<i2").tobytes(),
@@ -68,13 +78,23 @@ def store(held, *frame_indexes, done=None):
         )
         for index in frame_indexes
     ]
-    services.store_frames(claim=held, frames=frames, frames_done=done or len(frames))
+    services.store_frames(claim=held, frames=frames, frames_done={part.pk: done or len(frames)})
+
+
+def end(held, name="results/x.jpg"):
+    """End a unit that ends its files."""
+    files = {part.job_file_id: f"{name}" for part in parts_of(held)}
+    services.complete_unit(claim=held, annotated=files)
 
 
 def complete(job, position=0, frames=1):
     held = claim(job, position)
     store(held, *range(frames))
-    services.complete_unit(claim=held, annotated_name=f"results/{position}.jpg")
+    end(held)
+
+
+def fail(held, code, detail):
+    services.fail_unit(claim=held, fault=FileFault(code, detail))
 
 
 def kinds(user):
@@ -83,6 +103,10 @@ def kinds(user):
 
 def unit_states(job):
     return list(WorkUnit.objects.filter(job=job).values_list("state", flat=True))
+
+
+def file_states(job):
+    return list(JobFile.objects.filter(job=job).values_list("state", flat=True))
 
 
 def assert_sound():
@@ -115,6 +139,7 @@ def test_submission_beyond_the_balance_leaves_nothing_behind(user):
 def test_files_added_after_submission_are_not_in_the_job(user):
     job = submit(user, images=1)
     add_media_file(Dataset.objects.get(), name="late.jpg")
+    assert JobFile.objects.filter(job=job).count() == 1
     assert WorkUnit.objects.filter(job=job).count() == 1
 
 
@@ -159,7 +184,7 @@ def test_failed_file_costs_nothing_and_leaves_the_others(user):
     complete(job, 0)
     held = claim(job, 1)
     store(held, 0, 1)
-    services.fail_unit(claim=held, error_code="corrupt_file", error="The video is damaged.")
+    fail(held, "corrupt_file", "The video is damaged.")
     job.refresh_from_db()
     assert (job.state, job.charged_hundredths) == ("Completed", 150)
     assert FrameResult.objects.filter(job=job).count() == 1
@@ -169,7 +194,7 @@ def test_failed_file_costs_nothing_and_leaves_the_others(user):
 
 def test_failed_job_returns_the_whole_hold(user):
     job = submit(user, images=1)
-    services.fail_unit(claim=claim(job), error_code="corrupt_file", error="No picture.")
+    fail(claim(job), "corrupt_file", "No picture.")
     job.refresh_from_db()
     assert (job.state, job.charged_hundredths, job.error) == ("Failed", 0, "No picture.")
     assert balance_hundredths(user=user) == 100_000
@@ -188,9 +213,9 @@ def test_expired_lease_gives_the_unit_to_another_worker_and_fences_the_first(use
     with pytest.raises(LeaseLostError):
         store(first, 1, 2, done=3)
     with pytest.raises(LeaseLostError):
-        services.complete_unit(claim=first, annotated_name="x")
+        end(first)
     store(second, 0, 1, 2)
-    services.complete_unit(claim=second, annotated_name="results/a.mp4")
+    end(second)
     job.refresh_from_db()
     assert (job.state, job.charged_hundredths) == ("Completed", 300)
     assert list(FrameResult.objects.values_list("frame_index", flat=True)) == [0, 1, 2]
@@ -320,3 +345,176 @@ def test_check_ledger_finds_a_job_whose_money_does_not_fit(user, capsys):
     Job.objects.filter(pk=job.pk).update(charged_hundredths=0)
     with pytest.raises(Exception, match="1 invariants are broken"):
         call_command("check_ledger")
+
+
+class TestSlices:
+    """A unit is a batch of images, or a range of a video; what fails, fails by files."""
+
+    @pytest.fixture(autouse=True)
+    def small_units(self, settings):
+        settings.UNIT_MAX_IMAGES = 2
+        settings.UNIT_MAX_FRAMES = 10
+
+    def submit(self, user, *, images=0, videos=()):
+        """Videos can be decoded from every fifth frame."""
+        dataset = make_dataset(user)
+        for number in range(images):
+            add_media_file(dataset, name=f"{number}.jpg")
+        for number, frame_count in enumerate(videos):
+            plan = {"first_pts": 0, "points": [[i, i] for i in range(5, frame_count, 5)]}
+            add_media_file(
+                dataset,
+                name=f"{number}.mp4",
+                media_type="video",
+                frame_count=frame_count,
+                seek_plan=plan,
+            )
+        return services.submit_job(
+            user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        )
+
+    def claim_next(self, job):
+        unit = WorkUnit.objects.filter(job=job, state="pending").order_by("position", "pk").first()
+        return services.claim_unit(unit_id=unit.pk, worker_name="w1")
+
+    def do_range(self, job):
+        """Look at all frames of the next range."""
+        held = self.claim_next(job)
+        (part,) = parts_of(held)
+        store(held, *range(part.first_frame_index, part.end_frame_index))
+        services.complete_range(claim=held, segment=f"results/{part.pk}.mp4")
+        return part
+
+    def test_images_share_units_and_videos_are_cut(self, user):
+        job = self.submit(user, images=3, videos=[23])
+        units = WorkUnit.objects.filter(job=job).order_by("position", "pk")
+        assert [
+            (
+                unit.kind,
+                [
+                    (part.job_file.position, part.first_frame_index, part.end_frame_index)
+                    for part in unit.parts.all()
+                ],
+            )
+            for unit in units
+        ] == [
+            ("images", [(0, 0, 1), (1, 0, 1)]),
+            ("images", [(2, 0, 1)]),
+            ("frames", [(3, 0, 10)]),
+            ("frames", [(3, 10, 20)]),
+            ("frames", [(3, 20, 23)]),
+        ]
+        assert (job.frame_count, job.quoted_hundredths) == (26, 3 * 150 + 23 * 100)
+
+    def test_bad_image_of_a_batch_fails_alone(self, user):
+        job = self.submit(user, images=2)
+        held = self.claim_next(job)
+        bad, good = parts_of(held)
+        store(held, 0, part=1)
+        services.complete_unit(
+            claim=held,
+            annotated={good.job_file_id: "results/1.jpg"},
+            faults={bad.job_file_id: FileFault("corrupt_file", "No picture.")},
+        )
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Completed", 150)
+        assert file_states(job) == ["failed", "completed"]
+        assert JobFile.objects.get(pk=bad.job_file_id).error == "No picture."
+        assert_sound()
+
+    def test_batch_that_kills_its_worker_is_split_so_that_one_image_fails_alone(self, user):
+        job = self.submit(user, images=2)
+        first = self.claim_next(job)
+        store(first, 0)
+        services.reclaim_units(worker_name="w1")
+        assert unit_states(job) == ["pending", "pending"]
+        for _ in range(2):  # the one at fault kills its worker again and again
+            self.claim_next(job)
+            assert not FrameResult.objects.filter(job=job).exists()
+            services.reclaim_units(worker_name="w1")
+        assert file_states(job) == ["failed", "running"]
+        held = self.claim_next(job)
+        store(held, 0)
+        end(held)
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Completed", 150)
+        assert file_states(job) == ["failed", "completed"]
+        assert FrameResult.objects.filter(job=job).count() == 1
+        assert_sound()
+
+    def test_stopping_worker_hands_back_a_batch_as_it_was(self, user):
+        job = self.submit(user, images=2)
+        services.hand_back_unit(claim=self.claim_next(job), counts_as_try=False)
+        assert WorkUnit.objects.filter(job=job).count() == 1
+
+    def test_last_range_queues_the_finish_which_ends_the_file(self, user):
+        job = self.submit(user, videos=[23])
+        parts = [self.do_range(job) for _ in range(2)]
+        assert not WorkUnit.objects.filter(job=job, kind="finish").exists()
+        parts.append(self.do_range(job))
+        job.refresh_from_db()
+        assert (job.state, file_states(job)) == ("Running", ["running"])
+        assert [part.first_frame_index for part in parts] == [0, 10, 20]
+        held = self.claim_next(job)
+        assert WorkUnit.objects.get(pk=held.unit_id).kind == "finish"
+        end(held, "results/whole.mp4")
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Completed", 2_300)
+        assert JobFile.objects.get(job=job).annotated.name == "results/whole.mp4"
+        assert FrameResult.objects.filter(job=job).count() == 23
+        assert_sound()
+
+    def test_second_attempt_at_a_range_takes_back_its_own_frames_only(self, user):
+        job = self.submit(user, videos=[20])
+        self.do_range(job)
+        held = self.claim_next(job)
+        store(held, 10, 11, 12)
+        services.reclaim_units(worker_name="w1")
+        self.claim_next(job)
+        found = FrameResult.objects.filter(job=job).order_by("frame_index")
+        assert list(found.values_list("frame_index", flat=True)) == list(range(10))
+        services.abort_job(job_id=job.pk)
+        job.refresh_from_db()
+        assert job.charged_hundredths == 1_000
+        assert_sound()
+
+    def test_range_that_fails_fails_its_video_and_fences_the_others(self, user):
+        job = self.submit(user, images=1, videos=[20])
+        complete(job, 0)
+        first, second = self.claim_next(job), self.claim_next(job)
+        store(first, 0, 1, 2)
+        store(second, 10, 11)
+        fail(second, "corrupt_file", "The video is damaged.")
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Completed", 150)
+        assert file_states(job) == ["completed", "failed"]
+        with pytest.raises(LeaseLostError):
+            store(first, 3, done=4)
+        with pytest.raises(LeaseLostError):
+            services.complete_range(claim=first, segment="x")
+        assert FrameResult.objects.filter(job=job).count() == 1
+        assert_sound()
+
+    def test_finish_that_kills_three_workers_fails_the_video(self, user):
+        job = self.submit(user, videos=[20])
+        self.do_range(job)
+        self.do_range(job)
+        for _ in range(3):
+            self.claim_next(job)
+            services.reclaim_units(worker_name="w1")
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Failed", 0)
+        assert not FrameResult.objects.filter(job=job).exists()
+        assert balance_hundredths(user=user) == 100_000
+        assert_sound()
+
+    def test_abort_while_a_video_waits_for_its_finish_charges_its_frames(self, user):
+        job = self.submit(user, videos=[20])
+        self.do_range(job)
+        self.do_range(job)
+        services.abort_job(job_id=job.pk)
+        job.refresh_from_db()
+        assert (job.state, job.charged_hundredths) == ("Aborted", 2_000)
+        assert file_states(job) == ["aborted"]
+        assert unit_states(job) == ["completed", "completed", "aborted"]
+        assert_sound()

@@ -216,7 +216,7 @@ def test_drawing_that_fails_is_reported_and_does_not_hang(tmp_path, monkeypatch)
     def fail(*_args):
         raise StopError
 
-    monkeypatch.setattr("inference.pipeline.run.draw", fail)
+    monkeypatch.setattr("inference.pipeline.annotate.draw", fail)
     with pytest.raises(StopError):
         process_frames(
             grey_frames(1000),

@@ -10,10 +10,12 @@ from django.db import OperationalError
 
 from billing.selectors import balance_hundredths
 from inference import queue, services
-from inference.models import FrameResult, Job, WorkUnit
+from inference.leases import LeaseKeeper
+from inference.models import FrameResult, Job, JobFile, WorkUnit
 from inference.pipeline.types import Detections
 from inference.results import annotated_zip, result_json
-from inference.worker import LeaseKeeper, run_unit
+from inference.selectors import files_of_job
+from inference.worker import run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
 from tests.pipeline_fakes import OneByOne
@@ -60,8 +62,10 @@ def submit(user):
     )
 
 
-def run(job, detector, *, position=0, **arguments):
-    unit = WorkUnit.objects.get(job=job, position=position)
+def run(job, detector, **arguments):
+    """Run the job's next unit; returns whether it was there to be taken, and the unit."""
+    waiting = WorkUnit.objects.filter(job=job).order_by("position", "pk")
+    unit = waiting.filter(state="pending").first() or waiting.first()
     taken = run_unit(
         unit_id=unit.pk, worker_name="w1", detector_of=lambda version: detector, **arguments
     )
@@ -77,7 +81,8 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     job = submit(user)
     taken, unit = run(job, FakeDetector())
     assert taken
-    assert (unit.state, unit.frames_done) == ("completed", 1)
+    (file,) = files_of_job(job=job)
+    assert (unit.state, file.state, file.frames_done) == ("completed", "completed", 1)
     assert (job.state, job.class_names, job.weights_sha256) == (
         "Completed",
         ["car", "bus"],
@@ -86,7 +91,7 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     frame = FrameResult.objects.get()
     assert np.frombuffer(frame.class_ids, "<i2").tolist() == [0, 1]
     assert frame.class_counts == {"car": 1}
-    assert default_storage.exists(unit.annotated.name)
+    assert default_storage.exists(file.annotated.name)
     assert "".join(result_json(job)) == (
         f'{{"contentURI": "/inference/content/{job.pk}", "result": ['
         '{"filename": "a.png", "type": "image", "objects": [{"name": "car", "class": 0, '
@@ -96,7 +101,7 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
 
 
 @pytest.mark.django_db
-def test_video_stores_every_frame_in_batches(user, dataset, tmp_path):
+def test_video_stores_every_frame(user, dataset, tmp_path):
     write_video(tmp_path / "a.mp4", frames=5)
     add_media_file(
         dataset,
@@ -109,7 +114,7 @@ def test_video_stores_every_frame_in_batches(user, dataset, tmp_path):
     job = submit(user)
     detector = FakeDetector()
     run(job, detector)
-    assert detector.calls == 3
+    assert detector.calls == 5
     assert list(FrameResult.objects.values_list("frame_index", flat=True)) == [0, 1, 2, 3, 4]
     assert job.charged_hundredths == 500
 
@@ -120,9 +125,10 @@ def test_corrupt_file_fails_alone(user, dataset, tmp_path):
     add_media_file(dataset, name="bad.png", content=b"no picture", image_format="png")
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
     job = submit(user)
-    _, bad = run(job, FakeDetector(), position=0)
-    _, good = run(job, FakeDetector(), position=1)
-    assert (bad.state, bad.tries, good.state) == ("failed", 1, "completed")
+    _, unit = run(job, FakeDetector())
+    assert (unit.state, unit.tries) == ("completed", 1)
+    bad, good = JobFile.objects.filter(job=job)
+    assert (bad.state, good.state) == ("failed", "completed")
     assert bad.error != ""
     assert (job.state, job.charged_hundredths) == ("Completed", 150)
     first = '{"filename": "bad.png", "type": "image", "error": '
@@ -140,7 +146,7 @@ def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, 
         assert (unit.state, unit.tries) == ("pending", attempt)
     _, unit = run(job, detector)
     assert (unit.state, job.state) == ("failed", "Failed")
-    assert "GPU" not in unit.error
+    assert JobFile.objects.get().error == "The file could not be processed in 3 attempts."
     assert run(job, detector)[0] is False
     assert detector.calls == 3
     assert balance_hundredths(user=user) == 100_000
@@ -157,7 +163,10 @@ def test_stopping_worker_hands_the_unit_back(user, dataset, tmp_path):
 
 
 @pytest.mark.django_db
-def test_job_aborted_in_the_middle_stops_and_leaves_no_file(user, dataset, tmp_path, media_root):
+def test_job_aborted_in_the_middle_stops_and_leaves_no_file(
+    user, dataset, tmp_path, media_root, monkeypatch
+):
+    monkeypatch.setattr("inference.pipeline.run._REPORT_EVERY_FRAMES", 2)
     write_video(tmp_path / "a.mp4", frames=6)
     add_media_file(
         dataset,
@@ -172,7 +181,7 @@ def test_job_aborted_in_the_middle_stops_and_leaves_no_file(user, dataset, tmp_p
     class AbortingDetector(FakeDetector):
         def detect(self, images):
             found = super().detect(images)
-            if self.calls == 2:
+            if self.calls == 4:
                 services.abort_job(job_id=job.pk)
             return found
 
@@ -250,18 +259,20 @@ class TestFileOfAnAttempt:
             raise OperationalError("the connection is lost")
 
         monkeypatch.setattr(services, "complete_unit", complete_and_lose_the_answer)
-        monkeypatch.setattr("inference.worker.DATABASE_RETRY_SECONDS", 0)
+        monkeypatch.setattr("inference.leases.DATABASE_RETRY_SECONDS", 0)
         # The second time the unit is no longer there to be completed.
         _, unit = run(job, FakeDetector())
         assert (unit.state, unit.attempt, job.state) == ("completed", 1, "Completed")
-        assert default_storage.exists(unit.annotated.name)
+        assert default_storage.exists(JobFile.objects.get(job=job).annotated.name)
 
     def test_file_of_a_killed_attempt_is_removed(self, job):
         unit = WorkUnit.objects.get(job=job)
         services.claim_unit(unit_id=unit.pk, worker_name="w1")
-        killed = default_storage.save(f"results/{job.pk}/{unit.pk}-1.png", ContentFile(b"half"))
+        file = JobFile.objects.get(job=job)
+        name = f"results/{job.pk}/{file.pk}-{unit.pk}-1.png"
+        killed = default_storage.save(name, ContentFile(b"half"))
         services.reclaim_units(worker_name="w1")
         _, unit = run(job, FakeDetector())
         assert (unit.state, unit.attempt) == ("completed", 2)
-        assert default_storage.exists(unit.annotated.name)
+        assert default_storage.exists(JobFile.objects.get(job=job).annotated.name)
         assert not default_storage.exists(killed)

@@ -11,7 +11,9 @@ class MediaFacts:
 
     `size_wh` is the upright size in pixels. An image has one frame and none of the members from
     `duration_seconds` on. `rotation_degrees` is how far a stored video is turned clockwise.
-    `thumbnail_jpeg` is a small upright picture of the image or of the video's first frame.
+    `warning` says what is damaged in a file that is accepted all the same; `seek_plan` is
+    `datasets.media.seeking.SeekPlan` as JSON. `thumbnail_jpeg` is a small
+    upright picture of the image or of the video's first frame.
     """
 
     kind: Literal["image", "video"]
@@ -23,6 +25,8 @@ class MediaFacts:
     codec: str | None = None
     rotation_degrees: int | None = None
     has_audio: bool | None = None
+    warning: str = ""
+    seek_plan: dict[str, Any] | None = field(default=None, compare=False)
     thumbnail_jpeg: bytes | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

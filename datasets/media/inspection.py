@@ -42,5 +42,7 @@ def inspect_here(
         codec=video.codec,
         rotation_degrees=video.rotation_degrees,
         has_audio=video.has_audio,
+        warning=video.warning,
+        seek_plan=video.seek_plan.to_json() if video.seek_plan else None,
         thumbnail_jpeg=video.thumbnail_jpeg,
     )

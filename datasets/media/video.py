@@ -7,7 +7,9 @@ own guess (which would accept playlists), and the file reaches it as a nameless 
 
 import errno
 import io
-from collections.abc import Callable, Generator, Iterator
+import threading
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,8 @@ from av.video.stream import VideoStream
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.planes import Colours, Plane, Planes
+from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
 # The demuxer for each container that `sniff` tells; there is no way to reach another one.
@@ -51,23 +55,64 @@ _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 _MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
+_PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+# Where seeking does not work it lands far away, and each trial decodes all that lies between.
+_MOST_FRAMES_BEFORE_A_POINT = 300
+_MOST_FAILED_TRIALS = 3
+# Containers count a frame more or less than decoders do; only what is beyond is told as lost.
+_UNTOLD_LOSS = 0.01
 # av counts the padding of a picture as well, so its own limit must be wider than ours. It only
 # keeps a decoder from reserving absurd amounts of memory before a frame can be measured.
 _PADDING_FACTOR = 2
 _PADDING_PIXELS = 1024 * 1024
 
 
-@dataclass(frozen=True)
 class VideoFrame:
     """A decoded frame.
 
     `frame_index` counts from 0, `time_seconds` from the first frame and never runs backwards,
-    `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video.
+    `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video. It
+    is made when it is first asked for, and again after `release_image`. `planes` is the same
+    picture as the video keeps it, without a copy and not to be written to, where it stands
+    upright in 8 bits with colour in a quarter of the pixels; else None.
     """
 
-    frame_index: int
-    time_seconds: float
-    image: np.ndarray
+    def __init__(
+        self,
+        frame_index: int,
+        time_seconds: float,
+        image: np.ndarray | None = None,
+        *,
+        planes: Planes | None = None,
+        paint: Callable[[], np.ndarray] | None = None,
+    ) -> None:
+        """`paint` makes the image where none is given."""
+        self.frame_index = frame_index
+        self.time_seconds = time_seconds
+        self.planes = planes
+        self._image = image
+        self._paint = paint
+
+    @property
+    def image(self) -> np.ndarray:
+        """The picture as RGB uint8 (h, w, 3)."""
+        if self._image is None:
+            if self._paint is None:
+                raise ValueError("This frame has no picture.")
+            self._image = self._paint()
+        return self._image
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of its pixels, as far as they are there now."""
+        image_bytes = 0 if self._image is None else self._image.nbytes
+        return image_bytes + (self.planes.nbytes if self.planes is not None else 0)
+
+    def release_image(self) -> None:
+        """Let go of the memory of an image that can be made again."""
+        if self._paint is not None:
+            self._image = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +121,9 @@ class VideoFacts:
 
     `size_wh` is that of the upright picture in stored pixels (non-square pixels are not
     stretched). `rotation_degrees` says how far the stored picture was turned clockwise to stand
-    upright: 0, 90, 180 or 270. `container` is the word of `sniff`.
+    upright: 0, 90, 180 or 270. `container` is the word of `sniff`. `warning` is a sentence about
+    what is damaged, empty when nothing is. `seek_plan`: where decoding can begin, if anywhere but
+    at the first frame.
     """
 
     size_wh: tuple[int, int]
@@ -87,6 +134,8 @@ class VideoFacts:
     container: str
     rotation_degrees: int
     has_audio: bool
+    warning: str = ""
+    seek_plan: SeekPlan | None = field(default=None, compare=False)
     thumbnail_jpeg: bytes | None = field(default=None, compare=False, repr=False)
 
 
@@ -157,20 +206,29 @@ class _FrameClock:
         self._frame_seconds = frame_seconds
         self._shift_seconds = 0.0
         self._last_seconds: float | None = None
+        self.was_corrected = False
+
+    def resume(self, *, first_stamp_seconds: float, stamp_seconds: float) -> None:
+        """Go on in the middle of a video whose stored clock needs no correction."""
+        self._shift_seconds = -first_stamp_seconds
+        self._last_seconds = stamp_seconds + self._shift_seconds
 
     def tell(self, stamp_seconds: float | None) -> float:
         if self._last_seconds is None:
             self._shift_seconds = -(stamp_seconds or 0.0)
             self._last_seconds = 0.0
+            self.was_corrected = stamp_seconds is None
             return 0.0
         expected_seconds = self._last_seconds + self._frame_seconds
         if stamp_seconds is None:
             seconds = expected_seconds
+            self.was_corrected = True
         else:
             seconds = stamp_seconds + self._shift_seconds
             if not 0 <= seconds - self._last_seconds <= _MAX_SANE_GAP_SECONDS:
                 self._shift_seconds = expected_seconds - stamp_seconds
                 seconds = expected_seconds
+                self.was_corrected = True
         self._last_seconds = seconds
         return seconds
 
@@ -183,16 +241,24 @@ class _Decoded:
     time_seconds: float
     frame: Any
     turn: _Turn
+    was_time_corrected: bool = False
 
 
-@dataclass(frozen=True)
+class _SeekMissedError(Exception):
+    """Seeking did not lead to the frame that it led to when it was tried."""
+
+
+@dataclass
 class _OpenVideo:
+    """`is_damaged` turns true when something of it cannot be read or decoded."""
+
     container: InputContainer
     stream: VideoStream
     format: str
     max_pixels: int
     frame_seconds: float
     has_audio: bool
+    is_damaged: bool = False
 
 
 def iter_frames(
@@ -202,31 +268,58 @@ def iter_frames(
     first_frame_index: int = 0,
     max_frames: int | None = None,
     frame_stride: int = 1,
+    seek_plan: SeekPlan | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Iterator[VideoFrame]:
     """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
 
-    `format` is what `sniff` told (it is sniffed when missing). Frames before `first_frame_index`
-    are decoded and passed over, which is the only way to reach a frame exactly in every codec; at
-    most `max_frames` frames are given, of those whose index is a multiple of `frame_stride`. A
-    damaged packet is skipped, a damaged tail ends the video. Transparent pixels are put over
-    white. Raises MediaError: 400 for a container that cannot be opened, 415 for something that is
-    no video, 422 for a video without pictures, with pictures above `limits.max_frame_pixels` or
-    without a decoder.
+    `format` is what `sniff` told (it is sniffed when missing). Given are, from
+    `first_frame_index` on, the frames whose index is a multiple of `frame_stride`, at most
+    `max_frames` of them. Those before are passed over: decoding begins at the last point of
+    `seek_plan` before them, or else with the video, which is the only way to reach a frame
+    exactly in every codec. A damaged packet is skipped, a damaged tail ends the video.
+    Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
+    opened, 415 for something that is no video, 422 for a video without pictures, with pictures
+    above `limits.max_frame_pixels` or without a decoder.
     """
-    with _opened(path, format, limits) as video, closing(_decode(video)) as decoded:
-        painter = _Painter()
-        given = 0
-        if max_frames is not None and max_frames <= 0:
+    if max_frames is not None and max_frames <= 0:
+        with _opened(path, format, limits):
             return
+    painter = _Painter()
+    given = 0
+    with closing(_decoded_from(path, format, limits, seek_plan, first_frame_index)) as decoded:
         for item in decoded:
+            painter.see(item)
             if item.frame_index < first_frame_index or item.frame_index % frame_stride:
-                painter.see(item)
                 continue
-            yield VideoFrame(item.frame_index, item.time_seconds, painter.paint(item))
+            yield painter.frame(item)
+            del item
             given += 1
             if given == max_frames:
                 return
+
+
+def _decoded_from(
+    path: Path,
+    container_format: str | None,
+    limits: MediaLimits,
+    plan: SeekPlan | None,
+    first_frame_index: int,
+) -> Generator[_Decoded, None, None]:
+    """Decode from the last point before a frame; from the beginning where seeking misses it."""
+    point = plan.point_before(first_frame_index) if plan else None
+    if plan is not None and point is not None:
+        try:
+            with (
+                _opened(path, container_format, limits) as video,
+                closing(_decode_from_point(video, plan, point)) as decoded,
+            ):
+                yield from decoded
+                return
+        except _SeekMissedError:
+            pass  # nothing was given yet
+    with _opened(path, container_format, limits) as video, closing(_decode(video)) as decoded:
+        yield from decoded
 
 
 def count_frames(
@@ -247,6 +340,8 @@ def count_frames(
         # There is a first frame, or the decoding raises. One that cannot be painted is not billed.
         first = last = next(decoded)
         thumbnail_jpeg = thumbnail_of(_Painter().paint(first))
+        collector = CandidateCollector()
+        _collect(collector, video, first, first)
         for last in decoded:
             if last.frame_index >= max_frames:
                 raise refused(
@@ -254,6 +349,7 @@ def count_frames(
                 )
             if on_progress is not None and last.frame_index % _PROGRESS_EVERY_FRAMES == 0:
                 on_progress(last.frame_index)
+            _collect(collector, video, first, last)
         count = last.frame_index + 1
         last_frame_seconds = _frame_seconds(last.frame, video.stream) or video.frame_seconds
         duration_seconds = last.time_seconds + last_frame_seconds
@@ -266,8 +362,128 @@ def count_frames(
             container=video.format,
             rotation_degrees=first.turn.clockwise_degrees,
             has_audio=video.has_audio,
+            warning=_damage(video, count),
+            seek_plan=collector.plan(_tried_points(video, collector.candidates)),
             thumbnail_jpeg=thumbnail_jpeg,
         )
+
+
+def _damage(video: _OpenVideo, frame_count: int) -> str:
+    """A sentence about what is missing of a video, as far as its container tells."""
+    promised = video.stream.frames
+    lost = promised - frame_count
+    if lost > 0 and (video.is_damaged or lost > 1 + _UNTOLD_LOSS * promised):
+        return f"The video is damaged: {lost} of its {promised} frames could not be decoded."
+    if video.is_damaged:
+        return "The video is damaged: a part of it could not be decoded."
+    return ""
+
+
+def _collect(
+    collector: CandidateCollector, video: _OpenVideo, first: _Decoded, item: _Decoded
+) -> None:
+    """Note where decoding might begin, as long as the video is like its first frame."""
+    frame = item.frame
+    if (
+        video.is_damaged
+        or item.was_time_corrected
+        or frame.is_corrupt
+        or item.turn != first.turn
+        or (frame.width, frame.height) != (first.frame.width, first.frame.height)
+        or frame.format.name != first.frame.format.name
+        or _colours(frame) != _colours(first.frame)
+        or frame.time_base not in (None, video.stream.time_base)
+    ):
+        collector.give_up()
+    if collector.see(item.frame_index, pts=frame.pts, is_key=frame.key_frame):
+        collector.follow(_checksum(frame))
+
+
+def _checksum(frame: Any) -> int:
+    """Of the visible pixels of a decoded frame, as far as a row of each plane has them first."""
+    checksum = 0
+    for plane in frame.planes:
+        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)), checksum)
+    return checksum
+
+
+def _rows(plane: Any) -> Plane:
+    """The first bytes of each row of a plane, one for each pixel, without a copy; read-only."""
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    rows.flags.writeable = False
+    return rows[: plane.height, : plane.width]
+
+
+def _colours(frame: Any) -> Colours:
+    """What the stored numbers of a frame mean, as far as it is told."""
+    return Colours(
+        matrix=int(frame.colorspace),
+        primaries=int(frame.color_primaries),
+        transfer=int(frame.color_trc),
+        full_range=frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL_RANGE,
+    )
+
+
+def _tried_points(video: _OpenVideo, candidates: Sequence[Candidate]) -> list[SeekPoint]:
+    """The points from which decoding gives the same frames as decoding the whole did."""
+    points: list[SeekPoint] = []
+    failed_trials = 0
+    for candidate in candidates:
+        if video.is_damaged or failed_trials == _MOST_FAILED_TRIALS:
+            break
+        try:
+            found = []
+            with closing(_frames_from_point(video, candidate.point)) as frames:
+                for frame in frames:
+                    found.append((frame.pts, _checksum(frame)))
+                    if len(found) == len(candidate.followers):
+                        break
+        except _SeekMissedError:
+            found = []
+        if found == candidate.followers:
+            points.append(candidate.point)
+        else:
+            failed_trials += 1
+    return points
+
+
+def _frames_from_point(video: _OpenVideo, point: SeekPoint) -> Generator[Any, None, None]:
+    """The decoder's frames from a point on; raises _SeekMissedError when it is not met."""
+    try:
+        video.container.seek(point.pts, stream=video.stream, backward=True)
+    except av.FFmpegError as error:
+        _raise_if_out_of_memory(error)
+        raise _SeekMissedError from error
+    was_met = False
+    with closing(_raw_frames(video)) as frames:
+        for passed, frame in enumerate(frames):
+            if not was_met:
+                if frame.pts is None or frame.pts > point.pts:
+                    break
+                if frame.pts < point.pts:
+                    if passed == _MOST_FRAMES_BEFORE_A_POINT:
+                        break
+                    continue
+                was_met = True
+            yield frame
+    if not was_met:
+        raise _SeekMissedError
+
+
+def _decode_from_point(
+    video: _OpenVideo, plan: SeekPlan, point: SeekPoint
+) -> Generator[_Decoded, None, None]:
+    """As `_decode`, from a tried point on."""
+    time_base = video.stream.time_base
+    if time_base is None:
+        raise _SeekMissedError
+    clock = _FrameClock(video.frame_seconds)
+    clock.resume(
+        first_stamp_seconds=float(plan.first_pts * time_base),
+        stamp_seconds=float(point.pts * time_base),
+    )
+    with closing(_frames_from_point(video, point)) as frames:
+        yield from _numbered(video, frames, clock, first_frame_index=point.frame_index)
 
 
 class _Painter:
@@ -275,6 +491,7 @@ class _Painter:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        self._lock = threading.Lock()  # frames may be painted by other threads
         self._size_wh: tuple[int, int] | None = None
 
     def see(self, item: _Decoded) -> tuple[int, int]:
@@ -283,8 +500,35 @@ class _Painter:
             self._size_wh = item.turn.size_wh(item.frame.width, item.frame.height)
         return self._size_wh
 
+    def frame(self, item: _Decoded) -> VideoFrame:
+        """The frame to be handed out. Raises MediaError 422 if it has no colours."""
+        planes = self._planes(item)
+        if planes is not None:
+            return VideoFrame(
+                item.frame_index, item.time_seconds, planes=planes, paint=lambda: self.paint(item)
+            )
+        # Whether it can be painted at all is known only when it was.
+        return VideoFrame(item.frame_index, item.time_seconds, self.paint(item))
+
+    def _planes(self, item: _Decoded) -> Planes | None:
+        frame = item.frame
+        if (
+            frame.format.name not in _PLANAR_FORMATS
+            or item.turn != _Turn()
+            or self.see(item) != (frame.width, frame.height)
+            or frame.width % 2
+            or frame.height % 2
+        ):
+            return None
+        y, u, v = (_rows(plane) for plane in frame.planes)
+        return Planes(y, u, v, _colours(frame))
+
     def paint(self, item: _Decoded) -> np.ndarray:
         """The upright picture, RGB uint8 (h, w, 3). Raises MediaError 422 if it has no colours."""
+        with self._lock:
+            return self._painted(item)
+
+    def _painted(self, item: _Decoded) -> np.ndarray:
         width, height = item.turn.size_wh(*self.see(item))
         has_alpha = any(component.is_alpha for component in item.frame.format.components)
         try:
@@ -313,6 +557,18 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> Iterator[_OpenVideo]:
+    with opened_container(path, container_format, limits) as (container, known_format):
+        yield _prepare(container, known_format, limits)
+
+
+@contextmanager
+def opened_container(
+    path: Path, container_format: str | None, limits: MediaLimits
+) -> Iterator[tuple[InputContainer, str]]:
+    """Open a video file for reading; gives the container and the word of `sniff` for it.
+
+    Raises MediaError: 415 for something that is no video, 400 for what cannot be opened.
+    """
     container_format = container_format or _sniffed_video_format(path)
     # av would otherwise wait for ever when it is told to read a file of another kind.
     demuxer = _DEMUXERS.get(container_format)
@@ -335,7 +591,16 @@ def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> It
                 "The video is damaged or incomplete: it cannot be opened."
             ) from error
         with closing(container):
-            yield _prepare(container, container_format, limits)
+            yield container, container_format
+
+
+def first_stamp_seconds(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> float:
+    """The stored time of the first frame, from which the times of all are counted.
+
+    Raises MediaError as `iter_frames` does.
+    """
+    with _opened(path, None, limits) as video, closing(_decode(video)) as decoded:
+        return _stamp_seconds(next(decoded).frame, video.stream) or 0.0
 
 
 def _sniffed_video_format(path: Path) -> str:
@@ -399,16 +664,27 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _decode(video: _OpenVideo) -> Generator[_Decoded, None, None]:
     """Every frame that decodes, in the order of showing; the one place where frames are made."""
-    clock = _FrameClock(video.frame_seconds)
-    count = 0
+    is_empty = True
     with closing(_raw_frames(video)) as frames:
-        for frame in frames:
-            _check_size(frame.width, frame.height, video.max_pixels)
-            time_seconds = clock.tell(_stamp_seconds(frame, video.stream))
-            yield _Decoded(count, time_seconds, frame, _turn(frame))
-            count += 1
-    if count == 0:
+        for item in _numbered(video, frames, _FrameClock(video.frame_seconds)):
+            is_empty = False
+            yield item
+            del item
+    if is_empty:
         raise refused("no_frames", "Not a single frame of the video could be decoded.")
+
+
+def _numbered(
+    video: _OpenVideo, frames: Iterable[Any], clock: _FrameClock, *, first_frame_index: int = 0
+) -> Generator[_Decoded, None, None]:
+    """The decoder's frames with their number, their time and how they are to be turned."""
+    turning = _Turning()
+    for frame_index, frame in enumerate(frames, first_frame_index):
+        _check_size(frame.width, frame.height, video.max_pixels)
+        time_seconds = clock.tell(_stamp_seconds(frame, video.stream))
+        turn = turning.of(frame)
+        yield _Decoded(frame_index, time_seconds, frame, turn, clock.was_corrected)
+        del frame
 
 
 def _raw_frames(video: _OpenVideo) -> Generator[Any, None, None]:
@@ -419,8 +695,10 @@ def _raw_frames(video: _OpenVideo) -> Generator[Any, None, None]:
             except av.FFmpegError as error:
                 # What is damaged is left out; most codecs go on at the next packet.
                 _raise_if_out_of_memory(error)
+                video.is_damaged = True
                 continue
-            yield from frames
+            while frames:
+                yield frames.pop(0)
 
 
 def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
@@ -433,6 +711,7 @@ def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
     except av.FFmpegError as error:
         # A damaged tail ends the video; what came before it counts.
         _raise_if_out_of_memory(error)
+        video.is_damaged = True
     yield None
 
 
@@ -471,6 +750,27 @@ def _average_rate_fps(stream: VideoStream, frame_count: int, duration_seconds: f
     if nominal_fps is not None and abs(nominal_fps - measured_fps) <= 0.1 * measured_fps:
         return nominal_fps
     return measured_fps
+
+
+class _Turning:
+    """Tells how the frames of a video are to be turned.
+
+    Reading the side data of a frame makes it refer to itself: it then lives, with its pixels,
+    until the garbage collector comes by. So this is done for the first frame, and for one whose
+    rotation has changed.
+    """
+
+    def __init__(self) -> None:
+        self._turn: _Turn | None = None
+        self._rotation_degrees = 0
+
+    def of(self, frame: Any) -> _Turn:
+        """How to turn the next frame."""
+        rotation_degrees = frame.rotation
+        if self._turn is None or rotation_degrees != self._rotation_degrees:
+            self._turn = _turn(frame)
+            self._rotation_degrees = rotation_degrees
+        return self._turn
 
 
 def _turn(frame: Any) -> _Turn:

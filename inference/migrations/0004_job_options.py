@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("inference", "0003_roles_of_administrators")]
+    dependencies = [("inference", "0004_work_units_as_slices")]
 
     operations = [
         migrations.AddField(

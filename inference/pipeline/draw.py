@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
+from datasets.media.planes import Colours, Plane, Planes
 from inference.pipeline.types import Detections, Image
 
 DISPLAY_CONFIDENCE = 0.25
@@ -44,18 +46,100 @@ def draw(
     hundredths, and then goes, the most confident detections choosing first. `image_rgb` uint8
     (h, w, 3) is left as it is.
     """
-    shown = detections.above(minimum_confidence)
     canvas = np.ascontiguousarray(image_rgb).copy()
-    height, width = canvas.shape[:2]
-    line_pixels = max(1, round(min(height, width) / 600))
-    boxes = _outlines(shown.boxes_xyxy, line_pixels)
-    # The least confident first, so that the most confident box lies on top.
-    for index in np.argsort(shown.confidences, kind="stable"):
-        left, top, right, bottom = (int(side) for side in boxes[index])
-        colour = class_colour(int(shown.class_ids[index]))
-        cv2.rectangle(canvas, (left, top), (right, bottom), colour, line_pixels)
-    _draw_labels(canvas, shown, boxes, class_names, max(10, round(min(height, width) / 64)))
+    marks = _marks(canvas.shape[:2], detections.above(minimum_confidence), class_names)
+    for (left, top, right, bottom), colour in marks.boxes:
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, marks.line_pixels)
+    for (left, top), chip in marks.chips:
+        canvas[top : top + chip.shape[0], left : left + chip.shape[1]] = chip
     return canvas
+
+
+def draw_on_planes(
+    planes: Planes,
+    detections: Detections,
+    class_names: Sequence[str],
+    *,
+    minimum_confidence: float = DISPLAY_CONFIDENCE,
+) -> None:
+    """The same into a picture of a video, whose planes are changed, without a way over RGB.
+
+    Colour comes in blocks of two by two pixels, so lines and labels may lie a pixel further out.
+    """
+    height, width = planes.y.shape
+    marks = _marks((height, width), detections.above(minimum_confidence), class_names)
+    colours = planes.colours
+    thick = marks.line_pixels
+    margin = _margin_pixels(thick)
+    for (left, top, right, bottom), rgb in marks.boxes:
+        yuv = _in_colours(rgb, colours)
+        # Around the object: the first pixel of the lines before it, the last of those behind it.
+        x0, y0 = left + margin - thick, top + margin - thick
+        x1, y1 = right - margin + 1 + thick, bottom - margin + 1 + thick
+        if thick % 2 == 0:  # whole blocks
+            x0, y0, x1, y1 = x0 - x0 % 2, y0 - y0 % 2, x1 + x1 % 2, y1 + y1 % 2
+        _fill(planes, (x0, y0, x1, y0 + thick), yuv)
+        _fill(planes, (x0, y1 - thick, x1, y1), yuv)
+        _fill(planes, (x0, y0, x0 + thick, y1), yuv)
+        _fill(planes, (x1 - thick, y0, x1, y1), yuv)
+    for (left, top), chip in marks.chips:
+        _paste(planes, left - left % 2, top - top % 2, chip)
+
+
+def _fill(planes: Planes, area_xyxy: tuple[int, int, int, int], yuv: tuple[int, int, int]) -> None:
+    """Fill a rectangle, the end not included, as far as it lies in the picture."""
+    height, width = planes.y.shape
+    left, top = max(area_xyxy[0], 0), max(area_xyxy[1], 0)
+    right, bottom = min(area_xyxy[2], width), min(area_xyxy[3], height)
+    if left >= right or top >= bottom:
+        return
+    planes.y[top:bottom, left:right] = yuv[0]
+    blocks = slice(top // 2, (bottom + 1) // 2), slice(left // 2, (right + 1) // 2)
+    planes.u[blocks], planes.v[blocks] = yuv[1], yuv[2]
+
+
+def _paste(planes: Planes, left: int, top: int, chip: Image) -> None:
+    """Put a label at an even place; it lies in the picture wholly."""
+    y, u, v = _chip_planes(chip.tobytes(), chip.shape[:2], planes.colours)
+    planes.y[top : top + y.shape[0], left : left + y.shape[1]] = y
+    blocks = slice(top // 2, top // 2 + u.shape[0]), slice(left // 2, left // 2 + u.shape[1])
+    planes.u[blocks], planes.v[blocks] = u, v
+
+
+@lru_cache(maxsize=4096)
+def _chip_planes(rgb: bytes, size_hw: tuple[int, int], colours: Colours) -> tuple[Plane, ...]:
+    yuv = colours.of_rgb(np.frombuffer(rgb, np.uint8).reshape(*size_hw, 3))
+    # The colour of a block of two by two pixels is their mean.
+    blocks = yuv.reshape(size_hw[0] // 2, 2, size_hw[1] // 2, 2, 3).mean(axis=(1, 3)).round()
+    chroma = blocks.astype(np.uint8)
+    return np.ascontiguousarray(yuv[..., 0]), chroma[..., 1].copy(), chroma[..., 2].copy()
+
+
+@lru_cache(maxsize=64)
+def _in_colours(rgb: tuple[int, int, int], colours: Colours) -> tuple[int, int, int]:
+    y, u, v = colours.of_rgb(np.array(rgb, np.uint8))
+    return int(y), int(u), int(v)
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """What is drawn, wherever it is drawn: whole-pixel boxes, and labels with their places."""
+
+    line_pixels: int
+    boxes: list[tuple[tuple[int, int, int, int], tuple[int, int, int]]]
+    chips: list[tuple[tuple[int, int], Image]]
+
+
+def _marks(size_hw: tuple[int, ...], shown: Detections, class_names: Sequence[str]) -> _Marks:
+    line_pixels = max(1, round(min(size_hw) / 600))
+    outlines = _outlines(shown.boxes_xyxy, line_pixels)
+    # The least confident first, so that the most confident box lies on top.
+    boxes = [
+        (tuple(outlines[index].tolist()), class_colour(int(shown.class_ids[index])))
+        for index in np.argsort(shown.confidences, kind="stable")
+    ]
+    text_pixels = max(10, round(min(size_hw) / 64))
+    return _Marks(line_pixels, boxes, _labels(size_hw, shown, outlines, class_names, text_pixels))
 
 
 def class_colour(class_id: int) -> tuple[int, int, int]:
@@ -63,44 +147,52 @@ def class_colour(class_id: int) -> tuple[int, int, int]:
     return _COLOURS_RGB[class_id % len(_COLOURS_RGB)]
 
 
+def _margin_pixels(line_pixels: int) -> int:
+    """How far the middle of a line lies from the object that it must not cover."""
+    return (line_pixels + 1) // 2
+
+
 def _outlines(boxes_xyxy: npt.NDArray[np.float32], line_pixels: int) -> npt.NDArray[np.int32]:
     """Whole-pixel boxes whose lines lie around the object instead of on it."""
-    margin = (line_pixels + 1) // 2
+    margin = _margin_pixels(line_pixels)
     outer = np.concatenate(
         (np.floor(boxes_xyxy[:, :2]) - margin, np.ceil(boxes_xyxy[:, 2:]) + margin - 1), axis=1
     )
     return outer.astype(np.int32)
 
 
-def _draw_labels(
-    canvas: Image,
+def _labels(
+    size_hw: tuple[int, ...],
     shown: Detections,
     boxes: npt.NDArray[np.int32],
     class_names: Sequence[str],
     text_pixels: int,
-) -> None:
-    taken = [tuple(int(side) for side in box) for box in boxes]
-    occupied = np.array(taken, np.int32).reshape(-1, 4)
+) -> list[tuple[tuple[int, int], Image]]:
+    """Labels for which there is room, with the left and top of each."""
+    labels = []
+    occupied = np.concatenate((boxes, np.zeros_like(boxes)))  # room for a label of each box
+    count = len(boxes)
     for index in np.argsort(-shown.confidences, kind="stable"):
         class_id, confidence = int(shown.class_ids[index]), float(shown.confidences[index])
         name = class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
         colour = class_colour(class_id)
         for text in (f"{name} {confidence:.2f}", f"{confidence * 100:.0f}"):
             chip = _chip(text, text_pixels, colour)
-            place = _free_place(boxes[index], chip.shape[:2], occupied, canvas.shape[:2])
+            place = _free_place(boxes[index], chip.shape[:2], occupied[:count], size_hw)
             if place is not None:
                 left, top = place
-                bottom, right = top + chip.shape[0], left + chip.shape[1]
-                canvas[top:bottom, left:right] = chip
-                occupied = np.vstack((occupied, [[left, top, right, bottom]]))
+                occupied[count] = left, top, left + chip.shape[1], top + chip.shape[0]
+                count += 1
+                labels.append((place, chip))
                 break
+    return labels
 
 
 def _free_place(
     box: npt.NDArray[np.int32],
-    chip_hw: tuple[int, int],
+    chip_hw: tuple[int, ...],
     occupied: npt.NDArray[np.int32],
-    canvas_hw: tuple[int, int],
+    canvas_hw: tuple[int, ...],
 ) -> tuple[int, int] | None:
     """Left and top of a place beside the box that covers no box and no label, if there is one."""
     height, width = chip_hw
@@ -140,6 +232,7 @@ def _chip(text: str, text_pixels: int, colour: tuple[int, int, int]) -> Image:
     ascent, descent = _vertical_extent(text_pixels)
     padding = max(1, text_pixels // 6)
     size = (round(right - left) + 2 * padding, descent - ascent + 2 * padding)
+    size = (size[0] + size[0] % 2, size[1] + size[1] % 2)  # whole blocks of a video's colours
     chip = PilImage.new("RGB", size, colour)
     ImageDraw.Draw(chip).text((padding - left, padding - ascent), text, font=font, fill=_INK_RGB)
     return np.asarray(chip)

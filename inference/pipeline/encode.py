@@ -13,18 +13,22 @@ from typing import Any, Self
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image as PilImage
 
+from datasets.media.planes import BT709, PLAIN_COLOURS, Colours
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Image
 
 # The usual clock of video containers: fine enough for every frame rate, variable ones included.
-_TICKS_PER_SECOND = 90_000
+TICKS_PER_SECOND = 90_000
+# A player can begin before it has the whole file; and starts, which are kept in units of the
+# movie, are as exact as frame times.
+MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": str(TICKS_PER_SECOND)}
 _KEYFRAME_EVERY_FRAMES = 60
 _NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
-_BT709 = 1  # the number of BT.709 in H.264's tables E-3, E-4 and E-5
-_LIMITED_RANGE = 1
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
 
 _IMAGE_FORMATS = {
     ".jpg": "JPEG",
@@ -52,28 +56,34 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path: Path, size_wh: tuple[int, int], *, preset: str = "veryfast", quality: int = 23
+        self,
+        path: Path,
+        size_wh: tuple[int, int],
+        *,
+        colours: Colours = PLAIN_COLOURS,
+        preset: str = "superfast",
+        quality: int = 23,
     ) -> None:
         """`size_wh` of the frames in pixels; `quality` is x264's rate factor, lower is better.
 
-        Raises DrawingError (`video_too_small`) for a side below 2 pixels.
+        `colours` are those of the file; RGB images are converted to them. Raises DrawingError
+        (`video_too_small`) for a side below 2 pixels.
         """
         if min(size_wh) < 2:
             raise DrawingError("video_too_small", "A video needs at least 2 x 2 pixels.")
+        self.colours = colours
         self._path = path
         self._partial = _partial_path(path)
         self._size_wh = size_wh
         self._preset = preset
         self._quality = quality
         self._last_tick = -1
-        self._last_duration_ticks = _TICKS_PER_SECOND // _NOMINAL_RATE_FPS
+        self._last_duration_ticks = TICKS_PER_SECOND // _NOMINAL_RATE_FPS
         # One packet is held back, because the last one must be told how long it is shown.
         self._held: av.Packet | None = None
 
     def __enter__(self) -> Self:
-        self._container = av.open(
-            str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
-        )
+        self._container = av.open(str(self._partial), "w", format="mp4", options=MP4_OPTIONS)
         try:
             self._stream = self._open_stream()
         except BaseException:
@@ -90,13 +100,27 @@ class VideoWriter:
             image_rgb = cv2.resize(image_rgb, self._size_wh, interpolation=cv2.INTER_AREA)
         even_rgb = image_rgb[: self._stream.height, : self._stream.width]
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even_rgb), format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
+        is_709 = self.colours.matrix == BT709
+        self._append(
+            frame.reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709 if is_709 else Colorspace.ITU601,
+                dst_color_range=ColorRange.JPEG if self.colours.full_range else ColorRange.MPEG,
+            ),
+            time_seconds,
         )
-        frame.pts = max(round(time_seconds * _TICKS_PER_SECOND), self._last_tick + 1)
-        frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+
+    def write_planes(self, memory: npt.NDArray[np.uint8], time_seconds: float) -> None:
+        """As `write`, for planes behind each other, (h 3/2, w), in the colours of the file.
+
+        The memory belongs to the writer from now on.
+        """
+        frame = av.VideoFrame.from_numpy_buffer(memory, format="yuv420p")
+        self._append(frame, time_seconds)
+
+    def _append(self, frame: av.VideoFrame, time_seconds: float) -> None:
+        frame.pts = max(round(time_seconds * TICKS_PER_SECOND), self._last_tick + 1)
+        frame.time_base = Fraction(1, TICKS_PER_SECOND)
         if self._last_tick >= 0:
             self._last_duration_ticks = frame.pts - self._last_tick
         self._last_tick = frame.pts
@@ -127,12 +151,15 @@ class VideoWriter:
         stream: Any = self._container.add_stream("libx264", rate=_NOMINAL_RATE_FPS)
         stream.width, stream.height = (side - side % 2 for side in self._size_wh)
         stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, _TICKS_PER_SECOND)
+        stream.time_base = Fraction(1, TICKS_PER_SECOND)
         context = stream.codec_context
-        context.time_base = Fraction(1, _TICKS_PER_SECOND)
+        context.time_base = Fraction(1, TICKS_PER_SECOND)
         context.gop_size = _KEYFRAME_EVERY_FRAMES
-        context.colorspace, context.color_range = _BT709, _LIMITED_RANGE
-        context.color_primaries, context.color_trc = _BT709, _BT709
+        # It stands beside a network that has the cores; more threads would only wait for them.
+        context.thread_count = 1
+        context.colorspace = self.colours.matrix
+        context.color_primaries, context.color_trc = self.colours.primaries, self.colours.transfer
+        context.color_range = _FULL_RANGE if self.colours.full_range else _LIMITED_RANGE
         # Without frames that refer to later ones, the order of coding is that of showing; with
         # them and varying frame times, the container's duration comes out wrong.
         context.options = {"preset": self._preset, "crf": str(self._quality), "bf": "0"}
@@ -160,7 +187,7 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
     if chosen is None or chosen not in _IMAGE_FORMATS.values():
         raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
-    with _whole_file(path) as partial:
+    with whole_file(path) as partial:
         try:
             PilImage.fromarray(image_rgb).save(
                 partial, format=chosen, **_IMAGE_OPTIONS.get(chosen, {})
@@ -170,7 +197,8 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the given name when the block ends well."""
     partial = _partial_path(path)
     try:
         yield partial

@@ -126,10 +126,6 @@ class DetectionOptions:
             values["class_names"] = list(self.class_names)
         return values
 
-    def sampled_frame_count(self, frame_count: int) -> int:
-        """How many of the first `frame_count` frames are looked at: those of 0, n, 2n and so on."""
-        return -(-frame_count // self.frame_stride)
-
 
 def _parsed_tiling(raw: Mapping[str, Any]) -> Tiling:
     unknown = sorted(set(map(str, raw)) - {"tile", "overlap"})

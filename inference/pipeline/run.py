@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 from datasets.media.errors import MediaError
 from datasets.media.images import read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.seeking import SeekPlan
 from datasets.media.video import VideoFrame, iter_frames
+from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.channel import Channel, ChannelClosedError
 from inference.pipeline.detector import HELD_BYTES, Detector
 from inference.pipeline.draw import draw
-from inference.pipeline.encode import VideoWriter, write_image
+from inference.pipeline.encode import write_image
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Detections, FrameDetections, Image, MediaSummary
 
@@ -61,7 +63,7 @@ class ImageOutcome:
 
 def process_images(
     tasks: Iterable[ImageTask], detector: Detector, *, limits: MediaLimits = DEFAULT_LIMITS
-) -> Iterator[ImageOutcome]:
+) -> Generator[ImageOutcome, None, None]:
     """Detects in many images, which share batches; one outcome per task, in order.
 
     A file that cannot be read fails alone. Each outcome comes when its copy is written. Closing
@@ -126,13 +128,15 @@ def process_video(
     first_frame_index: int = 0,
     max_frames: int | None = None,
     frame_stride: int = 1,
+    seek_plan: SeekPlan | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in the frames of a video and writes the drawn copy as MP4.
 
     `on_frames` is called in the caller's thread with some frames at a time, in their order; what
     it raises ends the work at once: threads are joined, no annotated file is left.
-    `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it.
+    `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
+    `seek_plan` says where decoding may begin for it.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -141,6 +145,7 @@ def process_video(
         first_frame_index=first_frame_index,
         max_frames=max_frames,
         frame_stride=frame_stride,
+        seek_plan=seek_plan,
         limits=limits,
     )
     return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
@@ -162,7 +167,7 @@ def process_frames(
         size_wh = first.image.shape[1], first.image.shape[0]
         painter = None
         if annotated is not None:
-            painter = stack.enter_context(_Painter(annotated, size_wh, detector.class_names))
+            painter = stack.enter_context(_Painter(annotated, detector.class_names))
         report = _Report(on_frames)
         found = stack.enter_context(
             contextlib.closing(detector.stream(chain([first], ahead), _frame_image))
@@ -182,7 +187,8 @@ def _frame_image(frame: VideoFrame) -> Image:
 
 
 def _frame_bytes(frame: VideoFrame) -> int:
-    return frame.image.nbytes
+    _ = frame.image  # made here, by the thread that decodes
+    return frame.held_bytes
 
 
 class _Report:
@@ -244,14 +250,12 @@ class _Painter:
     def __init__(
         self,
         path: Path,
-        size_wh: tuple[int, int],
         class_names: Sequence[str],
     ) -> None:
         self._path = path
-        self._size_wh = size_wh
         self._class_names = class_names
         self._channel: Channel[tuple[VideoFrame, Detections]] = Channel(
-            _FRAMES_AHEAD, lambda one: _frame_bytes(one[0]), HELD_BYTES
+            _FRAMES_AHEAD, lambda one: one[0].held_bytes, HELD_BYTES
         )
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._paint, name="paint", daemon=True)
@@ -262,6 +266,8 @@ class _Painter:
 
     def put(self, frame: VideoFrame, detections: Detections) -> None:
         """Queues a frame; raises what the drawing thread failed with."""
+        if frame.planes is not None:
+            frame.release_image()
         try:
             self._channel.put((frame, detections))
         except ChannelClosedError:
@@ -280,11 +286,10 @@ class _Painter:
 
     def _paint(self) -> None:
         try:
-            with VideoWriter(self._path, self._size_wh) as writer:
+            with AnnotatedVideo(self._path, self._class_names) as video:
                 for frame, detections in self._channel:
-                    drawn = draw(frame.image, detections, self._class_names)
-                    writer.write(drawn, frame.time_seconds)
-                    del frame, detections, drawn
+                    video.write(frame, detections)
+                    del frame, detections
         except _StoppedError:
             pass
         except BaseException as error:

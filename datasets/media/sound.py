@@ -1,0 +1,127 @@
+"""The sound of a video, to be put beside annotated pictures; decodes with av.
+
+It is copied where an MP4 file can hold its coding, else encoded to AAC. Its times are counted from
+the first frame of the pictures, as those of the frames are.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from datasets.media.errors import MediaError
+from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
+from datasets.media.video import first_stamp_seconds, opened_container
+
+_COPIED_CODECS = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
+_AAC_FRAME_SAMPLES = 1024
+_AAC_RATES_HZ = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
+_DEFAULT_RATE_HZ = 48000
+
+
+class SoundError(Exception):
+    """The sound cannot be read on; pictures do without it."""
+
+
+class Sound:
+    """One recording of a file that is open for reading."""
+
+    def __init__(self, container: Any, stream: Any, *, zero_seconds: float) -> None:
+        self._container = container
+        self._stream = stream
+        self._zero_seconds = zero_seconds
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the packets are taken as they are, instead of encoded to AAC."""
+        return self._stream.codec_context.codec.canonical_name in _COPIED_CODECS
+
+    def add_stream(self, output: Any) -> Any:
+        """The stream for it in an MP4 file that is open for writing; raises SoundError."""
+        try:
+            if self.is_copied:
+                return output.add_stream_from_template(self._stream, opaque=True)
+            context = self._stream.codec_context
+            rate = context.sample_rate if context.sample_rate in _AAC_RATES_HZ else None
+            layout = "mono" if context.channels == 1 else "stereo"
+            return output.add_stream("aac", rate=rate or _DEFAULT_RATE_HZ, layout=layout)
+        except (av.FFmpegError, ValueError) as error:
+            raise SoundError(str(error)) from error
+
+    def packets(self, stream: Any) -> Generator[Any, None, None]:
+        """The packets for the stream that `add_stream` made, in order; raises SoundError.
+
+        What lies before the first picture is left out.
+        """
+        made = self._copied_packets(stream) if self.is_copied else self._encoded_packets(stream)
+        last_dts = None
+        try:
+            for packet in made:
+                if last_dts is None or packet.dts > last_dts:
+                    last_dts = packet.dts
+                    packet.stream = stream
+                    yield packet
+        except (av.FFmpegError, ValueError) as error:
+            raise SoundError(str(error)) from error
+
+    def _copied_packets(self, stream: Any) -> Iterator[Any]:
+        shift = round(self._zero_seconds / self._stream.time_base)
+        for packet in self._container.demux(self._stream):
+            if not packet.size or packet.is_corrupt or packet.pts is None:
+                continue
+            packet.pts -= shift
+            packet.dts = packet.pts
+            if packet.pts >= 0:
+                yield packet
+
+    def _encoded_packets(self, stream: Any) -> Iterator[Any]:
+        resampler = av.AudioResampler(
+            format="fltp", layout=stream.layout, rate=stream.rate, frame_size=_AAC_FRAME_SAMPLES
+        )
+        next_pts = 0
+        for frame in self._frames():
+            for piece in [*resampler.resample(frame)] if frame else [*resampler.resample(None)]:
+                seconds = float(piece.pts * piece.time_base) if piece.pts is not None else None
+                if seconds is not None and seconds < self._zero_seconds:
+                    continue
+                if seconds is not None:
+                    since_zero = seconds - self._zero_seconds
+                    next_pts = max(next_pts, round(since_zero * stream.rate))
+                piece.pts, piece.time_base = next_pts, Fraction(1, stream.rate)
+                next_pts += piece.samples
+                yield from stream.encode(piece)
+        yield from stream.encode(None)
+
+    def _frames(self) -> Iterator[Any]:
+        """The decoded frames without what is damaged, and None at the end."""
+        context = self._stream.codec_context
+        for packet in self._container.demux(self._stream):
+            try:
+                yield from context.decode(packet if packet.size else None)
+            except av.FFmpegError:
+                continue
+        yield None
+
+
+@contextmanager
+def opened_sound(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> Iterator[Sound | None]:
+    """The sound of a video file while the block lasts; None where there is none that is readable.
+
+    Of several recordings the one marked as default is taken, then the first.
+    """
+    try:
+        zero_seconds = first_stamp_seconds(path, limits=limits)
+    except MediaError:
+        yield None
+        return
+    with opened_container(path, None, limits) as (container, _):
+        default = av.stream.Disposition.default
+        streams = [one for one in container.streams.audio if one.codec_context is not None]
+        streams.sort(key=lambda one: not one.disposition & default)
+        for other in container.streams:
+            if not streams or other.index != streams[0].index:
+                other.discard = av.stream.Discard.all
+        yield Sound(container, streams[0], zero_seconds=zero_seconds) if streams else None

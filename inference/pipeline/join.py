@@ -1,0 +1,109 @@
+"""Puts annotated ranges of a video behind each other, without encoding again, with its sound."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from datasets.media.sound import Sound, SoundError, opened_sound
+from inference.pipeline.encode import MP4_OPTIONS, TICKS_PER_SECOND, whole_file
+from inference.pipeline.errors import DrawingError
+
+logger = logging.getLogger(__name__)
+_PROGRESS_EVERY_PACKETS = 256
+
+
+def join_segments(
+    segments: Sequence[Path],
+    path: Path,
+    *,
+    sound_from: Path | None = None,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Write one MP4 of the pictures of `segments`, in their order, and the sound of `sound_from`.
+
+    The segments come from `VideoWriter` with one size: their frames have the times of the whole
+    video already, and each begins with a key frame, so the packets are copied as they are. Sound
+    is copied where MP4 can hold its coding, else encoded to AAC; sound that cannot be read to its
+    end is left out. The file appears under its name only when it is whole. `on_progress` is
+    called now and then; what it raises ends the work and leaves nothing. Raises DrawingError
+    (`segment_unfit`) for a segment without a frame or of another coding.
+    """
+    with contextlib.ExitStack() as stack:
+        partial = stack.enter_context(whole_file(path))
+        sound = stack.enter_context(opened_sound(sound_from)) if sound_from else None
+        if sound is not None:
+            try:
+                _write(partial, segments, sound, on_progress)
+                return
+            except SoundError as error:
+                logger.info("An annotated video goes without its sound: %s", error)
+        _write(partial, segments, None, on_progress)
+
+
+def _write(
+    path: Path, segments: Sequence[Path], sound: Sound | None, on_progress: Callable[[], None]
+) -> None:
+    with av.open(str(path), "w", format="mp4", options=MP4_OPTIONS) as output:
+        with av.open(str(segments[0])) as first:
+            template = first.streams.video[0]
+            extradata = template.codec_context.extradata
+            pictures: Any = output.add_stream_from_template(template, opaque=True)
+        pictures.time_base = Fraction(1, TICKS_PER_SECOND)
+        tracks: list[Iterable[tuple[float, Any]]] = [_pictures(segments, pictures, extradata)]
+        if sound is not None:
+            tracks.append(_timed(sound.packets(sound.add_stream(output))))
+        for count, (_, packet) in enumerate(heapq.merge(*tracks, key=lambda item: item[0])):
+            _mux(output, packet, is_sound=packet.stream is not pictures)
+            if count % _PROGRESS_EVERY_PACKETS == 0:
+                on_progress()
+
+
+def _mux(output: Any, packet: Any, *, is_sound: bool) -> None:
+    try:
+        output.mux(packet)
+    except (av.FFmpegError, ValueError) as error:
+        if is_sound:
+            raise SoundError(str(error)) from error
+        raise
+
+
+def _timed(packets: Iterable[Any]) -> Iterator[tuple[float, Any]]:
+    """Packets with the time at which each is decoded, in seconds."""
+    for packet in packets:
+        yield float(packet.dts * packet.time_base), packet
+
+
+def _pictures(
+    segments: Sequence[Path], stream: Any, extradata: bytes | None
+) -> Iterator[tuple[float, Any]]:
+    """The packets of the segments; a frame is shown until the next one, over seams as well."""
+    held: Any = None
+    for packet in _packets(segments, extradata):
+        packet.stream = stream
+        if held is not None:
+            if packet.dts <= held.dts:
+                packet.pts = packet.dts = held.dts + 1
+            held.duration = packet.dts - held.dts
+            yield float(held.dts * held.time_base), held
+        held = packet
+    yield float(held.dts * held.time_base), held
+
+
+def _packets(segments: Sequence[Path], extradata: bytes | None) -> Iterator[Any]:
+    for segment in segments:
+        with av.open(str(segment)) as source:
+            stream = next(iter(source.streams.video), None)
+            packets = (packet for packet in source.demux(stream) if packet.size)
+            first = next(packets, None) if stream is not None else None
+            if stream is None or first is None or stream.codec_context.extradata != extradata:
+                raise DrawingError("segment_unfit", "A part of the annotated video is missing.")
+            yield first
+            yield from packets

@@ -1,0 +1,289 @@
+"""What a worker does with a unit that it has claimed: images, a range of frames, or a finish.
+
+What it finds goes to the database batch by batch, what it draws into storage under a name that
+bears the attempt, and the unit ends in one transaction that names the stored files.
+"""
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import default_storage
+from django.db import DatabaseError, InterfaceError
+
+from datasets.media.seeking import SeekPlan
+from datasets.models import MediaFile
+from datasets.uploading import media_limits
+from inference import services
+from inference.leases import LeaseKeeper, while_database_is_away
+from inference.models import FrameResult, JobFile, UnitFile, WorkUnit
+from inference.pipeline.detector import Detector
+from inference.pipeline.join import join_segments
+from inference.pipeline.run import ImageTask, process_images, process_video
+from inference.pipeline.types import FrameDetections
+from inference.services import Claim, FileFault
+
+logger = logging.getLogger(__name__)
+
+# Formats whose annotated picture keeps the format; the others become PNG.
+DRAWABLE_FORMATS = {"jpeg": "jpg", "mpo": "jpg", "png": "png", "webp": "webp", "bmp": "bmp"}
+
+
+class WorkerStoppingError(Exception):
+    """The worker has been told to stop: hand the unit back."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A unit under way: its claim, what it looks at, and who watches over it."""
+
+    claim: Claim
+    unit: WorkUnit
+    parts: Sequence[UnitFile]
+    should_stop: Callable[[], bool]
+    lease: LeaseKeeper
+
+    def note_progress(self) -> None:
+        """Tell that the work goes on; raises WorkerStoppingError when it must not."""
+        self.lease.note_progress()
+        if self.should_stop():
+            raise WorkerStoppingError
+
+
+def process_unit(
+    *,
+    claim: Claim,
+    detector_of: Callable[[str], Detector],
+    should_stop: Callable[[], bool],
+    lease: LeaseKeeper,
+) -> None:
+    """Do a claimed unit and end it.
+
+    Raises MediaError or DrawingError when the video of the unit is at fault; of a batch of images
+    each fails alone. Raises WorkerStoppingError and LeaseLostError besides.
+    """
+    unit = WorkUnit.objects.select_related("job__model_version").get(pk=claim.unit_id)
+    parts = list(UnitFile.objects.filter(unit=unit).select_related("job_file__media_file"))
+    work = Work(claim, unit, parts, should_stop, lease)
+    if unit.kind == WorkUnit.Kind.FINISH:
+        _finish_video(work)
+        return
+    detector = detector_of(unit.job.model_version.version)
+    services.record_model(
+        claim=claim,
+        class_names=detector.class_names,
+        weights_sha256=getattr(detector, "sha256", ""),
+    )
+    if unit.kind == WorkUnit.Kind.IMAGES:
+        _process_batch(work, detector)
+    else:
+        _process_range(work, detector)
+
+
+def _process_batch(work: Work, detector: Detector) -> None:
+    """Detect in every image of a batch and draw it; an image at fault fails alone."""
+    sink = ResultSink(work, detector)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-unit-")))
+        targets = {
+            part.pk: folder / f"{part.pk}.{annotated_extension(part.job_file.media_file)}"
+            for part in work.parts
+        }
+        tasks = [
+            ImageTask(stack.enter_context(local_copy(part.job_file.media_file)), targets[part.pk])
+            for part in work.parts
+        ]
+
+        drawn: dict[int, Path] = {}
+        faults: dict[int, FileFault] = {}
+        outcomes = process_images(tasks, detector, limits=media_limits())
+        stack.callback(outcomes.close)
+        for part, outcome in zip(work.parts, outcomes, strict=True):
+            if outcome.error is not None:
+                faults[part.job_file_id] = FileFault(outcome.error.code, outcome.error.detail)
+                continue
+            sink.store([(part, FrameDetections(0, 0.0, outcome.detections))])
+            drawn[part.job_file_id] = targets[part.pk]
+        _end_with_files(work, drawn, faults=faults)
+
+
+def _process_range(work: Work, detector: Detector) -> None:
+    """Detect in a range of a video; draw it as a segment, or wholly if it is all of the video."""
+    (part,) = work.parts
+    media_file = part.job_file.media_file
+    sink = ResultSink(work, detector)
+    is_whole = part.job_file.parts.count() == 1
+    with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
+        segment = Path(folder) / "segment.mp4"
+        process_video(
+            source,
+            detector,
+            annotated=segment,
+            on_frames=lambda frames: sink.store([(part, frame) for frame in frames]),
+            first_frame_index=part.first_frame_index,
+            max_frames=part.frame_count,
+            seek_plan=SeekPlan.from_json(media_file.seek_plan),
+            limits=media_limits(),
+        )
+        if is_whole:
+            whole = Path(folder) / "annotated.mp4"
+            join_segments([segment], whole, sound_from=source, on_progress=work.note_progress)
+            _end_with_files(work, {part.job_file_id: whole})
+            return
+        with _stored(work, {part.job_file_id: segment}) as stored:
+            while_database_is_away(
+                lambda: services.complete_range(claim=work.claim, segment=stored[part.job_file_id])
+            )
+
+
+def _finish_video(work: Work) -> None:
+    """Join the annotated ranges of a video into one file, with its sound; then drop them."""
+    (part,) = work.parts
+    ranges = part.job_file.parts.exclude(pk=part.pk).order_by("first_frame_index")
+    names = list(ranges.values_list("segment", flat=True))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-unit-")))
+        source = stack.enter_context(local_copy(part.job_file.media_file))
+        segments = [stack.enter_context(_local_copy_of(name)) for name in names]
+        whole = folder / "annotated.mp4"
+        join_segments(segments, whole, sound_from=source, on_progress=work.note_progress)
+        _end_with_files(work, {part.job_file_id: whole})
+    for name in names:
+        # What stays behind here is found by the sweeper.
+        with contextlib.suppress(OSError):
+            default_storage.delete(name)
+
+
+# -- annotated files -----------------------------------------------------------------------------
+
+
+def _end_with_files(
+    work: Work, drawn: Mapping[int, Path], *, faults: Mapping[int, FileFault] | None = None
+) -> None:
+    """Store what was drawn, by the number of the job's file, and end the unit and these files."""
+    with _stored(work, drawn) as stored:
+        while_database_is_away(
+            lambda: services.complete_unit(claim=work.claim, annotated=stored, faults=faults)
+        )
+
+
+@contextlib.contextmanager
+def _stored(work: Work, drawn: Mapping[int, Path]) -> Iterator[dict[int, str]]:
+    """Put files into storage for the transaction in the block; without it they go again."""
+    claim = work.claim
+    stored: dict[int, str] = {}
+    try:
+        for file_id, path in drawn.items():
+            with path.open("rb") as content:
+                name = _result_name(claim, file_id, claim.attempt, path.suffix)
+                stored[file_id] = default_storage.save(name, File(content))
+            work.lease.note_progress()
+        yield stored
+    except BaseException:
+        for name in stored.values():
+            _discard_unless_kept(claim, name)
+        raise
+    for file_id, path in drawn.items():
+        for attempt in range(1, claim.attempt):
+            # A worker that was killed at the wrong moment has left its file behind.
+            with contextlib.suppress(OSError):
+                default_storage.delete(_result_name(claim, file_id, attempt, path.suffix))
+
+
+def _result_name(claim: Claim, file_id: int, attempt: int, suffix: str) -> str:
+    return f"results/{claim.job_id}/{file_id}-{claim.unit_id}-{attempt}{suffix}"
+
+
+def _discard_unless_kept(claim: Claim, stored: str) -> None:
+    """Remove an annotated file that belongs to nothing.
+
+    A commit whose answer got lost looks like a failure, so the database is asked; while it
+    cannot be, a file too many is better than one too few.
+    """
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        files = JobFile.objects.filter(job_id=claim.job_id, annotated=stored)
+        ranges = UnitFile.objects.filter(unit_id=claim.unit_id, segment=stored)
+        if not files.exists() and not ranges.exists():
+            default_storage.delete(stored)
+
+
+def annotated_extension(media_file: MediaFile) -> str:
+    """The extension of an image's annotated copy: common formats are kept."""
+    return DRAWABLE_FORMATS.get(media_file.format, "png")
+
+
+def local_copy(media_file: MediaFile) -> contextlib.AbstractContextManager[Path]:
+    """The media file as a local file, for as long as the block lasts."""
+    return _local_copy_of(str(media_file.content.name))
+
+
+@contextlib.contextmanager
+def _local_copy_of(stored_name: str) -> Iterator[Path]:
+    """A stored file itself where storage is a folder, else a temporary copy."""
+    try:
+        path = Path(default_storage.path(stored_name))
+    except NotImplementedError:
+        path = None
+    if path is not None:
+        yield path
+    else:
+        with tempfile.NamedTemporaryFile(prefix="od-media-") as target:
+            with default_storage.open(stored_name) as source:
+                shutil.copyfileobj(source, target)
+            target.flush()
+            yield Path(target.name)
+
+
+# -- what is found -------------------------------------------------------------------------------
+
+
+class ResultSink:
+    """Takes each batch of detections: stops if told to, stores it, and reports progress."""
+
+    def __init__(self, work: Work, detector: Detector) -> None:
+        self._work = work
+        self._class_names = detector.class_names
+        self._frames_done: dict[int, int] = {}
+        self._published_at = 0.0
+
+    def store(self, found: Sequence[tuple[UnitFile, FrameDetections]]) -> None:
+        """Store a batch; raises WorkerStoppingError or LeaseLostError to end the unit."""
+        self._work.note_progress()
+        claim = self._work.claim
+        for part, _ in found:
+            self._frames_done[part.pk] = self._frames_done.get(part.pk, 0) + 1
+        frames_done = {part.pk: self._frames_done[part.pk] for part, _ in found}
+        results = [self._frame_result(part, frame) for part, frame in found]
+        while_database_is_away(
+            lambda: services.store_frames(claim=claim, frames=results, frames_done=frames_done)
+        )
+        now = time.monotonic()
+        if now - self._published_at >= settings.PROGRESS_INTERVAL_SECONDS:
+            self._published_at = now
+            while_database_is_away(lambda: services.publish_progress(claim=claim))
+
+    def _frame_result(self, part: UnitFile, frame: FrameDetections) -> FrameResult:
+        found = frame.detections
+        displayed = found.above(settings.DISPLAY_CONFIDENCE)
+        class_ids, counts = np.unique(displayed.class_ids, return_counts=True)
+        return FrameResult(
+            job_id=self._work.claim.job_id,
+            media_file_id=part.job_file.media_file_id,
+            frame_index=frame.frame_index,
+            time_seconds=frame.time_seconds,
+            class_ids=found.class_ids.astype("<i2").tobytes(),
+            confidences=found.confidences.astype("<f4").tobytes(),
+            boxes_xyxy=found.boxes_xyxy.astype("<f4").tobytes(),
+            class_counts={
+                self._class_names[class_id]: int(count)
+                for class_id, count in zip(class_ids, counts, strict=True)
+            },
+        )

@@ -1,0 +1,289 @@
+"""Annotated videos look like their originals, sound like them and keep their times."""
+
+import gc
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from datasets.media.planes import BT709, UNSPECIFIED, Colours
+from datasets.media.video import count_frames, iter_frames
+from inference.pipeline.annotate import AnnotatedVideo
+from inference.pipeline.draw import class_colour, draw, draw_on_planes
+from inference.pipeline.encode import VideoWriter
+from inference.pipeline.errors import DrawingError
+from inference.pipeline.join import join_segments
+from inference.pipeline.types import Detections
+from tests.mediafiles import corner_picture, write_video
+from tests.pipeline_fakes import one_car
+
+NAMES = ("car", "truck")
+
+
+def picture(index: int, size_wh=(160, 120)) -> np.ndarray:
+    """Smooth colours that move from frame to frame."""
+    x, y = np.meshgrid(np.arange(size_wh[0]), np.arange(size_wh[1]))
+    waves = [np.sin((x + 3 * index) / 25), np.cos(y / 20), np.sin((x + y) / 30 + index / 5)]
+    return np.stack([(110 * wave + 128) for wave in waves], axis=-1).astype(np.uint8)
+
+
+def annotate(source: Path, target: Path, detections=None, **choice) -> Path:
+    with AnnotatedVideo(target, NAMES) as video:
+        for frame in iter_frames(source, **choice):
+            video.write(frame, detections or Detections.empty())
+    return target
+
+
+def times_of(path: Path) -> list[float]:
+    return [frame.time_seconds for frame in iter_frames(path)]
+
+
+# -- colours
+
+
+def source_of_colours(path: Path, colours: Colours) -> Path:
+    with VideoWriter(path, (160, 120), colours=colours, quality=10) as writer:
+        for index in range(4):
+            writer.write(picture(index), index / 25)
+    return path
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", [BT709, 5, 6, UNSPECIFIED])
+def test_annotated_video_says_of_its_colours_what_the_original_does(tmp_path, matrix, full_range):
+    colours = Colours(matrix, matrix, matrix, full_range)
+    source = source_of_colours(tmp_path / "in.mp4", colours)
+    out = annotate(source, tmp_path / "out.mp4")
+    for before, after in zip(iter_frames(source), iter_frames(out), strict=True):
+        assert before.planes.colours == after.planes.colours == colours
+        assert np.abs(before.image.astype(int) - after.image).mean() < 3
+        assert np.abs(picture(before.frame_index).astype(int) - after.image).mean() < 4
+
+
+def test_video_of_full_range_does_not_look_washed_out(tmp_path):
+    source = write_video(
+        tmp_path / "in.avi", codec="mjpeg", frames=2, paint=lambda _: corner_picture()
+    )
+    out = annotate(source, tmp_path / "out.mp4")
+    first = next(iter_frames(out))
+    assert first.planes.colours.full_range
+    assert first.image[4:12, 4:12].min() > 250
+    assert first.image[-8:, -8:].max() < 5
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", [BT709, 6])
+def test_boxes_have_their_colours_in_every_kind_of_video(tmp_path, matrix, full_range):
+    colours = Colours(matrix, matrix, matrix, full_range)
+    source = source_of_colours(tmp_path / "in.mp4", colours)
+    wide = Detections(
+        np.array([1], np.int16), np.array([0.9], np.float32), np.array([[40, 40, 120, 100]], "f4")
+    )
+    frame = next(iter_frames(source))
+    canvas, memory = frame.planes.copied()
+    draw_on_planes(canvas, wide, NAMES)
+    with VideoWriter(tmp_path / "out.mp4", (160, 120), colours=colours, quality=1) as writer:
+        writer.write_planes(memory, 0.0)
+    shown = next(iter_frames(tmp_path / "out.mp4")).image.astype(int)
+    by_rgb = draw(frame.image, wide, NAMES).astype(int)
+    label = np.median(shown[:39][(by_rgb[:39] == class_colour(1)).all(axis=2)], axis=0)
+    assert np.abs(label - class_colour(1)).max() < 25  # blocks share their colour with the ink
+    assert np.abs(shown - by_rgb).mean() < 6
+    # What was found is not painted over.
+    assert np.abs(shown[44:96, 44:116] - frame.image[44:96, 44:116]).mean() < 4
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", [BT709, 6, UNSPECIFIED])
+def test_rgb_becomes_the_numbers_that_players_turn_back(tmp_path, matrix, full_range):
+    colours = Colours(matrix, matrix, matrix, full_range)
+    rgb = np.array([(200, 40, 40), (40, 160, 60), (50, 70, 200), (250, 250, 250)], np.uint8)
+    with VideoWriter(tmp_path / "x.mp4", (64, 64), colours=colours, quality=1) as writer:
+        for index, (y, u, v) in enumerate(colours.of_rgb(rgb).tolist()):
+            planes = [np.full(64 * 64, y), np.full(32 * 32, u), np.full(32 * 32, v)]
+            memory = np.concatenate(planes).astype(np.uint8).reshape(96, 64)
+            writer.write_planes(memory, index / 25)
+    for expected, frame in zip(rgb, iter_frames(tmp_path / "x.mp4"), strict=True):
+        assert np.abs(frame.image.reshape(-1, 3).astype(int) - expected).max() <= 4
+
+
+def test_picture_that_the_decoder_still_needs_cannot_be_drawn_on(tmp_path):
+    source = source_of_colours(tmp_path / "in.mp4", Colours())
+    frame = next(iter_frames(source))
+    with pytest.raises(ValueError, match="read-only"):
+        draw_on_planes(frame.planes, one_car(), NAMES)
+    _, memory = frame.planes.copied()
+    assert not np.shares_memory(memory, frame.planes.y)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"name": "odd.mkv", "codec": "ffv1", "size_wh": (65, 49)},
+        {"name": "turned.mp4", "codec": "libx264", "rotation": 90},
+        {"name": "fine.mov", "codec": "prores_ks", "pix_fmt": "yuv422p10le"},
+        {"name": "grey.mkv", "codec": "ffv1", "pix_fmt": "gray"},
+    ],
+)
+def test_pictures_of_other_kinds_are_drawn_over_rgb(tmp_path, kind):
+    name = kind.pop("name")
+    size_wh = kind.get("size_wh", (64, 48))
+    source = write_video(tmp_path / name, frames=3, paint=lambda _: corner_picture(size_wh), **kind)
+    assert next(iter_frames(source)).planes is None
+    out = annotate(source, tmp_path / "out.mp4")
+    before, after = next(iter_frames(source)).image, next(iter_frames(out)).image
+    height, width = after.shape[:2]
+    assert (height, width) == tuple(side // 2 * 2 for side in before.shape[:2])
+    assert np.abs(before[:height, :width].astype(int) - after).mean() < 4
+    assert times_of(out) == times_of(source)
+
+
+def test_frames_die_without_the_garbage_collector(tmp_path):
+    source = write_video(tmp_path / "in.mp4", frames=60, codec="libx264", rotation=90)
+
+    def alive():
+        return sum(type(one) is av.VideoFrame for one in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        most = max(alive() for _ in iter_frames(source))
+    finally:
+        gc.enable()
+    assert most - before < 12
+
+
+# -- ranges
+
+
+def test_joined_ranges_equal_a_video_encoded_at_once(tmp_path):
+    times_ms = [40 * i + (13 * i) % 30 for i in range(30)]
+    source = write_video(
+        tmp_path / "in.mkv", codec="libx264", frames=30, times_ms=times_ms, paint=picture,
+        size_wh=(160, 120),
+    )  # fmt: skip
+    whole = annotate(source, tmp_path / "whole.mp4", one_car())
+    segments = [
+        annotate(source, tmp_path / f"{first}.mp4", one_car(), first_frame_index=first,
+                 max_frames=count)
+        for first, count in [(0, 11), (11, 11), (22, 8)]
+    ]  # fmt: skip
+    joined = tmp_path / "joined.mp4"
+    join_segments(segments, joined)
+    assert times_of(joined) == times_of(whole) == pytest.approx(times_of(source), abs=1e-5)
+    assert count_frames(joined).duration_seconds == count_frames(whole).duration_seconds
+    for at_once, piecewise in zip(iter_frames(whole), iter_frames(joined), strict=True):
+        assert np.abs(at_once.image.astype(int) - piecewise.image).mean() < 3
+    data = joined.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(joined)) as container:
+        (stream,) = container.streams
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.codec_context.codec_tag == "avc1"
+
+
+def test_sampled_frames_keep_the_times_of_the_original(tmp_path):
+    source = write_video(tmp_path / "in.mp4", codec="libx264", frames=25)
+    segments = [
+        annotate(source, tmp_path / f"{first}.mp4", first_frame_index=first, max_frames=count,
+                 frame_stride=4)
+        for first, count in [(0, 3), (12, 4)]
+    ]  # fmt: skip
+    join_segments(segments, tmp_path / "out.mp4")
+    assert times_of(tmp_path / "out.mp4") == pytest.approx([4 * i / 25 for i in range(7)])
+
+
+def test_empty_segment_is_refused_and_leaves_nothing(tmp_path):
+    source = write_video(tmp_path / "in.mp4", codec="libx264", frames=2)
+    segment = annotate(source, tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "b.mp4"), "w") as output, av.open(str(segment)) as template:
+        output.add_stream_from_template(template.streams.video[0])
+        output.start_encoding()
+    with pytest.raises(DrawingError):
+        join_segments([segment, tmp_path / "b.mp4"], tmp_path / "out.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "in.mp4"]
+
+
+def test_progress_that_raises_ends_joining_and_leaves_nothing(tmp_path):
+    segment = annotate(write_video(tmp_path / "in.mp4", frames=3), tmp_path / "a.mp4")
+
+    def stop():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        join_segments([segment], tmp_path / "out.mp4", on_progress=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "in.mp4"]
+
+
+# -- sound
+
+
+def sound_of(path: Path) -> tuple[str, float, float]:
+    """Coding, first and last time in seconds of the sound of a file."""
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        frames = list(container.decode(stream))
+        end = frames[-1].time + frames[-1].samples / frames[-1].sample_rate
+        return stream.codec_context.codec.canonical_name, frames[0].time, end
+
+
+def joined_with_sound(tmp_path, source) -> Path:
+    segment = annotate(source, tmp_path / "segment.mp4")
+    join_segments([segment], tmp_path / "out.mp4", sound_from=source)
+    return tmp_path / "out.mp4"
+
+
+@pytest.mark.parametrize(
+    ("name", "coding", "expected"),
+    [
+        ("x.mp4", "aac", "aac"),
+        ("x.mkv", "libmp3lame", "mp3"),
+        ("x.mkv", "ac3", "ac3"),
+        ("x.mkv", "libopus", "opus"),
+        ("x.ts", "aac", "aac"),
+        ("x.avi", "pcm_s16le", "aac"),
+        ("x.mkv", "flac", "flac"),
+        ("x.mpg", "mp2", "aac"),
+    ],
+)
+def test_sound_is_kept(tmp_path, name, coding, expected):
+    codec = {"mpg": "mpeg2video", "avi": "mpeg4"}.get(name[-3:], "libx264")
+    source = write_video(tmp_path / name, codec=codec, frames=50, sound=coding)
+    out = joined_with_sound(tmp_path, source)
+    found, start, end = sound_of(out)
+    assert found == expected
+    assert start == pytest.approx(0, abs=0.06)
+    assert end == pytest.approx(2, abs=0.12)
+    assert times_of(out) == pytest.approx(times_of(source), abs=1e-3)
+
+
+def test_sound_that_begins_before_the_pictures_is_cut_to_them(tmp_path):
+    times_ms = [400 + 40 * i for i in range(25)]
+    source = write_video(
+        tmp_path / "x.mkv", codec="libx264", frames=25, times_ms=times_ms, sound="aac"
+    )
+    out = joined_with_sound(tmp_path, source)
+    assert times_of(out) == pytest.approx([i / 25 for i in range(25)], abs=1e-3)
+    _, start, end = sound_of(out)
+    assert start == pytest.approx(0, abs=0.03)
+    assert end == pytest.approx(0.6, abs=0.1)
+
+
+def test_damaged_sound_is_left_out_and_does_not_harm_the_pictures(tmp_path):
+    source = write_video(tmp_path / "x.mkv", codec="libx264", frames=50, sound="mp2")
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        spans = [(p.pos, p.size) for p in container.demux(audio=0) if p.size and p.pos]
+    for start, size in spans:
+        content[start + 8 : start + size] = b"\xff" * max(0, size - 8)
+    source.write_bytes(content)
+    out = joined_with_sound(tmp_path, source)
+    assert len(times_of(out)) == len(times_of(source)) > 40
+
+
+def test_video_without_sound_stays_silent(tmp_path):
+    source = write_video(tmp_path / "x.mp4", codec="libx264", frames=3)
+    with av.open(str(joined_with_sound(tmp_path, source))) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
