@@ -1,5 +1,6 @@
 """Videos are billed by the frames that decode, and the frames read are exactly those counted."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datasets.media import video
 from datasets.media.errors import MediaError
 from datasets.media.limits import MediaLimits
+from datasets.media.seeking import SeekPlan, SeekPoint
 from datasets.media.video import _FrameClock, count_frames, iter_frames
 from tests.mediafiles import (
     corner_picture,
@@ -57,6 +60,7 @@ def test_every_container_is_counted_and_read(tmp_path, suffix):
     assert (facts.frame_count, facts.size_wh, facts.rotation_degrees) == (7, (64, 48), 0)
     assert facts.codec == codec
     assert facts.has_audio is False
+    assert facts.warning == ""
     assert facts.duration_seconds == pytest.approx(7 / 25, abs=0.002)
     assert facts.average_rate_fps == pytest.approx(25, abs=0.2)
     frames = list(iter_frames(path))
@@ -178,7 +182,9 @@ def test_header_that_promises_more_frames_than_exist_is_counted_by_what_decodes(
     )
     end_of_eighth = sorted(packet_spans(path))[7][1]
     path.write_bytes(path.read_bytes()[:end_of_eighth])
-    assert count_frames(path).frame_count == 8
+    facts = count_frames(path)
+    assert facts.frame_count == 8
+    assert facts.warning == "The video is damaged: 12 of its 20 frames could not be decoded."
     assert len(list(iter_frames(path))) == 8
 
 
@@ -195,7 +201,9 @@ def test_damaged_frame_in_the_middle_is_skipped_and_the_times_keep_its_gap(tmp_p
     content = bytearray(path.read_bytes())
     content[start + 8 : end] = bytes(end - start - 8)
     path.write_bytes(content)
-    assert count_frames(path).frame_count == 5
+    facts = count_frames(path)
+    assert facts.frame_count == 5
+    assert facts.warning == "The video is damaged: 1 of its 6 frames could not be decoded."
     frames = list(iter_frames(path))
     assert [frame.frame_index for frame in frames] == [0, 1, 2, 3, 4]
     assert [f.time_seconds for f in frames] == pytest.approx([0, 0.1, 0.3, 0.4, 0.5])
@@ -233,6 +241,102 @@ def test_frames_read_are_exactly_the_frames_counted(tmp_path_factory, kind, chan
         assert [frame.frame_index for frame in frames] == list(range(facts.frame_count))
         width, height = facts.size_wh
         assert {frame.image.shape for frame in frames} == {(height, width, 3)}
+
+
+# -- seeking
+
+SOUGHT = {
+    "mp4": ("libx264", {"g": "12", "bf": "3"}),
+    "open.mp4": ("libx264", {"g": "12", "x264-params": "open-gop=1:bframes=3"}),
+    "mkv": ("libvpx-vp9", {"g": "12"}),
+    "webm": ("libvpx", {"g": "12"}),
+    "avi": ("mjpeg", {}),
+    "b.avi": ("mpeg4", {"g": "12", "bf": "2"}),
+    "flv": ("flv", {"g": "12"}),
+    "wmv": ("wmv2", {"g": "12"}),
+    "ts": ("libx264", {"g": "12"}),
+    "mpg": ("mpeg2video", {"g": "12", "bf": "2"}),
+    "av1.mp4": ("libsvtav1", {"g": "12"}),
+    "mov": ("prores_ks", {}),
+}
+
+
+@pytest.fixture
+def close_points(monkeypatch):
+    """Points may be ten frames apart, so that short videos have some."""
+    monkeypatch.setattr("datasets.media.seeking.SPACING_FRAMES", 10)
+
+
+@pytest.mark.parametrize("suffix", SOUGHT)
+def test_frames_from_a_seek_point_are_those_of_the_whole(tmp_path, close_points, suffix):
+    codec, options = SOUGHT[suffix]
+    pix_fmt = "yuv422p10le" if codec == "prores_ks" else ""
+    path = write_video(
+        tmp_path / f"x.{suffix}", frames=60, codec=codec, codec_options=options, pix_fmt=pix_fmt
+    )
+    plan = count_frames(path).seek_plan
+    whole = list(iter_frames(path))
+    if suffix not in {"mpg", "b.avi"}:  # their time stamps are guessed, and differ after a seek
+        assert plan is not None
+        assert len(plan.points) >= 3
+    for first in [point.frame_index for point in plan.points] if plan else [30]:
+        part = list(iter_frames(path, first_frame_index=first, max_frames=14, seek_plan=plan))
+        assert [frame.frame_index for frame in part] == list(range(first, min(60, first + 14)))
+        for frame in part:
+            assert frame.time_seconds == whole[frame.frame_index].time_seconds
+            np.testing.assert_array_equal(frame.image, whole[frame.frame_index].image)
+
+
+def test_frames_before_a_seek_point_are_not_decoded(tmp_path, close_points, monkeypatch):
+    path = write_video(tmp_path / "x.avi", frames=60, codec="mjpeg")
+    plan = count_frames(path).seek_plan
+    decoded = []
+    check_size = video._check_size
+    monkeypatch.setattr(
+        video, "_check_size", lambda *size: (decoded.append(size), check_size(*size))
+    )
+    list(iter_frames(path, first_frame_index=50, seek_plan=plan))
+    assert len(decoded) <= 11
+
+
+def test_plan_that_does_not_fit_leads_to_decoding_from_the_beginning(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=20, codec="libx264")
+    wrong = SeekPlan(0, (SeekPoint(10, 123_456_789),))
+    part = list(iter_frames(path, first_frame_index=12, max_frames=3, seek_plan=wrong))
+    assert [frame.frame_index for frame in part] == [12, 13, 14]
+    expected = list(iter_frames(path))[12:15]
+    for frame, other in zip(part, expected, strict=True):
+        np.testing.assert_array_equal(frame.image, other.image)
+
+
+def test_video_that_is_damaged_or_changes_has_no_seek_points(tmp_path, close_points):
+    damaged = write_video(tmp_path / "a.avi", frames=40, codec="mjpeg")
+    start, end = packet_spans(damaged)[5]
+    content = bytearray(damaged.read_bytes())
+    content[start + 8 : end] = bytes(end - start - 8)
+    damaged.write_bytes(content)
+    facts = count_frames(damaged)
+    assert (facts.frame_count, facts.seek_plan) == (39, None)
+    small = write_video(tmp_path / "a.mkv", frames=30, codec="mjpeg")
+    large = write_video(tmp_path / "b.mkv", frames=30, codec="mjpeg", size_wh=(128, 96))
+    assert count_frames(write_joined_video(tmp_path / "x.mkv", [small, large])).seek_plan is None
+
+
+def test_seek_plan_survives_json():
+    plan = SeekPlan(-512, (SeekPoint(128, 65_536), SeekPoint(256, 131_072)))
+    assert SeekPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert SeekPlan.from_json(None) is None
+    assert [plan.point_before(index) for index in (127, 128, 300)] == [
+        None,
+        plan.points[0],
+        plan.points[1],
+    ]
+
+
+def test_every_nth_frame_is_one_whose_index_is_a_multiple(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=20)
+    part = iter_frames(path, first_frame_index=4, max_frames=3, frame_stride=5)
+    assert [frame.frame_index for frame in part] == [5, 10, 15]
 
 
 # -- slices and life time

@@ -1,14 +1,20 @@
 """What a worker does with a unit, with a fake detector: the network has its own tests."""
 
 import threading
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import OperationalError
+from django.utils import timezone
 
 from billing.selectors import balance_hundredths
+from datasets.media.inspection import inspect_here
+from datasets.media.video import count_frames, iter_frames
+from datasets.uploading import media_limits
 from inference import queue, services
 from inference.leases import LeaseKeeper
 from inference.models import FrameResult, Job, JobFile, WorkUnit
@@ -276,3 +282,107 @@ class TestFileOfAnAttempt:
         assert (unit.state, unit.attempt) == ("completed", 2)
         assert default_storage.exists(JobFile.objects.get(job=job).annotated.name)
         assert not default_storage.exists(killed)
+
+
+@pytest.mark.django_db
+class TestRanges:
+    """A long video is looked at in ranges, by any number of workers, and joined at the end."""
+
+    FRAMES = 40
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        return write_video(
+            tmp_path / "a.mp4",
+            frames=self.FRAMES,
+            codec="libx264",
+            codec_options={"g": "10", "bf": "0", "sc_threshold": "0"},
+            sound="aac",
+        )
+
+    @pytest.fixture
+    def job(self, user, dataset, source, settings, monkeypatch):
+        settings.UNIT_MAX_FRAMES = 15
+        monkeypatch.setattr("datasets.media.seeking.SPACING_FRAMES", 5)
+        facts = inspect_here(source, limits=media_limits())
+        assert [index for index, _ in facts.seek_plan["points"]] == [10, 20, 30]
+        add_media_file(
+            dataset,
+            name="a.mp4",
+            content=source,
+            media_type="video",
+            frame_count=facts.frame_count,
+            image_format="mp4",
+            seek_plan=facts.seek_plan,
+        )
+        return submit(user)
+
+    def stored(self, media_root):
+        return sorted(path.name for path in (media_root / "results").rglob("*.mp4"))
+
+    def test_every_range_is_looked_at_once_and_all_are_joined(self, job, source, media_root):
+        whole = list(iter_frames(source))
+        while job.state in Job.UNFINISHED:
+            run(job, FakeDetector())
+        kinds = WorkUnit.objects.filter(job=job).order_by("pk").values_list("kind", flat=True)
+        assert list(kinds) == ["frames"] * 4 + ["finish"]
+        assert (job.state, job.charged_hundredths) == ("Completed", 100 * self.FRAMES)
+        found = FrameResult.objects.order_by("frame_index")
+        assert list(found.values_list("frame_index", "time_seconds")) == [
+            (frame.frame_index, frame.time_seconds) for frame in whole
+        ]
+        (file,) = files_of_job(job=job)
+        assert self.stored(media_root) == [Path(file.annotated.name).name]
+        annotated = Path(file.annotated.path)
+        times = [frame.time_seconds for frame in iter_frames(annotated)]
+        assert times == pytest.approx([frame.time_seconds for frame in whole], abs=1e-5)
+        assert count_frames(annotated).has_audio
+
+    def test_finish_that_breaks_off_can_be_done_again(self, job, media_root, monkeypatch):
+        for _ in range(4):
+            run(job, FakeDetector())
+        segments = self.stored(media_root)
+        assert len(segments) == 4
+
+        def break_off(**arguments):
+            raise RuntimeError("the machine is on fire")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(services, "complete_unit", break_off)
+            _, unit = run(job, FakeDetector())
+        assert (unit.kind, unit.state, unit.tries) == ("finish", "pending", 1)
+        assert self.stored(media_root) == segments
+        run(job, FakeDetector())
+        assert job.state == "Completed"
+        assert len(self.stored(media_root)) == 1
+
+    def test_range_of_a_stopping_worker_is_looked_at_again(self, job):
+        run(job, FakeDetector())
+        _, unit = run(job, FakeDetector(), should_stop=lambda: True)
+        assert (unit.state, unit.tries) == ("pending", 0)
+        while job.state in Job.UNFINISHED:
+            run(job, FakeDetector())
+        assert FrameResult.objects.count() == self.FRAMES
+
+    def test_segments_of_an_aborted_job_are_swept_away(self, job, media_root):
+        run(job, FakeDetector())
+        services.abort_job(job_id=job.pk)
+        assert len(self.stored(media_root)) == 1
+        later = timezone.now() + timedelta(minutes=1)
+        assert services.remove_orphaned_results(older_than=later) == 1
+        assert self.stored(media_root) == []
+
+
+@pytest.mark.django_db
+def test_images_of_a_batch_are_drawn_each_in_its_format(user, dataset, tmp_path, media_root):
+    for name, image_format in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP")):
+        write_image(tmp_path / name, image_format=image_format)
+        add_media_file(
+            dataset, name=name, content=tmp_path / name, image_format=image_format.lower()
+        )
+    job = submit(user)
+    _, unit = run(job, FakeDetector())
+    assert (unit.kind, job.state, job.charged_hundredths) == ("images", "Completed", 450)
+    names = [file.annotated.name for file in files_of_job(job=job)]
+    assert [Path(name).suffix for name in names] == [".png", ".jpg", ".webp"]
+    assert WorkUnit.objects.count() == 1

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
+_SEEK_LEADS_SECONDS = (0, 2)
 _MOST_FAILED_TRIALS = 3
 # Containers count a frame more or less than decoders do; only what is beyond is told as lost.
 _UNTOLD_LOSS = 0.01
@@ -448,26 +450,37 @@ def _tried_points(video: _OpenVideo, candidates: Sequence[Candidate]) -> list[Se
 
 
 def _frames_from_point(video: _OpenVideo, point: SeekPoint) -> Generator[Any, None, None]:
-    """The decoder's frames from a point on; raises _SeekMissedError when it is not met."""
-    try:
-        video.container.seek(point.pts, stream=video.stream, backward=True)
-    except av.FFmpegError as error:
-        _raise_if_out_of_memory(error)
-        raise _SeekMissedError from error
-    was_met = False
-    with closing(_raw_frames(video)) as frames:
-        for passed, frame in enumerate(frames):
-            if not was_met:
-                if frame.pts is None or frame.pts > point.pts:
-                    break
-                if frame.pts < point.pts:
-                    if passed == _MOST_FRAMES_BEFORE_A_POINT:
-                        break
-                    continue
-                was_met = True
-            yield frame
-    if not was_met:
-        raise _SeekMissedError
+    """The decoder's frames from a point on; raises _SeekMissedError when it is not met.
+
+    Transport streams have no index: seeking lands behind the point there, so a second attempt
+    aims before it.
+    """
+    time_base = video.stream.time_base
+    for lead_seconds in _SEEK_LEADS_SECONDS:
+        lead = round(lead_seconds / time_base) if time_base else 0
+        try:
+            video.container.seek(point.pts - lead, stream=video.stream, backward=True)
+        except av.FFmpegError as error:
+            _raise_if_out_of_memory(error)
+            continue
+        with closing(_raw_frames(video)) as frames:
+            found = _passed_to(frames, point)
+            if found is not None:
+                yield found
+                del found
+                yield from frames
+                return
+    raise _SeekMissedError
+
+
+def _passed_to(frames: Iterator[Any], point: SeekPoint) -> Any | None:
+    """The frame of a point, those before it passed over; None if it does not come."""
+    for frame in islice(frames, _MOST_FRAMES_BEFORE_A_POINT):
+        if frame.pts is None or frame.pts > point.pts:
+            return None
+        if frame.pts == point.pts:
+            return frame
+    return None
 
 
 def _decode_from_point(

@@ -36,8 +36,9 @@ def test_file_that_kills_its_worker_three_times_fails_and_costs_nothing(
                 eventually(
                     lambda attempt=attempt: query(
                         service,
-                        "SELECT 1 FROM inference_workunit"
-                        " WHERE job_id = %s AND attempt = %s AND frames_done > 0",
+                        "SELECT 1 FROM inference_workunit unit JOIN inference_unitfile part"
+                        " ON part.unit_id = unit.id"
+                        " WHERE unit.job_id = %s AND unit.attempt = %s AND part.frames_done > 0",
                         job_id,
                         attempt,
                     ),
