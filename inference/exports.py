@@ -18,13 +18,13 @@ import numpy as np
 
 from datasets.models import MediaFile
 from inference.models import FrameResult, Job
+from inference.pipeline.types import UNTRACKED
 from inference.results import Pipe, UnusedNames, safe_archive_name
 from inference.selectors import (
     displayed_objects,
     files_of_job,
     frame_results,
     stored_detections,
-    stored_track_ids,
 )
 from odproject.core.errors import ConflictError
 
@@ -292,18 +292,17 @@ def _mot(job: Job, minimum_confidence: float) -> Iterator[bytes]:
 
 
 def _mot_lines(frame: FrameResult, minimum_confidence: float) -> str:
-    ids = stored_track_ids(frame)
-    if ids is None:
+    found = stored_detections(frame).above(minimum_confidence)
+    if found.track_ids is None:
         return ""
-    found = stored_detections(frame)
-    shown = (ids > 0) & (found.confidences >= np.float32(minimum_confidence))
-    boxes, confidences = found.boxes_xyxy[shown].tolist(), found.confidences[shown].tolist()
+    rows = zip(
+        found.track_ids.tolist(), found.boxes_xyxy.tolist(), found.confidences.tolist(), strict=True
+    )
     return "".join(
         f"{frame.frame_index + 1},{track_id},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},"
         f"{confidence:.5f},-1,-1,-1\n"
-        for track_id, (x1, y1, x2, y2), confidence in zip(
-            ids[shown].tolist(), boxes, confidences, strict=True
-        )
+        for track_id, (x1, y1, x2, y2), confidence in rows
+        if track_id != UNTRACKED
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from django.conf import settings
 from django.db import connection
 from django.db.models import Count, QuerySet, Sum
@@ -109,17 +108,13 @@ def frame_result_slices(*, job: Job, media_file: MediaFile) -> Iterator[list[Fra
 
 
 def stored_detections(frame: FrameResult) -> Detections:
-    """The detections of a frame result, all that are kept."""
+    """The detections of a frame result, all that are kept, with their tracks if it is tracked."""
     return Detections(
         np.frombuffer(frame.class_ids, "<i2"),
         np.frombuffer(frame.confidences, "<f4"),
         np.frombuffer(frame.boxes_xyxy, "<f4").reshape(-1, 4),
+        None if frame.track_ids is None else np.frombuffer(frame.track_ids, "<i4"),
     )
-
-
-def stored_track_ids(frame: FrameResult) -> npt.NDArray[np.int32] | None:
-    """The track id of each detection of a frame result, 0 for none; None if it is not tracked."""
-    return None if frame.track_ids is None else np.frombuffer(frame.track_ids, "<i4")
 
 
 def displayed_objects(
@@ -129,27 +124,24 @@ def displayed_objects(
 
     Where the frame was tracked, each has its `track_id` besides, null for a doubtful one.
     """
-    found = stored_detections(frame)
-    shown = np.flatnonzero(found.confidences >= np.float32(minimum_confidence)).tolist()
-    track_ids = stored_track_ids(frame)
-    objects: list[dict[str, Any]] = []
-    for row in shown:
-        class_id = int(found.class_ids[row])
-        objects.append(
-            {
-                "name": class_name(class_names, class_id),
-                "class": class_id,
-                "confidence": round(float(found.confidences[row]), 5),
-                "box": {
-                    key: round(float(value), 2)
-                    for key, value in zip(
-                        ("x1", "y1", "x2", "y2"), found.boxes_xyxy[row], strict=True
-                    )
-                },
-            }
+    found = stored_detections(frame).above(minimum_confidence)
+    objects: list[dict[str, Any]] = [
+        {
+            "name": class_name(class_names, int(class_id)),
+            "class": int(class_id),
+            "confidence": round(float(confidence), 5),
+            "box": {
+                key: round(float(value), 2)
+                for key, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)
+            },
+        }
+        for class_id, confidence, box in zip(
+            found.class_ids, found.confidences, found.boxes_xyxy, strict=True
         )
-        if track_ids is not None:
-            objects[-1]["track_id"] = int(track_ids[row]) or None
+    ]
+    if found.track_ids is not None:
+        for one, track_id in zip(objects, found.track_ids.tolist(), strict=True):
+            one["track_id"] = track_id or None
     return objects
 
 

@@ -56,7 +56,7 @@ def start_worker(**_: Any) -> None:
         # The first beat says that nothing is loaded, whatever an earlier life has said last.
         heartbeat.start()
         while_database_is_away(lambda: services.reclaim_units(worker_name=worker_name()))
-        detectors.get(PRELOADED_VERSION)
+        detectors.load(PRELOADED_VERSION)
         heartbeat.beat_now()
     except Exception:
         logger.exception("The worker cannot start")
@@ -70,7 +70,7 @@ def run_unit_task(unit_id: int) -> None:
     run_unit(
         unit_id=unit_id,
         worker_name=worker_name(),
-        detector_of=detectors.get,
+        detector_of=detectors.for_job,
         should_stop=is_stopping,
         on_hang=end_at_once,
     )

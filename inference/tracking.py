@@ -5,11 +5,11 @@ from functools import partial
 
 from datasets.models import MediaFile
 from inference import services
+from inference.leases import while_database_is_away
 from inference.models import Job
 from inference.pipeline.track import Tracker
 from inference.selectors import frame_result_slices, stored_detections
 from inference.services import Claim
-from inference.worker import while_database_is_away
 
 
 def track_video(

@@ -24,12 +24,15 @@ from datasets.models import MediaFile
 from datasets.uploading import media_limits
 from inference import services
 from inference.leases import LeaseKeeper, while_database_is_away
-from inference.models import FrameResult, JobFile, UnitFile, WorkUnit
+from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.pipeline.detector import Detector
 from inference.pipeline.join import join_segments
-from inference.pipeline.run import ImageTask, process_images, process_video
+from inference.pipeline.options import DetectionOptions
+from inference.pipeline.run import ImageTask, draw_video, process_images, process_video
 from inference.pipeline.types import FrameDetections
+from inference.selectors import frame_results, stored_detections
 from inference.services import Claim, FileFault
+from inference.tracking import track_video
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,11 @@ class Work:
     should_stop: Callable[[], bool]
     lease: LeaseKeeper
 
+    @property
+    def options(self) -> DetectionOptions:
+        """Of the job."""
+        return DetectionOptions.parse(self.unit.job.options)
+
     def note_progress(self) -> None:
         """Tell that the work goes on; raises WorkerStoppingError when it must not."""
         self.lease.note_progress()
@@ -61,14 +69,15 @@ class Work:
 def process_unit(
     *,
     claim: Claim,
-    detector_of: Callable[[str], Detector],
+    detector_of: Callable[[Job], Detector],
     should_stop: Callable[[], bool],
     lease: LeaseKeeper,
 ) -> None:
     """Do a claimed unit and end it.
 
     Raises MediaError or DrawingError when the video of the unit is at fault; of a batch of images
-    each fails alone. Raises WorkerStoppingError and LeaseLostError besides.
+    each fails alone. Raises OptionsError for classes that the model does not know, and
+    WorkerStoppingError and LeaseLostError.
     """
     unit = WorkUnit.objects.select_related("job__model_version").get(pk=claim.unit_id)
     parts = list(UnitFile.objects.filter(unit=unit).select_related("job_file__media_file"))
@@ -76,7 +85,7 @@ def process_unit(
     if unit.kind == WorkUnit.Kind.FINISH:
         _finish_video(work)
         return
-    detector = detector_of(unit.job.model_version.version)
+    detector = detector_of(unit.job)
     services.record_model(
         claim=claim,
         class_names=detector.class_names,
@@ -116,23 +125,31 @@ def _process_batch(work: Work, detector: Detector) -> None:
 
 
 def _process_range(work: Work, detector: Detector) -> None:
-    """Detect in a range of a video; draw it as a segment, or wholly if it is all of the video."""
+    """Detect in a range of a video; draw it as a segment, or wholly if it is all of the video.
+
+    Where objects are to be followed the finish draws, because their numbers are known then only.
+    """
     (part,) = work.parts
     media_file = part.job_file.media_file
     sink = ResultSink(work, detector)
+    options = work.options
     is_whole = part.job_file.parts.count() == 1
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
         segment = Path(folder) / "segment.mp4"
         process_video(
             source,
             detector,
-            annotated=segment,
+            annotated=None if options.tracking else segment,
             on_frames=lambda frames: sink.store([(part, frame) for frame in frames]),
             first_frame_index=part.first_frame_index,
             max_frames=part.frame_count,
+            frame_stride=options.frame_stride,
             seek_plan=SeekPlan.from_json(media_file.seek_plan),
             limits=media_limits(),
         )
+        if options.tracking:
+            while_database_is_away(lambda: services.complete_range(claim=work.claim, segment=""))
+            return
         if is_whole:
             whole = Path(folder) / "annotated.mp4"
             join_segments([segment], whole, sound_from=source, on_progress=work.note_progress)
@@ -146,6 +163,9 @@ def _process_range(work: Work, detector: Detector) -> None:
 
 def _finish_video(work: Work) -> None:
     """Join the annotated ranges of a video into one file, with its sound; then drop them."""
+    if work.options.tracking:
+        _track_and_draw(work)
+        return
     (part,) = work.parts
     ranges = part.job_file.parts.exclude(pk=part.pk).order_by("first_frame_index")
     names = list(ranges.values_list("segment", flat=True))
@@ -160,6 +180,30 @@ def _finish_video(work: Work) -> None:
         # What stays behind here is found by the sweeper.
         with contextlib.suppress(OSError):
             default_storage.delete(name)
+
+
+def _track_and_draw(work: Work) -> None:
+    """Follow the objects of a video through what its ranges have stored, and draw them."""
+    (part,) = work.parts
+    job, media_file = work.unit.job, part.job_file.media_file
+    track_video(claim=work.claim, job=job, media_file=media_file, on_progress=work.note_progress)
+    found = (
+        FrameDetections(frame.frame_index, frame.time_seconds, stored_detections(frame))
+        for frame in frame_results(job=job, media_file=media_file)
+    )
+    with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
+        drawn, whole = Path(folder) / "drawn.mp4", Path(folder) / "annotated.mp4"
+        draw_video(
+            source,
+            found,
+            job.class_names,
+            annotated=drawn,
+            frame_stride=work.options.frame_stride,
+            on_progress=work.note_progress,
+            limits=media_limits(),
+        )
+        join_segments([drawn], whole, sound_from=source, on_progress=work.note_progress)
+        _end_with_files(work, {part.job_file_id: whole})
 
 
 # -- annotated files -----------------------------------------------------------------------------

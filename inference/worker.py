@@ -23,10 +23,11 @@ from django.db import (
 from datasets.media.errors import MediaError
 from inference import services
 from inference.leases import LeaseKeeper, while_database_is_away
+from inference.models import Job
 from inference.pipeline.detector import Detector, YoloDetector
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.network import fast_precisions, load_detector
-from inference.pipeline.options import DetectionOptions
+from inference.pipeline.network import Network, fast_precisions, load_network
+from inference.pipeline.options import DetectionOptions, OptionsError, Precision
 from inference.services import Claim, FileFault, LeaseLostError
 from inference.unit_work import WorkerStoppingError, process_unit
 
@@ -34,44 +35,47 @@ logger = logging.getLogger(__name__)
 
 
 class Detectors:
-    """The networks that this process has loaded, by model version; loaded on first use."""
+    """The networks that this process has loaded, by model version and precision; on first use.
+
+    Jobs with different options share them.
+    """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, YoloDetector] = {}
+        self._networks: dict[tuple[str, str], Network] = {}
 
-    def get(self, version: str) -> YoloDetector:
-        """The detector of a model version; raises whatever loading its weights raises."""
-        if version not in self._loaded:
-            weights = Path(settings.WEIGHTS[version])
-            detector = load_detector(
-                weights,
-                options=DetectionOptions(
-                    confidence_floor=settings.CONFIDENCE_FLOOR,
-                    max_detections=settings.MAX_DETECTIONS_PER_FRAME,
-                    image_size=settings.NETWORK_IMAGE_SIZE,
-                ),
+    def for_job(self, job: Job) -> YoloDetector:
+        """A detector as the job wants it; raises whatever loading its weights raises.
+
+        Raises OptionsError for classes that the model does not know.
+        """
+        options = DetectionOptions.parse(job.options)
+        network = self.load(job.model_version.version, precision=options.precision)
+        return YoloDetector(network, options)
+
+    def load(self, version: str, *, precision: Precision = "auto") -> Network:
+        """The network of a model version; raises whatever loading its weights raises."""
+        network = self._networks.get((version, precision))
+        if network is None:
+            network = load_network(
+                Path(settings.WEIGHTS[version]),
+                precision=precision,
                 threads=settings.TORCH_THREADS or None,
             )
-            detector.warm_up()
-            logger.info(
-                "Loaded %s (%s, %s, %s)",
-                version,
-                detector.device,
-                detector.network.runtime,
-                detector.precision,
-            )
-            self._loaded[version] = detector
-        return self._loaded[version]
+            network.tune((settings.NETWORK_IMAGE_SIZE, settings.NETWORK_IMAGE_SIZE))
+            about = (version, network.device, network.runtime, network.precision)
+            logger.info("Loaded %s (%s, %s, %s)", *about)
+            self._networks[version, precision] = network
+        return network
 
     @property
     def loaded_versions(self) -> list[str]:
         """The model versions in memory."""
-        return sorted(self._loaded)
+        return sorted({version for version, _ in self._networks})
 
     @property
     def device(self) -> str:
         """Where the networks run, empty while none is loaded."""
-        return next((str(one.device) for one in self._loaded.values()), "")
+        return next((network.device for network in self._networks.values()), "")
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -124,7 +128,7 @@ def run_unit(
     *,
     unit_id: int,
     worker_name: str,
-    detector_of: Callable[[str], Detector],
+    detector_of: Callable[[Job], Detector],
     should_stop: Callable[[], bool] = lambda: False,
     on_hang: Callable[[], None] = lambda: None,
 ) -> bool:
@@ -151,6 +155,11 @@ def run_unit(
         fault = FileFault(error.code, error.detail)
         with contextlib.suppress(LeaseLostError):
             while_database_is_away(lambda: services.fail_unit(claim=claim, fault=fault))
+    except OptionsError as error:
+        # The classes of the model were not known yet when the job was submitted.
+        unfit = FileFault("invalid_options", str(error))
+        with contextlib.suppress(LeaseLostError):
+            while_database_is_away(lambda: services.fail_unit(claim=claim, fault=unfit))
     except Exception as error:
         logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
         # That the database was away is not the file's fault.

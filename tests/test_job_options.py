@@ -12,7 +12,7 @@ from accounts.services import log_in
 from billing.selectors import balance_hundredths
 from datasets.models import MediaFile
 from inference import queue, services
-from inference.models import Job, WorkUnit
+from inference.models import Job, JobFile
 from inference.pipeline.options import DetectionOptions
 from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
@@ -112,7 +112,7 @@ def test_every_third_frame_is_quoted_and_held(user, post):
     answer = post({"frame_stride": 3}).json()
     assert (answer["quoted_tokens"], answer["frame_count"]) == (5.5, 5)  # 0, 3, 6, 9, the image
     assert balance_hundredths(user=user) == 100_000 - 550
-    assert list(WorkUnit.objects.values_list("frame_count", flat=True)) == [1, 4]
+    assert list(JobFile.objects.values_list("frame_count", flat=True)) == [1, 4]
 
 
 def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):

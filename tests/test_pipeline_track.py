@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.pipeline.track import UNTRACKED, Tracker, track_frames
+from inference.pipeline.track import Tracker, track_frames
 from inference.pipeline.track_quality import TrackedFrame, tracking_score
-from inference.pipeline.types import Detections, FrameDetections
+from inference.pipeline.types import UNTRACKED, Detections, FrameDetections
 from inference.scenes import draw_video_scene
 
 CAR_WH = np.array([40.0, 20.0])

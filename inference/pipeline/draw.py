@@ -42,9 +42,9 @@ def draw(
     """A copy of the image with a box around each detection and a label beside it.
 
     Lines grow with the image; a class always has the same colour. A label lies outside all boxes
-    and labels: where there is no room for class and confidence it shrinks to the confidence in
-    hundredths, and then goes, the most confident detections choosing first. `image_rgb` uint8
-    (h, w, 3) is left as it is.
+    and labels: where there is no room for class, number of the track and confidence it shrinks to
+    the confidence in hundredths, and then goes, the most confident detections choosing first.
+    `image_rgb` uint8 (h, w, 3) is left as it is.
     """
     canvas = np.ascontiguousarray(image_rgb).copy()
     marks = _marks(canvas.shape[:2], detections.above(minimum_confidence), class_names)
@@ -175,6 +175,8 @@ def _labels(
     for index in np.argsort(-shown.confidences, kind="stable"):
         class_id, confidence = int(shown.class_ids[index]), float(shown.confidences[index])
         name = class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
+        if shown.track_ids is not None and shown.track_ids[index]:
+            name = f"{name} {shown.track_ids[index]}"
         colour = class_colour(class_id)
         for text in (f"{name} {confidence:.2f}", f"{confidence * 100:.0f}"):
             chip = _chip(text, text_pixels, colour)

@@ -151,6 +151,37 @@ def process_video(
     return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
 
 
+def draw_video(
+    source: Path,
+    found: Iterable[FrameDetections],
+    class_names: Sequence[str],
+    *,
+    annotated: Path,
+    frame_stride: int = 1,
+    on_progress: Callable[[], None] = lambda: None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> None:
+    """Writes the drawn copy of a video whose detections are known, in the order of its frames.
+
+    Frames without an entry in `found` are left out. `on_progress` is called after each frame, and
+    ends the work by what it raises. Raises MediaError and DrawingError as `process_video` does.
+    """
+    with contextlib.ExitStack() as stack:
+        frames = iter_frames(source, frame_stride=frame_stride, limits=limits)
+        ahead = stack.enter_context(_read_ahead(frames, lambda frame: frame.held_bytes))
+        painter = stack.enter_context(_Painter(annotated, class_names))
+        known = iter(found)
+        next_known = next(known, None)
+        for frame in ahead:
+            if next_known is None:
+                break
+            if frame.frame_index == next_known.frame_index:
+                painter.put(frame, next_known.detections)
+                next_known = next(known, None)
+            on_progress()
+            del frame
+
+
 def process_frames(
     frames: Iterator[VideoFrame],
     detector: Detector,

@@ -18,13 +18,10 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from inference.pipeline.merge import iou_matrix
-from inference.pipeline.types import Detections, FrameDetections
+from inference.pipeline.types import UNTRACKED, Detections, FrameDetections
 
 TrackIds = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
-
-UNTRACKED = 0
-"""The id of a doubtful box that continues no track."""
 
 _UNCERTAIN_SIZES = 0.5  # a track whose place is known no better than this is not told by overlap
 _MAX_NEW_PAIRS = 1500  # compared with each other at a time: a matrix of 18 MB

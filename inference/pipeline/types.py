@@ -11,6 +11,10 @@ Image = npt.NDArray[np.uint8]
 """RGB picture, shape (height, width, 3), upright."""
 
 
+UNTRACKED = 0
+"""The track id of a doubtful box that belongs to no track."""
+
+
 def _no_class_ids() -> npt.NDArray[np.int16]:
     return np.zeros(0, np.int16)
 
@@ -28,20 +32,25 @@ class Detections:
     """What was found in one image, the most confident first as detectors deliver it.
 
     `class_ids` int16 (n,), `confidences` float32 (n,) in [0, 1], `boxes_xyxy` float32 (n, 4) as
-    left, top, right, bottom in pixels of the upright original. The arrays are made read-only.
+    left, top, right, bottom in pixels of the upright original. `track_ids` int32 (n,): the object
+    of a video that each is, UNTRACKED for none; None where nothing was tracked. The arrays are made
+    read-only.
     Raises ValueError when the arrays do not fit together or hold impossible values.
     """
 
     class_ids: npt.NDArray[np.int16] = field(default_factory=_no_class_ids)
     confidences: npt.NDArray[np.float32] = field(default_factory=_no_confidences)
     boxes_xyxy: npt.NDArray[np.float32] = field(default_factory=_no_boxes)
+    track_ids: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
-        expected = (
+        expected: tuple[tuple[str, type[np.generic]], ...] = (
             ("class_ids", np.int16),
             ("confidences", np.float32),
             ("boxes_xyxy", np.float32),
         )
+        if self.track_ids is not None:
+            expected = (*expected, ("track_ids", np.int32))
         for name, dtype in expected:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -51,6 +60,8 @@ class Detections:
             raise ValueError("class_ids and confidences must have the shape (n,)")
         if self.boxes_xyxy.shape != (count, 4):
             raise ValueError("boxes_xyxy must have the shape (n, 4)")
+        if self.track_ids is not None and self.track_ids.shape != (count,):
+            raise ValueError("track_ids must have the shape (n,)")
         self._check_values()
         for name, _ in expected:
             # A view is frozen, so that the caller's own array stays writable.
@@ -81,7 +92,12 @@ class Detections:
         """Those of at least this confidence, in the same order."""
         # Compared in float32: a stored 0.25 must be found by a question for 0.25, and 0.7 as well.
         keep = self.confidences >= np.float32(confidence)
-        return Detections(self.class_ids[keep], self.confidences[keep], self.boxes_xyxy[keep])
+        return Detections(
+            self.class_ids[keep],
+            self.confidences[keep],
+            self.boxes_xyxy[keep],
+            None if self.track_ids is None else self.track_ids[keep],
+        )
 
 
 @dataclass(frozen=True)
