@@ -432,6 +432,8 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
 class ExportView(APIView):
     """What a job found, in a format of the trade."""
 
+    refusals = (409,)
+
     @extend_schema(
         parameters=[
             OpenApiParameter("export_format", str, OpenApiParameter.PATH, enum=list(EXPORTS)),

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 
 from accounts.services import log_in
 from inference import queue, services
-from inference.models import FrameResult, Job, WorkUnit
+from inference.models import FrameResult, Job, JobFile, WorkUnit
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 
@@ -67,7 +67,7 @@ class Things:
     dataset_id: int
     media_file_id: int
     job_id: int
-    unit_id: int
+    file_id: int
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +113,9 @@ def things(owner, media_root) -> Things:
     )
     (media_root / "results").mkdir(parents=True)
     (media_root / "results/x.jpg").write_bytes(image_bytes("JPEG"))
-    services.complete_unit(claim=claim, annotated_name="results/x.jpg")
-    return Things(dataset.pk, media_file.pk, job.pk, claim.unit_id)
+    file = JobFile.objects.get(job=job)
+    services.complete_unit(claim=claim, annotated={file.pk: "results/x.jpg"})
+    return Things(dataset.pk, media_file.pk, job.pk, file.pk)
 
 
 @pytest.fixture
@@ -139,7 +140,9 @@ def askers(owner) -> dict[str, dict[str, str]]:
 def test_operation_answers_as_documented(case, askers, things):
     known = {name: str(value) for name, value in asdict(things).items()}
     names_a_thing = bool(case.path_parameters)
-    case.path_parameters = {name: known[name] for name in case.path_parameters or {}}
+    case.path_parameters = {
+        name: known.get(name, value) for name, value in (case.path_parameters or {}).items()
+    }
     for asker, headers in askers.items():
         with transaction.atomic():  # every request meets the same state
             response = case.call(headers=headers)
