@@ -679,3 +679,9 @@ def test_everything_here_holds_for_the_plain_admin():
         check=False,
     )
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
+
+
+def test_every_list_of_the_admin_is_opened_in_a_browser():
+    models = [model._meta for model in admin.site._registry]
+    lists = {reverse(f"admin:{one.app_label}_{one.model_name}_changelist") for one in models}
+    assert lists <= set(LISTS)
