@@ -182,6 +182,11 @@ def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path)
     with zipfile.ZipFile(downloading.value.path()) as archive:
         assert archive.namelist() == ["street.jpg", "a.mp4"]
         assert archive.testzip() is None
+    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download boxes").click()
+    assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"
+    assert "street.jpg" in downloading.value.path().read_text()
 
     assert page.evaluate("window.neverReloaded") is True
     assert traffic.hosts == {urlsplit(service.base_url).netloc}
@@ -742,6 +747,7 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     page.keyboard.type("t" * 100)
     page.keyboard.press("Enter")
     expect(page.locator("#dataset-about")).to_contain_text("#ttt")
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
     page.get_by_role("button", name="Start detection").focus()
     page.keyboard.press("Enter")
     card = page.locator("article.job")

@@ -63,6 +63,7 @@ function drawQuote() {
   const available = availableTokens();
   const quote = byId("quote");
   byId("start-submit").disabled = true;
+  quote.classList.remove("stale");
   if (chosenDataset()?.is_blocked) {
     quote.textContent = "No job can be started on a blocked dataset.";
   } else if (!chosenDataset()?.inference_cost_tokens) {
@@ -72,7 +73,7 @@ function drawQuote() {
   } else if (state.quote && available !== null) {
     drawPrice(quote, state.quote, available);
   } else {
-    quote.textContent = "Asking for the price…";
+    quote.classList.add("stale"); // what stands there is read out, so it waits for the answer
   }
 }
 
