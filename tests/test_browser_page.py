@@ -134,6 +134,20 @@ def see_movements_of_the_journey(page: Page) -> None:
     expect(page.get_by_role("button", name="993.25 tokens")).to_be_focused()
 
 
+def download_everything(page: Page, card) -> None:
+    """Take the annotated files of the journey away, and its boxes."""
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download everything (zip)").click()
+    with zipfile.ZipFile(downloading.value.path()) as archive:
+        assert archive.namelist() == ["street.jpg", "a.mp4"]
+        assert archive.testzip() is None
+    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download boxes").click()
+    assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"
+    assert "street.jpg" in downloading.value.path().read_text()
+
+
 def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path):
     traffic = Traffic(page)
     email = unique_email()
@@ -177,16 +191,7 @@ def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path)
     watch_annotated_files(page)
 
     see_movements_of_the_journey(page)
-    with page.expect_download() as downloading:
-        card.get_by_role("button", name="Download everything (zip)").click()
-    with zipfile.ZipFile(downloading.value.path()) as archive:
-        assert archive.namelist() == ["street.jpg", "a.mp4"]
-        assert archive.testzip() is None
-    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
-    with page.expect_download() as downloading:
-        card.get_by_role("button", name="Download boxes").click()
-    assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"
-    assert "street.jpg" in downloading.value.path().read_text()
+    download_everything(page, card)
 
     assert page.evaluate("window.neverReloaded") is True
     assert traffic.hosts == {urlsplit(service.base_url).netloc}
