@@ -494,6 +494,32 @@ def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     expect(enlarge).to_be_focused()
 
 
+def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path):
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Every fourth")
+    upload(page, drawn_video(tmp_path / "a.mp4", 10))
+    expect(page.locator("#quote")).to_contain_text("Price: 10 tokens for 10 frames")
+    page.get_by_text("Options", exact=True).click()
+    page.get_by_label("Every n-th frame").fill("4")
+    page.get_by_label("Track objects").check()
+    expect(page.locator("#quote")).to_contain_text("Price: 3 tokens for 3 frames")
+    expect(page.locator("#options-chosen")).to_have_text("every 4th frame · tracked")
+    page.get_by_label("Every n-th frame").fill("0")
+    page.get_by_label("Track objects").uncheck()
+    expect(page.locator("#quote")).to_contain_text("frame_stride must be a whole number")
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    page.get_by_label("Every n-th frame").fill("5")
+    page.get_by_label("Track objects").check()
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("h3")).to_contain_text("every 5th frame · tracked")
+    expect(card.locator("tbody tr")).to_contain_text("at most in one of 2 frames")
+    expect(page.locator("#balance")).to_have_text("993")
+    refused = [urlsplit(url).path for url, _ in traffic.complaints]
+    assert refused == ["/api/v1/quotes/"]
+
+
 def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
     keys: list[str] = []
 

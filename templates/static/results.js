@@ -161,7 +161,9 @@ function tableOf(view) {
 function rowOf(view, file) {
   file.cell = element("td", {}, ...foundParts(view, file));
   const charged = element("td", { className: "number", textContent: amount(file.charged_tokens || 0) });
-  return element("tr", {}, element("th", { scope: "row", textContent: file.filename }), file.cell, charged);
+  const name = element("th", { scope: "row" }, file.filename);
+  if (file.warning) name.append(element("span", { className: "warning", textContent: file.warning }));
+  return element("tr", {}, name, file.cell, charged);
 }
 
 function foundParts(view, file) {
