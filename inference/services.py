@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -21,7 +22,7 @@ from django.utils import timezone
 from accounts.models import User
 from accounts.services import append_event, lock_user
 from billing.ledger import place_hold, settle_hold
-from billing.prices import tokens
+from billing.prices import hundredths, tokens
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile
 from datasets.selectors import open_dataset, reopened_dataset
@@ -75,6 +76,13 @@ class JobUnfinishedError(ConflictError):
 
     code = "job_unfinished"
     title = "The job has not ended"
+
+
+class QuoteExceededError(ConflictError):
+    """The job costs more than the user has agreed to: prices or files are others now."""
+
+    code = "quote_exceeded"
+    title = "The price has changed"
 
 
 class RerunUnfinishedError(ConflictError):
@@ -131,18 +139,24 @@ def submit_job(
     model_id: str,
     model_version: str,
     options: Mapping[str, Any] | None = None,
+    maximum_tokens: Decimal | None = None,
 ) -> Job:
     """Quote, hold and queue detection on everything in a dataset.
 
-    `options`: what DetectionOptions.parse reads; the model version's for those left out. Raises
-    UnknownModelError, EmptyDatasetError, InvalidOptionsError, PrecisionNotAvailableError and
-    TooManyTilesError (400), InsufficientTokensError (402), DatasetBlockedError (403),
-    DatasetNotFoundError (404) and JobQuotaError (409).
+    `options`: what DetectionOptions.parse reads; the model version's for those left out.
+    `maximum_tokens`: a quote that the user has seen. Raises UnknownModelError, EmptyDatasetError,
+    InvalidOptionsError, PrecisionNotAvailableError and TooManyTilesError (400),
+    InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404),
+    JobQuotaError and QuoteExceededError (409).
     """
     _refuse_above_quota(user)
     version = _active_version(model_id, model_version)
     dataset = open_dataset(user=user, name=dataset_name, locked=True)
-    return _queue_job(user=user, dataset=dataset, plan=_plan(version, dataset, options or {}))
+    plan = _plan(version, dataset, options or {})
+    if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
+        now = f"{tokens(plan.quoted_hundredths):g} tokens"
+        raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
+    return _queue_job(user=user, dataset=dataset, plan=plan)
 
 
 def quote_job(

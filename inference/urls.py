@@ -1,6 +1,6 @@
 from django.urls import re_path
 
-from inference import v1, views
+from inference import v1, v1_quotes, views
 
 # Eighteen digits at most: what fits the database's integers, or simply matches no job.
 JOB = r"(?P<job_id>[0-9]{1,18})"
@@ -13,6 +13,7 @@ urlpatterns = [
     re_path(r"^inference/result/?$", views.JobResultView.as_view()),
     re_path(rf"^inference/content/{JOB}/?$", views.AnnotatedZipView.as_view()),
     re_path(r"^api/v1/models/?$", v1.ModelsView.as_view()),
+    re_path(r"^api/v1/quotes/?$", v1_quotes.QuotesView.as_view()),
     re_path(r"^api/v1/jobs/?$", v1.JobsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),

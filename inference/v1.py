@@ -169,13 +169,25 @@ class JobDetailSerializer(JobSerializer):
         read_only_fields = fields  # type: ignore[assignment]
 
 
-class SubmitJobSerializer(serializers.Serializer[Any]):
-    """What a job needs."""
+class JobChoiceSerializer(serializers.Serializer[Any]):
+    """What decides what a job does, and so what it costs."""
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     model_version = serializers.CharField(max_length=40)
     model_id = serializers.CharField(max_length=40, default="YOLO8")
     options = DetectionOptionsSerializer(required=False)
+
+
+class SubmitJobSerializer(JobChoiceSerializer):
+    """What a job needs."""
+
+    maximum_tokens = serializers.DecimalField(
+        max_digits=14,
+        decimal_places=2,
+        min_value=0,
+        required=False,
+        help_text="A quote that was seen: a job that would cost more is refused (409).",
+    )
 
 
 class BoxSerializer(serializers.Serializer[Any]):
@@ -320,6 +332,7 @@ class JobsView(generics.ListAPIView[Job]):
                 model_id=keys["model_id"],
                 model_version=keys["model_version"],
                 options=keys.get("options"),
+                maximum_tokens=keys.get("maximum_tokens"),
             )
             return Response(
                 _detail(user, submitted.pk),

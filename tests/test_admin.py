@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from django.apps import apps
+from django.contrib.admin import site
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission
 from django.core.files.base import ContentFile
@@ -18,6 +19,7 @@ from django.core.files.storage import default_storage
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from PIL import Image
 from rest_framework.test import APIClient
 
@@ -30,6 +32,7 @@ from inference import services
 from inference.models import Job, ModelVersion, WorkerHeartbeat
 from inference.selectors import settlement_breaches
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.screenshots import admin_pages
 
 pytestmark = pytest.mark.django_db
 
@@ -679,3 +682,9 @@ def test_everything_here_holds_for_the_plain_admin():
         check=False,
     )
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
+
+
+def test_every_list_of_the_admin_is_opened_in_a_browser():
+    models = [model._meta for model in site._registry]
+    lists = {reverse(f"admin:{one.app_label}_{one.model_name}_changelist") for one in models}
+    assert lists <= set(admin_pages.LISTS)

@@ -134,6 +134,20 @@ def see_movements_of_the_journey(page: Page) -> None:
     expect(page.get_by_role("button", name="993.25 tokens")).to_be_focused()
 
 
+def download_everything(page: Page, card) -> None:
+    """Take the annotated files of the journey away, and its boxes."""
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download everything (zip)").click()
+    with zipfile.ZipFile(downloading.value.path()) as archive:
+        assert archive.namelist() == ["street.jpg", "a.mp4"]
+        assert archive.testzip() is None
+    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download boxes").click()
+    assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"
+    assert "street.jpg" in downloading.value.path().read_text()
+
+
 def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path):
     traffic = Traffic(page)
     email = unique_email()
@@ -177,11 +191,7 @@ def test_person_goes_from_signing_up_to_annotated_files(page, service, tmp_path)
     watch_annotated_files(page)
 
     see_movements_of_the_journey(page)
-    with page.expect_download() as downloading:
-        card.get_by_role("button", name="Download everything (zip)").click()
-    with zipfile.ZipFile(downloading.value.path()) as archive:
-        assert archive.namelist() == ["street.jpg", "a.mp4"]
-        assert archive.testzip() is None
+    download_everything(page, card)
 
     assert page.evaluate("window.neverReloaded") is True
     assert traffic.hosts == {urlsplit(service.base_url).netloc}
@@ -484,6 +494,32 @@ def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     expect(enlarge).to_be_focused()
 
 
+def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path):
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Every fourth")
+    upload(page, drawn_video(tmp_path / "a.mp4", 10))
+    expect(page.locator("#quote")).to_contain_text("Price: 10 tokens for 10 frames")
+    page.get_by_text("Options", exact=True).click()
+    page.get_by_label("Every n-th frame").fill("4")
+    page.get_by_label("Track objects").check()
+    expect(page.locator("#quote")).to_contain_text("Price: 3 tokens for 3 frames")
+    expect(page.locator("#options-chosen")).to_have_text("every 4th frame · tracked")
+    page.get_by_label("Every n-th frame").fill("0")
+    page.get_by_label("Track objects").uncheck()
+    expect(page.locator("#quote")).to_contain_text("frame_stride must be a whole number")
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    page.get_by_label("Every n-th frame").fill("5")
+    page.get_by_label("Track objects").check()
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("h3")).to_contain_text("every 5th frame · tracked")
+    expect(card.locator("tbody tr")).to_contain_text("at most in one of 2 frames")
+    expect(page.locator("#balance")).to_have_text("993")
+    refused = [urlsplit(url).path for url, _ in traffic.complaints]
+    assert refused == ["/api/v1/quotes/"]
+
+
 def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
     keys: list[str] = []
 
@@ -742,6 +778,7 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     page.keyboard.type("t" * 100)
     page.keyboard.press("Enter")
     expect(page.locator("#dataset-about")).to_contain_text("#ttt")
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
     page.get_by_role("button", name="Start detection").focus()
     page.keyboard.press("Enter")
     card = page.locator("article.job")

@@ -28,7 +28,7 @@ export async function showMediaFiles(dataset) {
 export function contentText({ image_count: images, frame_count: frames }) {
   const told = [];
   if (images) told.push(plural(images, "picture"));
-  if (frames) told.push(plural(frames, "video frame"));
+  if (frames) told.push(plural(frames, "frame"));
   return told.join(", ") || "Empty";
 }
 

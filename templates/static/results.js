@@ -1,6 +1,6 @@
 // What a job found: a slider and a class filter over a table of counts and the annotated files.
 
-import { fetchBlob } from "./api.js";
+import { fetchBlob, request } from "./api.js";
 import { colourOf, countByClass, DRAWN_PERCENT, greatestCounts, isAsDrawn, largestFirst, readFrames, shownObjects } from "./detections.js";
 import { figureObserver, figureOf } from "./figures.js";
 import { amount, button, element, plural } from "./page.js";
@@ -9,7 +9,8 @@ const SHOWN_AT_ONCE = 24;
 const LARGEST_COUNTED_FRAMES = 20000; // a result beyond that is for programs, not for this table
 const LOWEST_PERCENT = 5;
 const STEP_PERCENT = 5;
-const ZIP_ADDRESS_MS = 60000;
+const ADDRESS_MS = 60000; // how long a download may take to begin
+const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", mot: "MOTChallenge" };
 
 const views = new WeakMap(); // the element with a job's results -> what is known of them
 
@@ -153,14 +154,16 @@ function tableOf(view) {
   const head = element("thead", {}, element("tr", {}, ...titles));
   const root = element("table", {}, element("caption", { textContent: "What was found" }), head, rows);
   const hasAnnotated = view.files.some((file) => file.annotated_url);
-  const zip = hasAnnotated ? [zipButton(view.job)] : [];
-  return { root, gallery, actions: element("div", { className: "actions" }, ...zip, more) };
+  const downloads = hasAnnotated ? [zipButton(view.job), ...exportParts(view)] : [];
+  return { root, gallery, actions: element("div", { className: "actions" }, ...downloads, more) };
 }
 
 function rowOf(view, file) {
   file.cell = element("td", {}, ...foundParts(view, file));
   const charged = element("td", { className: "number", textContent: amount(file.charged_tokens || 0) });
-  return element("tr", {}, element("th", { scope: "row", textContent: file.filename }), file.cell, charged);
+  const name = element("th", { scope: "row" }, file.filename);
+  if (file.warning) name.append(element("span", { className: "warning", textContent: file.warning }));
+  return element("tr", {}, name, file.cell, charged);
 }
 
 function foundParts(view, file) {
@@ -181,15 +184,36 @@ function chips(counts) {
   return texts.map((textContent) => element("span", { className: "chip", textContent }));
 }
 
+// -- downloads
+
 function zipButton(job) {
-  const text = "Download everything (zip)";
+  return downloadButton("Download everything (zip)", "Packing…", async () => {
+    save(await fetchBlob(`/api/v1/jobs/${job.id}/annotated-zip/`), `job-${job.id}.zip`);
+  });
+}
+
+// The boxes in a format of the trade, from the slider's confidence on.
+function exportParts(view) {
+  const { id, options } = view.job;
+  const offered = Object.entries(FORMATS).filter(([name]) => name !== "mot" || options?.tracking);
+  const choices = offered.map(([value, textContent]) => element("option", { value, textContent }));
+  const format = element("select", {}, ...choices);
+  format.setAttribute("aria-label", "Format of the boxes");
+  const made = downloadButton("Download boxes", "Writing…", async () => {
+    const path = `/api/v1/jobs/${id}/exports/${format.value}/?minimum_confidence=${view.percent / 100}`;
+    const answer = await request(path);
+    const [, name] = answer.headers.get("Content-Disposition")?.match(/filename="?([^";]+)/) || [];
+    save(await answer.blob(), name || `job-${id}.${format.value}`);
+  });
+  return [element("span", { className: "export" }, format, made)];
+}
+
+function downloadButton(text, meanwhile, download) {
   const made = button(text, async () => {
     made.disabled = true;
-    made.textContent = "Packing…";
+    made.textContent = meanwhile;
     try {
-      const href = URL.createObjectURL(await fetchBlob(`/api/v1/jobs/${job.id}/annotated-zip/`));
-      element("a", { href, download: `job-${job.id}.zip` }).click();
-      setTimeout(() => URL.revokeObjectURL(href), ZIP_ADDRESS_MS);
+      await download();
       made.textContent = text;
     } catch (refusal) {
       made.textContent = refusal.message;
@@ -197,4 +221,10 @@ function zipButton(job) {
     made.disabled = false;
   });
   return made;
+}
+
+function save(blob, download) {
+  const href = URL.createObjectURL(blob);
+  element("a", { href, download }).click();
+  setTimeout(() => URL.revokeObjectURL(href), ADDRESS_MS);
 }

@@ -5,6 +5,7 @@ import { choiceChanges, chosenDataset } from "./datasets.js";
 import { openNewJob } from "./jobs.js";
 import { availableTokens, balanceChanges, refreshBalance } from "./ledger.js";
 import { chosenOptions, listenToOptions, optionsChanges, showOptions } from "./options.js";
+import { contentText } from "./media.js";
 import { amount, byId, element, showAlert } from "./page.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
@@ -12,6 +13,9 @@ const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
 const state = {
   models: new Map(), // version -> what the API tells of it
   attempt: { body: "", key: "" }, // a job that may or may not have been started
+  quote: null, // what a job as it is chosen now would cost at most, once that is known
+  quoteProblem: "",
+  asked: 0,
 };
 
 export async function showModels() {
@@ -23,7 +27,7 @@ export async function showModels() {
   } catch (refusal) {
     showAlert("start-alert", refusal.message);
   }
-  drawQuote();
+  refreshQuote();
 }
 
 function choice(model, position) {
@@ -39,27 +43,49 @@ function chosenModel() {
   return byId("models").querySelector(":checked");
 }
 
+// Asks for the price of what is chosen; an answer that comes late is of something else.
+async function refreshQuote() {
+  const asked = ++state.asked;
+  state.quote = null;
+  state.quoteProblem = "";
+  drawQuote();
+  if (!chosenDataset()?.inference_cost_tokens || chosenDataset().is_blocked || !chosenModel()) return;
+  try {
+    const quote = await ask("/api/v1/quotes/", { method: "POST", keys: jobKeys() });
+    if (asked === state.asked) state.quote = quote;
+  } catch (refusal) {
+    if (asked === state.asked) state.quoteProblem = refusal.message;
+  }
+  if (asked === state.asked) drawQuote();
+}
+
 function drawQuote() {
-  const cost = chosenDataset()?.inference_cost_tokens;
   const available = availableTokens();
   const quote = byId("quote");
   byId("start-submit").disabled = true;
+  quote.classList.remove("stale");
   if (chosenDataset()?.is_blocked) {
     quote.textContent = "No job can be started on a blocked dataset.";
-    return;
-  }
-  if (!cost) {
+  } else if (!chosenDataset()?.inference_cost_tokens) {
     quote.textContent = "Add pictures or videos first; then the price stands here.";
-    return;
+  } else if (state.quoteProblem) {
+    quote.textContent = state.quoteProblem;
+  } else if (state.quote && available !== null) {
+    drawPrice(quote, state.quote, available);
+  } else {
+    quote.classList.add("stale"); // what stands there is read out, so it waits for the answer
   }
-  quote.replaceChildren("Price: ", element("b", { textContent: `${amount(cost)} tokens` }));
-  if (available === null) return;
-  if (cost > available) {
+}
+
+function drawPrice(quote, { quoted_tokens: price, image_count: images, frame_count: frames }, available) {
+  const content = contentText({ image_count: images, frame_count: frames });
+  quote.replaceChildren("Price: ", element("b", { textContent: `${amount(price)} tokens` }), ` for ${content}`);
+  if (price > available) {
     quote.append(`. Your balance of ${amount(available)} is too low; an administrator can top it up.`);
     return;
   }
-  quote.append(` of your ${amount(available)}. Only what is really processed is charged.`);
-  byId("start-submit").disabled = !chosenModel();
+  quote.append(`, of your ${amount(available)}. Only what is really processed is charged.`);
+  byId("start-submit").disabled = false;
 }
 
 function jobKeys() {
@@ -83,7 +109,7 @@ async function start(event) {
   byId("start-submit").disabled = true;
   showAlert("start-alert", "");
   try {
-    const keys = jobKeys();
+    const keys = { ...jobKeys(), maximum_tokens: state.quote.quoted_tokens };
     openNewJob(await ask("/api/v1/jobs/", { method: "POST", keys, idempotencyKey: keyFor(keys) }));
     state.attempt.key = "";
   } catch (refusal) {
@@ -92,7 +118,7 @@ async function start(event) {
     if (refusal.status) state.attempt.key = "";
   }
   await refreshBalance();
-  drawQuote();
+  refreshQuote();
 }
 
 export function listenToStart() {
@@ -100,12 +126,12 @@ export function listenToStart() {
   byId("start").addEventListener("submit", start);
   byId("models").addEventListener("change", () => {
     showOptions(state.models.get(chosenModel().value));
-    drawQuote();
+    refreshQuote();
   });
-  optionsChanges.listen(drawQuote);
+  optionsChanges.listen(refreshQuote);
   choiceChanges.listen(() => {
     showAlert("start-alert", "");
-    drawQuote();
+    refreshQuote();
   });
   balanceChanges.listen(drawQuote);
 }

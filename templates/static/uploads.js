@@ -120,9 +120,9 @@ function reportTitle({ accepted, refused, tokens }) {
   return told.join(", ");
 }
 
-function acceptedText({ media_type: type, frame_count: frames, cost_tokens: cost }) {
+function acceptedText({ media_type: type, frame_count: frames, cost_tokens: cost, warning }) {
   const what = type === "video" ? `Video, ${plural(frames, "frame")}` : "Image";
-  return `${what}, ${amount(cost)} tokens`;
+  return [`${what}, ${amount(cost)} tokens`, warning].filter(Boolean).join(". ");
 }
 
 function line(uploadName, fileName, text, className = "") {

@@ -36,7 +36,7 @@ function turn(step) {
 
 function setZoom(isFull) {
   byId("viewer").classList.toggle("full", isFull);
-  byId("viewer-zoom").textContent = isFull ? "Fit the window" : "Full size";
+  byId("viewer-zoom").textContent = isFull ? "Fit" : "Full size";
 }
 
 function zoom(event) {

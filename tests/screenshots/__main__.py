@@ -44,6 +44,8 @@ def main() -> None:
             _readme_pictures(browser, service, example, admin)
         if arguments.pages:
             camera = Camera(arguments.pages)
+            admin.goto("/admin/inference/workerheartbeat/")  # before they are silent
+            camera.take(admin, "admin-workers-ready", reload=True)
             with paused_workers(service):
                 _take_admin(camera, browser, service, example, admin)
                 dashboard.take_all(camera, browser, service.base_url, media)

@@ -18,6 +18,7 @@ LISTS = (
     "/admin/datasets/dataset/",
     "/admin/datasets/mediafile/",
     "/admin/inference/job/",
+    "/admin/inference/jobfile/",
     "/admin/inference/workunit/",
     "/admin/inference/modelversion/",
     "/admin/inference/modelversion/1/change/",
@@ -49,6 +50,7 @@ def pages_of(example: Example) -> dict[str, str]:
         "job-abort": f"/admin/inference/job/{example.running_id}/abort/",
         "job-rerun": f"/admin/inference/job/{example.failed_id}/run-again/",
         "job-history": f"/admin/inference/job/{example.completed_id}/history/",
+        "job-file": "/admin/inference/jobfile/1/change/",
         "unit": "/admin/inference/workunit/1/change/",
         "missing": "/admin/datasets/dataset/999999/change/",
     }

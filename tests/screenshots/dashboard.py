@@ -87,6 +87,9 @@ def _results(camera: Camera, page: Page) -> None:
     camera.take(page, "results")
     results.get_by_role("slider", name="Confidence").fill("60")
     results.get_by_role("slider", name="Place in").fill("2.5")
+    for figure in results.locator("figure").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator("rect").first.wait_for(state="attached")
     camera.take(page, "results-at-60-percent")
     results.get_by_role("button", name="Enlarge").first.click()
     page.locator("#viewer-picture img").wait_for()

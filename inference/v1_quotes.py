@@ -1,0 +1,53 @@
+"""What a job would cost, before it is started, in /api/v1/."""
+
+from typing import Any, cast
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.models import User
+from billing.prices import tokens
+from datasets.selectors import dataset_by_id
+from inference import services
+from inference.serializers import DetectionOptionsSerializer
+from inference.v1 import JobChoiceSerializer
+from odproject.core.api import validated
+
+
+class QuoteSerializer(serializers.Serializer[Any]):
+    """What a job would look at and cost at most."""
+
+    image_count = serializers.IntegerField()
+    frame_count = serializers.IntegerField(help_text="Of videos; with a frame stride fewer.")
+    quoted_tokens = serializers.FloatField(
+        help_text="Held at submission. As `maximum_tokens` of a job it binds: a job that would "
+        "cost more is not started."
+    )
+    options = DetectionOptionsSerializer(help_text="Every one of them.")
+
+
+class QuotesView(APIView):
+    """The price of a job, without starting it."""
+
+    @extend_schema(request=JobChoiceSerializer, responses=QuoteSerializer)
+    def post(self, request: Request) -> Response:
+        """What a job with these members would cost now; nothing is held or written."""
+        user = cast(User, request.user)
+        keys = validated(JobChoiceSerializer, request)
+        plan = services.quote_job(
+            user=user,
+            dataset_name=dataset_by_id(user=user, dataset_id=keys["dataset_id"]).name,
+            model_id=keys["model_id"],
+            model_version=keys["model_version"],
+            options=keys.get("options"),
+        )
+        quote = {
+            "image_count": plan.image_count,
+            "frame_count": plan.video_frame_count,
+            "quoted_tokens": tokens(plan.quoted_hundredths),
+            "options": plan.options.as_json(),
+        }
+        return Response(QuoteSerializer(quote).data)

@@ -1,0 +1,87 @@
+"""A quote is what the job then costs at most, and nobody pays more than the quote they saw."""
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from rest_framework.test import APIClient
+
+from accounts.services import log_in
+from billing.models import Hold
+from billing.selectors import balance_hundredths
+from inference import queue
+from inference.models import Job
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+
+
+def client_of(user) -> APIClient:
+    client = APIClient()
+    access = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {access.access}")
+    return client
+
+
+@pytest.fixture
+def user():
+    return make_user()
+
+
+@pytest.fixture
+def keys(user):
+    """A job on an image and a video of ten frames: 1.5 + 10 tokens."""
+    dataset = make_dataset(user)
+    add_media_file(dataset, name="a.jpg")
+    add_media_file(dataset, name="b.mp4", media_type="video", frame_count=10)
+    return {"dataset_id": dataset.pk, "model_version": "YOLO8s_FSR"}
+
+
+@pytest.mark.parametrize(("stride", "frames", "price"), [(1, 10, 11.5), (3, 4, 5.5), (99, 1, 2.5)])
+def test_quote_is_what_a_job_holds(user, keys, stride, frames, price):
+    client = client_of(user)
+    keys["options"] = {"frame_stride": stride}
+    quote = client.post("/api/v1/quotes/", keys, format="json")
+    assert quote.status_code == 200
+    told = quote.json()
+    assert (told["image_count"], told["frame_count"]) == (1, frames)
+    assert told["quoted_tokens"] == price
+    assert told["options"]["frame_stride"] == stride
+    assert not Job.objects.exists()
+    assert balance_hundredths(user=user) == 100_000
+
+    job = client.post("/api/v1/jobs/", {**keys, "maximum_tokens": price}, format="json")
+    assert (job.status_code, job.json()["quoted_tokens"]) == (202, price)
+
+
+def test_job_that_costs_more_than_the_quote_is_not_started(user, keys):
+    client = client_of(user)
+    refused = client.post("/api/v1/jobs/", {**keys, "maximum_tokens": "11.49"}, format="json")
+    assert (refused.status_code, refused.json()["code"]) == (409, "quote_exceeded")
+    assert "11.5 tokens now" in refused.json()["detail"]
+    assert not Job.objects.exists()
+    assert not Hold.objects.exists()
+    assert balance_hundredths(user=user) == 100_000
+
+
+@pytest.mark.parametrize("maximum", ["-1", "1.001", "NaN", "many", Decimal("1e20")])
+def test_maximum_must_be_an_amount(user, keys, maximum):
+    refused = client_of(user).post("/api/v1/jobs/", {**keys, "maximum_tokens": maximum})
+    assert refused.status_code == 400
+    assert not Job.objects.exists()
+
+
+def test_only_the_owner_gets_a_quote(keys):
+    assert APIClient().post("/api/v1/quotes/", keys, format="json").status_code == 401
+    assert client_of(make_user()).post("/api/v1/quotes/", keys, format="json").status_code == 404
+
+
+def test_quote_refuses_what_a_job_refuses(user, keys):
+    client = client_of(user)
+    for change in ({"model_version": "none"}, {"options": {"tiling": 7}}, {"dataset_id": "x"}):
+        assert client.post("/api/v1/quotes/", {**keys, **change}, format="json").status_code == 400
