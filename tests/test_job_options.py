@@ -189,6 +189,14 @@ def test_contract_route_uses_the_defaults(user, dataset):
     assert job.options == DetectionOptions().as_json()
 
 
+def test_administrator_sees_the_options_of_a_job(user, dataset, client):
+    job = submit(user, frame_stride=5, tiling={"tile": 512})
+    client.force_login(make_user(staff=True))
+    page = client.get(f"/admin/inference/job/{job.pk}/change/").content.decode()
+    assert "frame_stride = 5<br>" in page
+    assert "tiling = {&quot;tile&quot;: 512, &quot;overlap&quot;: 0.2}<br>" in page
+
+
 def test_document_of_the_api_describes_every_option(tmp_path):
     call_command("spectacular", format="openapi-json", file=str(tmp_path / "api.json"))
     described = json.loads((tmp_path / "api.json").read_text())["components"]["schemas"]

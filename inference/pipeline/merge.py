@@ -111,7 +111,7 @@ class _Field:
         self._metric = metric
         self._iou = iou
         groups = (
-            np.zeros(len(boxes), np.intp) if mixed else np.unique(class_ids, return_inverse=1)[1]
+            np.zeros(len(boxes), np.intp) if mixed else np.unique(class_ids, return_inverse=True)[1]
         )
         layouts = [
             _slices(boxes[:, axis], boxes[:, axis + 2], groups, metric, iou) for axis in (0, 1)

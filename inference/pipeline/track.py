@@ -227,7 +227,16 @@ class _Tracks:
         """No track yet."""
         pairs, numbers = np.zeros((0, 2)), np.zeros(0)
         return cls(
-            np.zeros(0, np.int32), pairs, pairs, pairs, *[numbers] * 5, np.zeros(0, np.int64)
+            ids=np.zeros(0, np.int32),
+            centres=pairs,
+            velocities=pairs,
+            sizes=pairs,
+            position_variance=numbers,
+            covariance=numbers,
+            velocity_variance=numbers,
+            sightings=numbers,
+            last_seconds=numbers,
+            last_frame=np.zeros(0, np.int64),
         )
 
     def __len__(self) -> int:
