@@ -405,7 +405,7 @@ def _checksum(frame: Any) -> int:
     """Of the visible pixels of a decoded frame, as far as a row of each plane has them first."""
     checksum = 0
     for plane in frame.planes:
-        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)).data, checksum)
     return checksum
 
 
