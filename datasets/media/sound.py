@@ -83,12 +83,11 @@ class Sound:
         )
         next_pts = 0
         for frame in self._frames():
-            for piece in [*resampler.resample(frame)] if frame else [*resampler.resample(None)]:
-                seconds = float(piece.pts * piece.time_base) if piece.pts is not None else None
-                if seconds is not None and seconds < self._zero_seconds:
-                    continue
-                if seconds is not None:
-                    since_zero = seconds - self._zero_seconds
+            for piece in resampler.resample(frame):
+                if piece.pts is not None and piece.time_base is not None:
+                    since_zero = float(piece.pts * piece.time_base) - self._zero_seconds
+                    if since_zero < 0:
+                        continue
                     next_pts = max(next_pts, round(since_zero * stream.rate))
                 piece.pts, piece.time_base = next_pts, Fraction(1, stream.rate)
                 next_pts += piece.samples

@@ -1,4 +1,4 @@
-"""Decodes videos; the only module of the service that decodes with av.
+"""Decodes the pictures of videos; the only module of the service that does.
 
 Counting and reading run through the same generator, so that they always agree. Nothing but the
 bytes of the one file is ever read: the demuxer is chosen by the sniffed container, never by av's
@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.planes import Colours, Plane, Planes
+from datasets.media.planes import UNSPECIFIED, Colours, Plane, Planes
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
@@ -405,7 +405,7 @@ def _checksum(frame: Any) -> int:
     """Of the visible pixels of a decoded frame, as far as a row of each plane has them first."""
     checksum = 0
     for plane in frame.planes:
-        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)).data, checksum)
     return checksum
 
 
@@ -418,8 +418,9 @@ def _rows(plane: Any) -> Plane:
 
 def _colours(frame: Any) -> Colours:
     """What the stored numbers of a frame mean, as far as it is told."""
+    # That it is RGB, as number 0 would say, cannot be true of these planes.
     return Colours(
-        matrix=int(frame.colorspace),
+        matrix=int(frame.colorspace) or UNSPECIFIED,
         primaries=int(frame.color_primaries),
         transfer=int(frame.color_trc),
         full_range=frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL_RANGE,
