@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.media.video import iter_frames
 from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.detector import YoloDetector
+from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.letterbox import Letterbox
 from inference.pipeline.network import load_detector
 from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
+from inference.pipeline.run import process_video
 from inference.pipeline.tiles import View, lay_out, plan
 from inference.pipeline.torch_network import lay_out_on
-from inference.scenes import draw_scene, match_boxes
+from inference.scenes import draw_scene, draw_video_scene, match_boxes
 from tests.pipeline_fakes import REPOSITORY, WEIGHTS, real_detector, shared_data, small_detector
 
 SIZES_WH = [(320, 180), (181, 320), (640, 640), (33, 97), (1, 1), (1000, 3)]
@@ -51,6 +54,22 @@ def test_detections_are_those_of_ultralytics_own_steps(runtime):
     np.testing.assert_allclose(found.confidences, rest[:, 0], atol=1e-4)
     np.testing.assert_array_equal(found.class_ids, rest[:, 1])
     np.testing.assert_allclose(found.boxes_xyxy, boxes, atol=0.05)
+
+
+def test_frames_of_a_video_are_found_as_by_ultralytics_own_steps(tmp_path):
+    scenes = draw_video_scene(3, 4, (960, 540), 8)
+    with VideoWriter(tmp_path / "street.mp4", (960, 540)) as writer:
+        for index, scene in enumerate(scenes):
+            writer.write(scene.image, index / 25)
+    options = DetectionOptions(precision="fp32", confidence_floor=0.25, iou=0.7)
+    detector, results = YoloDetector(real_detector().network, options), []
+    process_video(tmp_path / "street.mp4", detector, annotated=None, on_frames=results.extend)
+    assert len(results) == 4
+    for frame, result in zip(iter_frames(tmp_path / "street.mp4"), results, strict=True):
+        boxes, rest = as_ultralytics_finds(frame.image, confidence=0.25, iou=0.7)
+        assert len(result.detections) == len(boxes) >= 6
+        np.testing.assert_allclose(result.detections.confidences, rest[:, 0], atol=1e-3)
+        np.testing.assert_allclose(result.detections.boxes_xyxy, boxes, atol=0.5)
 
 
 @pytest.mark.parametrize("size_wh", SIZES_WH)
@@ -294,8 +313,6 @@ def test_seventy_percent_of_the_labelled_street_are_found():
     data = shared_data()
     if data is None:
         pytest.skip("the development data are not on this machine")
-    from datasets.media.video import iter_frames
-
     folder = data / "aerial_vehicles"
     found_count = true_count = 0
     for frame in iter_frames(folder / "street_25_frames.mp4"):
