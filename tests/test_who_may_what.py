@@ -112,10 +112,17 @@ TABLE = [
         (401, 404, 202, 404),
         {"dataset_id": "{dataset_id}", "model_version": "YOLO8s_FSR"},
     ),
+    Row(
+        "POST",
+        "/api/v1/quotes",
+        ITS_OWNER,
+        {"dataset_id": "{dataset_id}", "model_version": "YOLO8s_FSR"},
+    ),
     Row("GET", "/api/v1/jobs/{job_id}", ITS_OWNER),
     Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{unit_id}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
     # The admin: its index and its lists; its pages and actions have tests of their own.
     Row("GET", "/admin/", ADMINISTRATORS),
@@ -210,7 +217,7 @@ def test_each_asker_gets_the_status_that_is_theirs(row, clients, values):
     "row", [row for row in TABLE if "_id}" in row.path and row.method == "GET"], ids=str
 )
 def test_what_is_anothers_is_refused_as_what_does_not_exist(row, clients, values):
-    absent = dict.fromkeys(values, 10**9)
+    absent = {name: 10**9 if isinstance(value, int) else value for name, value in values.items()}
     foreign = clients["another user"].get(row.path.format(**values)).json()
     unknown = clients["another user"].get(row.path.format(**absent)).json()
     numbers = re.compile(r"\d+")

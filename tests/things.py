@@ -22,6 +22,7 @@ class Things:
     job_id: int
     unit_id: int
     pending_job_id: int
+    export_format: str = "coco"
 
 
 def _submit(user: User) -> Job:
