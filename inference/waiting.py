@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db.models import Count, F, Sum
 
-from inference.models import Job, WorkUnit
+from inference.models import Job, UnitFile, WorkUnit
 from inference.selectors import ready_workers
 
 JOBS_LOOKED_AT = 20
@@ -40,10 +40,12 @@ def _frames_ahead(job: Job) -> float:
     job is not waited for to its end.
     """
     waiting = (
-        WorkUnit.objects.filter(job__pk__lt=job.pk, state__in=WorkUnit.UNFINISHED)
+        UnitFile.objects.filter(unit__job__lt=job.pk, unit__state__in=WorkUnit.UNFINISHED)
         .order_by()
-        .values("job_id")
-        .annotate(units=Count("pk"), frames=Sum(F("frame_count") - F("frames_done")))
+        .values("unit__job_id")
+        .annotate(
+            units=Count("unit", distinct=True), frames=Sum(F("frame_count") - F("frames_done"))
+        )
     )
     return sum(
         row["frames"] * min(1.0, settings.UNITS_ENQUEUED_PER_JOB / row["units"]) for row in waiting

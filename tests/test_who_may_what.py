@@ -121,7 +121,7 @@ TABLE = [
     Row("GET", "/api/v1/jobs/{job_id}", ITS_OWNER),
     Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
-    Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{unit_id}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{file_id}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
     # The admin: its index and its lists; its pages and actions have tests of their own.

@@ -8,7 +8,7 @@ import numpy as np
 from accounts.models import User
 from datasets.models import MediaFile
 from inference import services
-from inference.models import FrameResult, Job, WorkUnit
+from inference.models import FrameResult, Job, JobFile, WorkUnit
 from tests.factories import add_media_file, make_dataset
 from tests.mediafiles import image_bytes, noise
 
@@ -20,7 +20,7 @@ class Things:
     dataset_id: int
     media_file_id: int
     job_id: int
-    unit_id: int
+    file_id: int
     pending_job_id: int
     export_format: str = "coco"
 
@@ -41,6 +41,7 @@ def make_things(owner: User, media_root: Path) -> Things:
         (media_root / name).write_bytes(picture)
     MediaFile.objects.filter(pk=media_file.pk).update(thumbnail="thumbnails/x.jpg")
     job = _submit(owner)
+    file = JobFile.objects.get(job=job)
     claim = services.claim_unit(unit_id=WorkUnit.objects.get(job=job).pk, worker_name="w")
     Job.objects.filter(pk=job.pk).update(class_names=["car"])
     FrameResult.objects.create(
@@ -53,11 +54,11 @@ def make_things(owner: User, media_root: Path) -> Things:
         boxes_xyxy=np.arange(4).astype("<f4").tobytes(),
         class_counts={"car": 1},
     )
-    services.complete_unit(claim=claim, annotated_name="results/x.jpg")
+    services.complete_unit(claim=claim, annotated={file.pk: "results/x.jpg"})
     return Things(
         dataset_id=dataset.pk,
         media_file_id=media_file.pk,
         job_id=job.pk,
-        unit_id=claim.unit_id,
+        file_id=file.pk,
         pending_job_id=_submit(owner).pk,
     )
