@@ -54,13 +54,11 @@ def _frames_ahead(job: Job) -> float:
 
 def _frames_per_second() -> float | None:
     """What all workers together did lately; None when nobody knows."""
-    finished = Job.objects.filter(state=Job.State.COMPLETED, started_at__isnull=False)
-    lately = finished.order_by("-finished_at").values_list(
-        "frame_count", "started_at", "finished_at"
-    )[:JOBS_LOOKED_AT]
+    lately = Job.objects.filter(state=Job.State.COMPLETED).order_by("-finished_at")
     frames, seconds = 0, 0.0
-    for frame_count, started_at, finished_at in lately:
-        frames += frame_count
-        seconds += (finished_at - started_at).total_seconds()
+    for job in lately[:JOBS_LOOKED_AT]:
+        if job.started_at and job.finished_at:
+            frames += job.frame_count
+            seconds += (job.finished_at - job.started_at).total_seconds()
     workers = len(ready_workers())
     return workers * frames / seconds if frames and seconds > 0 and workers else None
