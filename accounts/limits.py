@@ -8,6 +8,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import connection
@@ -60,7 +61,7 @@ class AttemptLimit:
         if not self._counts:
             return
         now = timezone.now()
-        values = {
+        values: dict[str, Any] = {
             "subject": self._digest,
             "now": now,
             "end": now + self.window,

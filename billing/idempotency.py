@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
@@ -28,6 +28,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.models import User
 from billing.ledger import IdempotencyConflictError
 from billing.models import KeptAnswer
 from odproject.core.api import request_keys
@@ -133,7 +134,7 @@ def _keyed(request: Request) -> KeyedRequest | None:
     if not _KEY.fullmatch(key):
         raise InvalidIdempotencyKeyError(f"{HEADER} has 1 to 200 printable ASCII characters.")
     return KeyedRequest(
-        user_id=request.user.pk,
+        user_id=cast(User, request.user).pk,
         route=f"{request.method} {request.path.rstrip('/')}",
         key=key,
         fingerprint=_fingerprint(request_keys(request)),

@@ -23,6 +23,7 @@ from inference import results, selectors, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, ModelVersion, progress_percent
 from inference.serializers import DetectionOptionsSerializer
+from inference.waiting import wait_of
 from odproject.core.api import validated
 from odproject.core.errors import ConflictError, NotFoundError
 from odproject.core.files import spooled_response, stored_file_response
@@ -164,9 +165,31 @@ class JobDetailSerializer(JobSerializer):
 
     files = JobFileSerializer(many=True, read_only=True, source="files_in_order")
 
+    queue_position = serializers.SerializerMethodField(
+        help_text="Of a pending job: 1 is the next one; null once it has begun."
+    )
+    seconds_to_start = serializers.SerializerMethodField(
+        help_text="Of a pending job, roughly; null once it has begun, or when nobody can say."
+    )
+
     class Meta(JobSerializer.Meta):
-        fields: tuple[str, ...] = (*JobSerializer.Meta.fields, "files")  # type: ignore[assignment]
+        fields: tuple[str, ...] = (  # type: ignore[assignment]
+            *JobSerializer.Meta.fields,
+            "queue_position",
+            "seconds_to_start",
+            "files",
+        )
         read_only_fields = fields  # type: ignore[assignment]
+
+    def get_queue_position(self, job: Job) -> int | None:
+        """How many unfinished jobs came before, and one."""
+        wait = cast(Any, job).wait
+        return None if wait is None else wait.jobs_ahead + 1
+
+    def get_seconds_to_start(self, job: Job) -> float | None:
+        """At the pace of the last jobs."""
+        wait = cast(Any, job).wait
+        return None if wait is None else wait.seconds
 
 
 class JobChoiceSerializer(serializers.Serializer[Any]):
@@ -365,7 +388,9 @@ class AbortView(APIView):
 
 
 def _detail(user: User, job_id: int) -> dict[str, Any]:
-    return dict(JobDetailSerializer(selectors.job_with_files(user=user, job_id=job_id)).data)
+    job = selectors.job_with_files(user=user, job_id=job_id)
+    job.wait = wait_of(job)  # type: ignore[attr-defined]
+    return dict(JobDetailSerializer(job).data)
 
 
 class FrameResultsView(generics.ListAPIView[FrameResult]):

@@ -10,6 +10,7 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from billing.prices import tokens
+from billing.selectors import balance_hundredths
 from datasets.selectors import dataset_by_id
 from inference import services
 from inference.serializers import DetectionOptionsSerializer
@@ -26,6 +27,8 @@ class QuoteSerializer(serializers.Serializer[Any]):
         help_text="Held at submission. As `maximum_tokens` of a job it binds: a job that would "
         "cost more is not started."
     )
+    available_tokens = serializers.FloatField(help_text="What can be spent now.")
+    is_covered = serializers.BooleanField(help_text="Whether that suffices.")
     options = DetectionOptionsSerializer(help_text="Every one of them.")
 
 
@@ -44,10 +47,13 @@ class QuotesView(APIView):
             model_version=keys["model_version"],
             options=keys.get("options"),
         )
+        available_hundredths = balance_hundredths(user=user)
         quote = {
             "image_count": plan.image_count,
             "frame_count": plan.video_frame_count,
             "quoted_tokens": tokens(plan.quoted_hundredths),
+            "available_tokens": tokens(available_hundredths),
+            "is_covered": plan.quoted_hundredths <= available_hundredths,
             "options": plan.options.as_json(),
         }
         return Response(QuoteSerializer(quote).data)

@@ -34,6 +34,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -207,6 +208,7 @@ class Channel(HTTPChannel):
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             "Content-Type: application/problem+json\r\n"
+            f"X-Request-ID: {uuid.uuid4().hex}\r\n"
             f"Content-Length: {len(body)}\r\n"
             "Connection: close\r\n\r\n"
         )
@@ -323,6 +325,7 @@ class Request(WebRequest):
         code = status_text.decode("ascii").lower().replace(" ", "_")
         document = problem_document(status, code, name, f"{body.rstrip('.')}.")
         headers = [(b"Content-Type", b"application/problem+json")]
+        headers.append((b"X-Request-ID", uuid.uuid4().hex.encode()))
         headers.append((b"Content-Length", str(len(document)).encode()))
         self.handle_reply(
             {"type": "http.response.start", "status": status, "headers": headers},

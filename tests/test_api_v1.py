@@ -357,11 +357,12 @@ def test_ledger_shows_every_movement_newest_first(client, user, dataset):
     assert len(only_job) == 2
 
 
-def test_events_after_a_number_are_what_is_new(client, user, dataset):
+@pytest.mark.parametrize("name", ["since", "seq__gt"])
+def test_events_after_a_number_are_what_is_new(client, user, dataset, name):
     add_media_file(dataset)
     job = submit(user)
     services.abort_job(job_id=job.pk)
-    events = client.get("/api/v1/events/", {"seq__gt": 1}).json()["results"]
+    events = client.get("/api/v1/events/", {name: 1}).json()["results"]
     assert [(one["seq"], one["kind"]) for one in events] == [(2, "job.aborted")]
 
 

@@ -5,19 +5,17 @@ import csv
 import io
 import json
 import zipfile
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import yaml
 from pycocotools.coco import COCO
-from rest_framework.test import APIClient
 
-from accounts.services import log_in
 from inference import queue, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.clients import client_of
+from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -76,13 +74,6 @@ def ended_job(user, dataset):
     found(job, video, (CAR, 0.5, (320, 240, 640, 480)), frame_index=1)
     services.abort_job(job_id=job.pk)  # what was found until then is exported
     return job
-
-
-def client_of(user):
-    client = APIClient()
-    tokens = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.access}")
-    return client
 
 
 def export(job, kind, **query):

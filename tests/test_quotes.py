@@ -1,17 +1,17 @@
 """A quote is what the job then costs at most, and nobody pays more than the quote they saw."""
 
-from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from rest_framework.test import APIClient
 
-from accounts.services import log_in
+from billing.ledger import charge_upload
 from billing.models import Hold
 from billing.selectors import balance_hundredths
 from inference import queue
 from inference.models import Job
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.clients import client_of
+from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -19,13 +19,6 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def no_broker(monkeypatch):
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-def client_of(user) -> APIClient:
-    client = APIClient()
-    access = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(minutes=5))
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {access.access}")
-    return client
 
 
 @pytest.fixture
@@ -57,6 +50,14 @@ def test_quote_is_what_a_job_holds(user, keys, stride, frames, price):
 
     job = client.post("/api/v1/jobs/", {**keys, "maximum_tokens": price}, format="json")
     assert (job.status_code, job.json()["quoted_tokens"]) == (202, price)
+
+
+@pytest.mark.parametrize(("left_tokens", "is_covered"), [(11.49, False), (11.5, True)])
+def test_quote_says_whether_the_balance_suffices(user, keys, left_tokens, is_covered):
+    spent_hundredths = 100_000 - round(100 * left_tokens)
+    charge_upload(user=user, amount_hundredths=spent_hundredths, upload_id=1)
+    quote = client_of(user).post("/api/v1/quotes/", keys, format="json").json()
+    assert (quote["available_tokens"], quote["is_covered"]) == (left_tokens, is_covered)
 
 
 def test_job_that_costs_more_than_the_quote_is_not_started(user, keys):

@@ -175,8 +175,8 @@ def _headers_of(error: Exception) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after_seconds)}
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
             return {"WWW-Authenticate": "Bearer"}
-        case exceptions.Throttled() if error.wait is not None:
-            return {"Retry-After": str(math.ceil(error.wait))}
+        case exceptions.Throttled():
+            return {"Retry-After": str(max(1, math.ceil(getattr(error, "wait", None) or 1)))}
         case OperationalError() | InterfaceError():
             return {"Retry-After": "2"}
     return {}

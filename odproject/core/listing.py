@@ -91,7 +91,7 @@ class NewestFirst(CursorPagination):
             cursor = None
             made_by_us = False
         else:
-            position = "0" if cursor is None or cursor.position is None else cursor.position
+            position = str(0 if cursor is None or cursor.position is None else cursor.position)
             made_by_us = position.isascii() and position.isdigit() and len(position) < 19
         if not made_by_us:
             raise exceptions.ValidationError({"cursor": ["Take cursors from next and previous."]})

@@ -103,8 +103,8 @@ class Schema(AutoSchema):
             responses[str(status)] = self._get_response_for_code(
                 ProblemSerializer, str(status), media_types=["application/problem+json"]
             ) | {"description": REFUSALS[status]}
-        for status, response in responses.items():
-            response["headers"] = {**response.get("headers", {}), **_headers(int(status))}
+        for code, response in responses.items():
+            response["headers"] = {**response.get("headers", {}), **_headers(int(code))}
         return dict(sorted(responses.items()))
 
     def _refusals(self) -> set[int]:

@@ -76,6 +76,7 @@ class Api:
         response = self.http.request(method, path, headers=headers, **request)
         assert response.status_code < 500 or response.status_code == 507, response.text
         assert not response.is_redirect, response.headers["Location"]
+        assert response.headers["X-Request-ID"]
         return response
 
     def call(

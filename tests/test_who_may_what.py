@@ -1,0 +1,252 @@
+"""Every route asked by nobody, by another user, by the owner and by an administrator.
+
+A route that is not in the table fails a test, and so does a refusal that changes a row. To add a
+route, add a line: method, path with the owner's numbers in it, the four statuses, and the body.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.contrib import admin
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection, transaction
+from django.urls import URLPattern, URLResolver, get_resolver
+from rest_framework.test import APIClient
+
+from accounts.models import AttemptCount
+from accounts.services import log_in
+from inference import queue
+from tests.clients import client_of
+from tests.factories import PASSWORD, make_user
+from tests.mediafiles import image_bytes, noise
+from tests.things import make_things
+
+pytestmark = pytest.mark.django_db
+ASKERS = ("nobody", "another user", "owner", "administrator")
+OWNER, NEWCOMER = "owner@example.org", "newcomer@example.org"
+PICTURE = image_bytes("PNG", noise((16, 12)))
+MODEL = {"modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one route answers to each asker, in the order of ASKERS."""
+
+    method: str
+    path: str
+    statuses: tuple[int, int, int, int]
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+ANYBODY = (200, 200, 200, 200)
+ANYBODY_MAKES = (201, 201, 201, 201)
+USERS = (401, 200, 200, 200)
+USERS_MAKE = (401, 201, 201, 201)
+ITS_OWNER = (401, 404, 200, 404)
+ADMINISTRATORS = (302, 302, 302, 200)  # others are sent to the log-in page
+CREDENTIALS = {"email": OWNER, "password": PASSWORD}
+TABLE = [
+    # Pages, health and documents.
+    Row("GET", "/", ANYBODY),
+    Row("GET", "/livez", ANYBODY),
+    Row("GET", "/readyz", (503, 503, 503, 503)),  # no worker runs here
+    Row("GET", "/api/schema", ANYBODY),
+    Row("GET", "/api/docs", ANYBODY),
+    # The original API.
+    Row(
+        "POST",
+        "/user/registration",
+        ANYBODY_MAKES,
+        {"email": NEWCOMER, "password": PASSWORD, "confirmPassword": PASSWORD},
+    ),
+    Row("POST", "/user", ANYBODY, CREDENTIALS),
+    Row("GET", "/token", USERS),
+    Row("PATCH", "/token", (401, 403, 403, 200), {"topUpUserEmail": OWNER, "topUpAmount": 5}),
+    Row("GET", "/datasets", USERS),
+    Row("POST", "/datasets", USERS_MAKE, {"datasetName": "new street"}),
+    Row("PATCH", "/datasets", ITS_OWNER, {"datasetName": "street", "newTags": "a,b"}),
+    Row("DELETE", "/datasets", ITS_OWNER, {"datasetName": "street"}),
+    Row("POST", "/upload", (401, 404, 201, 404), {"datasetName": "street", "file": PICTURE}),
+    Row("POST", "/inference", ITS_OWNER, {"datasetName": "street", **MODEL}),
+    Row("GET", "/inference/state?jobId={job_id}", ITS_OWNER),
+    Row("GET", "/inference/result?jobId={job_id}", ITS_OWNER),
+    Row("GET", "/inference/content/{job_id}", ITS_OWNER),
+    # /api/v1/: users and sessions.
+    Row("POST", "/api/v1/users", ANYBODY_MAKES, {"email": NEWCOMER, "password": PASSWORD}),
+    Row("GET", "/api/v1/me", USERS),
+    Row("POST", "/api/v1/tokens", ANYBODY_MAKES, CREDENTIALS),
+    Row("POST", "/api/v1/tokens/refresh", ANYBODY_MAKES, {"refresh": "{refresh}"}),
+    Row("POST", "/api/v1/tokens/revoke", (401, 204, 204, 204)),
+    Row("GET", "/api/v1/events", USERS),
+    Row("POST", "/api/v1/websocket-tickets", USERS_MAKE),
+    # /api/v1/: tokens to spend.
+    Row("GET", "/api/v1/balance", USERS),
+    Row("GET", "/api/v1/ledger", USERS),
+    Row("GET", "/api/v1/prices", USERS),
+    Row("POST", "/api/v1/top-ups", (401, 403, 403, 201), {"email": OWNER, "amount_tokens": 5}),
+    # /api/v1/: datasets and media files.
+    Row("GET", "/api/v1/datasets", USERS),
+    Row("POST", "/api/v1/datasets", USERS_MAKE, {"name": "new street"}),
+    Row("GET", "/api/v1/datasets/{dataset_id}", ITS_OWNER),
+    Row("PATCH", "/api/v1/datasets/{dataset_id}", ITS_OWNER, {"name": "road"}),
+    Row("DELETE", "/api/v1/datasets/{dataset_id}", (401, 404, 204, 404)),
+    Row("GET", "/api/v1/datasets/{dataset_id}/media-files", ITS_OWNER),
+    Row("GET", "/api/v1/datasets/{dataset_id}/uploads", ITS_OWNER),
+    Row("POST", "/api/v1/datasets/{dataset_id}/uploads", (401, 404, 201, 404), {"file": PICTURE}),
+    Row("GET", "/api/v1/media-files/{media_file_id}", ITS_OWNER),
+    Row("GET", "/api/v1/media-files/{media_file_id}/content", ITS_OWNER),
+    Row("GET", "/api/v1/media-files/{media_file_id}/thumbnail", ITS_OWNER),
+    # /api/v1/: models, jobs and results.
+    Row("GET", "/api/v1/models", USERS),
+    Row("GET", "/api/v1/jobs", USERS),
+    Row(
+        "POST",
+        "/api/v1/jobs",
+        (401, 404, 202, 404),
+        {"dataset_id": "{dataset_id}", "model_version": "YOLO8s_FSR"},
+    ),
+    Row(
+        "POST",
+        "/api/v1/quotes",
+        ITS_OWNER,
+        {"dataset_id": "{dataset_id}", "model_version": "YOLO8s_FSR"},
+    ),
+    Row("GET", "/api/v1/jobs/{job_id}", ITS_OWNER),
+    Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{file_id}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
+    # The admin: its index and its lists; its pages and actions have tests of their own.
+    Row("GET", "/admin/", ADMINISTRATORS),
+    *(
+        Row("GET", f"/admin/{model._meta.app_label}/{model._meta.model_name}/", ADMINISTRATORS)
+        for model in admin.site._registry
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+
+
+@pytest.fixture
+def clients() -> dict[str, APIClient]:
+    """Each asker with an access token and, for pages, a session."""
+    users = {
+        "another user": make_user(),
+        "owner": make_user(OWNER),
+        "administrator": make_user(staff=True),
+    }
+    made = {"nobody": APIClient()}
+    for name, user in users.items():
+        made[name] = client_of(user)
+        made[name].force_login(user)
+    return made
+
+
+@pytest.fixture
+def values(clients, media_root) -> dict[str, Any]:
+    """What stands in braces in paths and bodies."""
+    owner = clients["owner"].get("/api/v1/me/").json()["id"]
+    things = make_things(apps.get_model("accounts.User").objects.get(pk=owner), media_root)
+    refresh = log_in(email=OWNER, password=PASSWORD).refresh
+    return {**asdict(things), "refresh": refresh}
+
+
+def filled(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, bytes):
+        return SimpleUploadedFile("a.png", value)
+    return value.format(**values) if isinstance(value, str) else value
+
+
+def all_rows() -> dict[str, tuple[int, str]]:
+    """How many rows each table has, and a digest of what they say.
+
+    Left out is the count of attempts, which a refused log-in is there to change.
+    """
+    tables = {model._meta.db_table for model in apps.get_models(include_auto_created=True)}
+    tables -= {AttemptCount._meta.db_table}
+    digests = [
+        f"SELECT '{table}', count(*), coalesce(md5(string_agg(t::text, '|' ORDER BY t::text)), '') "
+        f'FROM "{table}" t'
+        for table in sorted(tables)
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(digests))
+        return {name: (count, digest) for name, count, digest in cursor.fetchall()}
+
+
+def ask(client: APIClient, row: Row, path: str, body: dict[str, Any]) -> Any:
+    has_file = any(isinstance(value, SimpleUploadedFile) for value in body.values())
+    call = getattr(client, row.method.lower())
+    if row.method == "GET":
+        return call(path)
+    return call(path, body, format="multipart" if has_file else "json")
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_each_asker_gets_the_status_that_is_theirs(row, clients, values):
+    before = all_rows()
+    statuses = []
+    for asker in ASKERS:
+        body = {name: filled(value, values) for name, value in row.body.items()}
+        with transaction.atomic():
+            answer = ask(clients[asker], row, row.path.format(**values), body)
+            statuses.append(answer.status_code)
+            if answer.status_code >= 400:
+                assert all_rows() == before, asker
+            transaction.set_rollback(True)
+        if answer.streaming:
+            b"".join(answer.streaming_content)  # which closes the file
+        assert answer["X-Request-ID"]
+        if 400 <= answer.status_code < 500:
+            assert answer["Content-Type"] == "application/problem+json"
+    assert tuple(statuses) == row.statuses
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE if "_id}" in row.path and row.method == "GET"], ids=str
+)
+def test_what_is_anothers_is_refused_as_what_does_not_exist(row, clients, values):
+    absent = {name: 10**9 if isinstance(value, int) else value for name, value in values.items()}
+    foreign = clients["another user"].get(row.path.format(**values)).json()
+    unknown = clients["another user"].get(row.path.format(**absent)).json()
+    numbers = re.compile(r"\d+")
+    assert {k: numbers.sub("N", str(v)) for k, v in foreign.items()} == {
+        k: numbers.sub("N", str(v)) for k, v in unknown.items()
+    }
+
+
+def routes(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Method and path of every route but the admin's, with the names of its numbers in braces."""
+    for pattern in patterns:
+        place = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLResolver):
+            if place != "admin/":
+                yield from routes(pattern.url_patterns, place)
+            continue
+        assert isinstance(pattern, URLPattern)
+        path = re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", place)
+        path = "/" + path.removeprefix("^").removesuffix("$").removesuffix("/?")
+        view = getattr(pattern.callback, "cls", None)
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            if hasattr(view, method.lower()) if view else method == "GET":
+                yield method, path
+
+
+def test_every_route_is_in_the_table():
+    listed = {
+        (row.method, row.path.partition("?")[0].replace("pending_job_id", "job_id"))
+        for row in TABLE
+        if not row.path.startswith("/admin/")
+    }
+    assert listed == set(routes(get_resolver().url_patterns))

@@ -1,0 +1,64 @@
+"""What one user has of everything that a route can name, for tests that ask every route."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from accounts.models import User
+from datasets.models import MediaFile
+from inference import services
+from inference.models import FrameResult, Job, JobFile, WorkUnit
+from tests.factories import add_media_file, make_dataset
+from tests.mediafiles import image_bytes, noise
+
+
+@dataclass(frozen=True)
+class Things:
+    """Their numbers, by the names that paths give them."""
+
+    dataset_id: int
+    media_file_id: int
+    job_id: int
+    file_id: int
+    pending_job_id: int
+    export_format: str = "coco"
+
+
+def _submit(user: User) -> Job:
+    return services.submit_job(
+        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+
+
+def make_things(owner: User, media_root: Path) -> Things:
+    """A dataset with a picture, a job that has found something in it, and one that waits."""
+    dataset = make_dataset(owner)
+    picture = image_bytes("JPEG", noise((16, 12)))
+    media_file = add_media_file(dataset, content=picture)
+    for name in ("thumbnails/x.jpg", "results/x.jpg"):
+        (media_root / name).parent.mkdir(parents=True, exist_ok=True)
+        (media_root / name).write_bytes(picture)
+    MediaFile.objects.filter(pk=media_file.pk).update(thumbnail="thumbnails/x.jpg")
+    job = _submit(owner)
+    file = JobFile.objects.get(job=job)
+    claim = services.claim_unit(unit_id=WorkUnit.objects.get(job=job).pk, worker_name="w")
+    Job.objects.filter(pk=job.pk).update(class_names=["car"])
+    FrameResult.objects.create(
+        job=job,
+        media_file=media_file,
+        frame_index=0,
+        time_seconds=0,
+        class_ids=np.array([0], "<i2").tobytes(),
+        confidences=np.array([0.9], "<f4").tobytes(),
+        boxes_xyxy=np.arange(4).astype("<f4").tobytes(),
+        class_counts={"car": 1},
+    )
+    services.complete_unit(claim=claim, annotated={file.pk: "results/x.jpg"})
+    return Things(
+        dataset_id=dataset.pk,
+        media_file_id=media_file.pk,
+        job_id=job.pk,
+        file_id=file.pk,
+        pending_job_id=_submit(owner).pk,
+    )
