@@ -82,6 +82,7 @@ def log_out(page: Page) -> None:
 
 def create_dataset(page: Page, name: str, tags: str = "") -> None:
     """Create a dataset, which is then the chosen one."""
+    page.get_by_text("New dataset…").wait_for()
     if not page.get_by_role("button", name="Create dataset").is_visible():
         page.get_by_text("New dataset…").click()
     page.get_by_label("Name (3 to 40 characters)").fill(name)

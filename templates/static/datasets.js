@@ -47,6 +47,7 @@ function draw() {
   if (focused) byId("datasets").querySelector(":checked")?.focus();
   byId("no-datasets").hidden = labels.length > 0;
   if (!labels.length) byId("creation").open = true;
+  byId("creation").hidden = false; // not before, or it would open under somebody's finger
   byId("more-datasets").hidden = !state.more;
   drawChosen(chosenDataset());
 }
