@@ -121,6 +121,7 @@ class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
             "height",
             "frame_count",
             "duration_seconds",
+            "warning",
             "cost_tokens",
             "content_url",
             "thumbnail_url",

@@ -151,9 +151,7 @@ def _process_range(work: Work, detector: Detector) -> None:
             while_database_is_away(lambda: services.complete_range(claim=work.claim, segment=""))
             return
         if is_whole:
-            whole = Path(folder) / "annotated.mp4"
-            join_segments([segment], whole, sound_from=source, on_progress=work.note_progress)
-            _end_with_files(work, {part.job_file_id: whole})
+            _join_and_end(work, [segment], source, Path(folder))
             return
         with _stored(work, {part.job_file_id: segment}) as stored:
             while_database_is_away(
@@ -173,9 +171,7 @@ def _finish_video(work: Work) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-unit-")))
         source = stack.enter_context(local_copy(part.job_file.media_file))
         segments = [stack.enter_context(_local_copy_of(name)) for name in names]
-        whole = folder / "annotated.mp4"
-        join_segments(segments, whole, sound_from=source, on_progress=work.note_progress)
-        _end_with_files(work, {part.job_file_id: whole})
+        _join_and_end(work, segments, source, folder)
     for name in names:
         # What stays behind here is found by the sweeper.
         with contextlib.suppress(OSError):
@@ -192,7 +188,7 @@ def _track_and_draw(work: Work) -> None:
         for frame in frame_results(job=job, media_file=media_file)
     )
     with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
-        drawn, whole = Path(folder) / "drawn.mp4", Path(folder) / "annotated.mp4"
+        drawn = Path(folder) / "drawn.mp4"
         draw_video(
             source,
             found,
@@ -202,11 +198,25 @@ def _track_and_draw(work: Work) -> None:
             on_progress=work.note_progress,
             limits=media_limits(),
         )
-        join_segments([drawn], whole, sound_from=source, on_progress=work.note_progress)
-        _end_with_files(work, {part.job_file_id: whole})
+        _join_and_end(work, [drawn], source, Path(folder))
 
 
 # -- annotated files -----------------------------------------------------------------------------
+
+
+def _join_and_end(work: Work, segments: Sequence[Path], source: Path, folder: Path) -> None:
+    """Make one file of the annotated pictures of a video and its sound, and end the unit."""
+    (part,) = work.parts
+    whole = folder / "annotated.mp4"
+    # The last attempt goes without sound: what dies of it must not cost the video.
+    is_last = work.unit.tries >= settings.UNIT_MAX_ATTEMPTS
+    join_segments(
+        segments,
+        whole,
+        sound_from=None if is_last else source,
+        on_progress=work.note_progress,
+    )
+    _end_with_files(work, {part.job_file_id: whole})
 
 
 def _end_with_files(

@@ -356,6 +356,18 @@ class TestRanges:
         assert job.state == "Completed"
         assert len(self.stored(media_root)) == 1
 
+    def test_last_attempt_at_a_finish_goes_without_the_sound(self, job, monkeypatch):
+        for _ in range(4):
+            run(job, FakeDetector())
+        finish = WorkUnit.objects.get(job=job, kind="finish")
+        for _ in range(2):
+            services.claim_unit(unit_id=finish.pk, worker_name="w1")
+            services.reclaim_units(worker_name="w1")
+        run(job, FakeDetector())
+        assert job.state == "Completed"
+        annotated = count_frames(Path(JobFile.objects.get(job=job).annotated.path))
+        assert (annotated.frame_count, annotated.has_audio) == (self.FRAMES, False)
+
     def test_range_of_a_stopping_worker_is_looked_at_again(self, job):
         run(job, FakeDetector())
         _, unit = run(job, FakeDetector(), should_stop=lambda: True)

@@ -24,7 +24,7 @@ from datasets.uploading import (
     upload_content,
 )
 from tests.factories import make_dataset, make_user
-from tests.mediafiles import image_bytes, noise, write_video
+from tests.mediafiles import image_bytes, noise, packet_spans, write_video
 
 pytestmark = pytest.mark.django_db
 
@@ -228,3 +228,29 @@ def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(
         upload(user, (tmp_path / "a.mp4").read_bytes(), name="a.mp4")
     assert seen == [1, 2_001, 2_002]
     assert not MediaFile.objects.exists()
+
+
+def test_upload_notes_where_decoding_of_a_long_video_can_begin(user, dataset, tmp_path):
+    path = write_video(
+        tmp_path / "a.mp4",
+        frames=270,
+        codec="libx264",
+        codec_options={"g": "30", "bf": "0", "sc_threshold": "0"},
+        paint=lambda index: noise((64, 48), seed=index // 90),
+    )
+    upload(user, path.read_bytes(), name="a.mp4")
+    media_file = MediaFile.objects.get()
+    assert (media_file.frame_count, media_file.warning) == (270, "")
+    assert media_file.seek_indexes == [150]
+
+
+def test_damaged_video_is_charged_by_what_decodes_and_says_what_is_missing(user, dataset, tmp_path):
+    path = write_video(
+        tmp_path / "a.mp4", frames=20, codec="mjpeg", options={"movflags": "faststart"}
+    )
+    path.write_bytes(path.read_bytes()[: sorted(packet_spans(path))[7][1]])
+    upload(user, path.read_bytes(), name="a.mp4")
+    media_file = MediaFile.objects.get()
+    assert media_file.frame_count == 8
+    assert media_file.warning == ("The video is damaged: 12 of its 20 frames could not be decoded.")
+    assert balance_hundredths(user=user) == 100_000 - 8 * 50
