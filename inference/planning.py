@@ -96,6 +96,9 @@ def complete_options(version: ModelVersion, chosen: Mapping[str, Any]) -> Detect
         raise InvalidOptionsError(
             detail, errors=(_field_error("class_names", "unknown_class", detail),)
         )
+    if version.image_size is not None and options.image_size > version.image_size:
+        detail = f"{version} takes pictures of {version.image_size} pixels at most."
+        raise InvalidOptionsError(detail, errors=(_field_error("image_size", "too_large", detail),))
     offered = offered_precisions(version)
     if options.precision not in offered:
         detail = (

@@ -45,7 +45,7 @@ State, Format = ModelVersion.State, ModelVersion.Format
 
 PRECISIONS_BY_FORMAT = {
     Format.PT: ["auto", "fp32", "bf16", "fp16"],
-    Format.ONNX: ["auto", "fp32"],
+    Format.ONNX: ["auto", "fp32", "bf16"],
 }
 TEST_ATTEMPTS = 3
 # What a version may set for jobs that do not; the rest is a matter of the job.
@@ -383,10 +383,10 @@ def check_default_options(raw: Mapping[str, Any], *, image_size: int | None) -> 
     strange = next(iter(sorted(set(raw) - DEFAULTABLE_OPTIONS)), "")
     if strange:
         detail = f"{strange} is a matter of each job, not of a model version."
-    elif image_size is not None and raw.get("image_size", image_size) != image_size:
+    elif image_size is not None and raw.get("image_size", image_size) > image_size:
         strange, detail = (
             "image_size",
-            f"The input of these weights is fixed to {image_size} pixels.",
+            f"These weights take pictures of {image_size} pixels at most.",
         )
     if strange:
         field = f"default_options.{strange}"

@@ -126,7 +126,7 @@ def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):
 
 
 def test_class_that_the_model_does_not_know_is_refused_with_those_it_knows(user, dataset):
-    with pytest.raises(InvalidOptionsError, match=r"knows no tram; its classes are car, truck, bus, m"):
+    with pytest.raises(InvalidOptionsError, match="knows no tram; its classes are car, truck"):
         submit(user, class_names=["car", "tram"])
     assert submit(user, class_names=["bus"]).options["class_names"] == ["bus"]
 

@@ -354,7 +354,7 @@ class TestRefusedUploads:
     def test_input_of_a_fixed_size_can_have_no_other_default(self, admin, monkeypatch):
         fixed = WeightsFacts("onnx", ("car",), 640, 1)
         monkeypatch.setattr(registry, "read_facts", lambda path, limits: fixed)
-        with pytest.raises(InvalidDefaultsError, match="fixed to 640 pixels"):
+        with pytest.raises(InvalidDefaultsError, match="take pictures of 640 pixels at most"):
             upload(admin, default_options={"image_size": 768})
 
     def test_pickle_that_means_harm_is_never_executed(self, admin, tmp_path, sent):

@@ -14,7 +14,9 @@ from inference.pipeline.errors import WeightsError
 from inference.pipeline.weights_file import WeightsFacts
 from inference.pipeline.weights_reader import read_weights
 from tests.weights_makers import (
+    CELLS,
     CLASSES,
+    IMAGE_SIZE,
     Evil,
     EvilByExec,
     onnx_model,
@@ -162,7 +164,7 @@ class TestOnnx:
 
     def test_export_tells_its_classes_and_the_size_of_its_input(self, tmp_path):
         facts = read_weights(write_onnx(tmp_path / "model.pt"))
-        assert facts == WeightsFacts("onnx", CLASSES, 64, 6 * 84)
+        assert facts == WeightsFacts("onnx", CLASSES, IMAGE_SIZE, 6 * CELLS)
 
     def test_input_of_any_size(self, tmp_path):
         open_model = onnx_model(
@@ -177,12 +179,12 @@ class TestOnnx:
             ({"names": None}, "not_a_detector", "do not name its classes"),
             ({"names": "__import__('os').getpid()"}, "not_a_detector", "do not name its classes"),
             ({"names": "['car', 'boat']"}, "not_a_detector", "do not name its classes"),
-            ({"names": "{0: 'car'}"}, "not_a_detector", "output is [1, 6, 84], not (1, 5, cells)"),
+            ({"names": "{0: 'car'}"}, "not_a_detector", "output is [1, 6, 525], not (1, 5, cells)"),
             ({"names": "{1: 'car', 2: 'boat'}"}, "not_a_detector", "from 0 on"),
             ({"names": "(" * 100_000}, "not_a_detector", "do not name its classes"),
             ({"task": "segment"}, "not_a_detector", "made for 'segment'"),
-            ({"output_shape": [1, 84, 6]}, "not_a_detector", "output is [1, 84, 6]"),
-            ({"output_shape": [1, 6, 85]}, "not_a_detector", "output is [1, 6, 85]"),
+            ({"output_shape": [1, 525, 6]}, "not_a_detector", "output is [1, 525, 6]"),
+            ({"output_shape": [1, 6, 526]}, "not_a_detector", "output is [1, 6, 526]"),
             ({"output_shape": [1, 6]}, "not_a_detector", "output is [1, 6]"),
             ({"input_shape": [1, 1, 64, 64]}, "not_a_detector", "input is not one picture"),
             ({"input_shape": [8, 3, 64, 64]}, "not_a_detector", "input is not one picture"),

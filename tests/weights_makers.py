@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from inference.pipeline.torch_network import prepare
 
 CLASSES = ("car", "boat")
-IMAGE_SIZE = 64
-CELLS = 8 * 8 + 4 * 4 + 2 * 2
+IMAGE_SIZE = 160
+CELLS = 20 * 20 + 10 * 10 + 5 * 5
 
 
 def tiny_model(tmp_path: Path, kind: str = "DetectionModel", names=CLASSES):

@@ -108,6 +108,8 @@ def _fixed_image_size(model: Any) -> int | None:
     shape = _shape(inputs[0]) if len(inputs) == 1 else []
     if len(shape) != BOX_NUMBERS or shape[0] not in (1, None) or shape[1] != IMAGE_CHANNELS:
         raise WeightsError("not_a_detector", "The model's input is not one picture (1, 3, h, w).")
+    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise WeightsError("not_a_detector", "The model's input must be of 32-bit floats.")
     height, width = shape[2:]
     if height is None and width is None:
         return None
