@@ -1,4 +1,4 @@
-"""Datasets with moderation, jobs, model versions and workers.
+"""Datasets with moderation, jobs and workers; model versions are in `admin_models`.
 
 The page of datasets stands here rather than in datasets, because blocking one aborts its jobs.
 """
@@ -11,7 +11,6 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.core.files.storage import default_storage
 from django.db.models import QuerySet, Sum, Value
-from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.defaultfilters import pluralize
@@ -26,18 +25,21 @@ from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile, ModerationAction
 from datasets.selectors import with_sizes
 from datasets.services import flag_dataset, restore_dataset
-from inference import selectors, services
+from inference import (
+    admin_models,  # noqa: F401 - registers its pages
+    selectors,
+    services,
+)
+from inference.admin_comparison import ComparisonPages
 from inference.models import (
     Job,
     JobFile,
-    ModelVersion,
     WorkerHeartbeat,
     WorkUnit,
     progress_percent,
 )
 from odproject.core.admin import (
     ObjectAction,
-    PortableAdmin,
     ReadOnlyAdmin,
     ReadOnlyInline,
     ReasonForm,
@@ -549,7 +551,7 @@ class WorkUnitAdmin(ReadOnlyAdmin[WorkUnit]):
 
 
 @admin.register(Job)
-class JobAdmin(ReadOnlyAdmin[Job]):
+class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
     """Jobs with state, progress, cost and error, to abort or to run again."""
 
     object_actions = JOB_ACTIONS
@@ -580,7 +582,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
         """What there is to know, and the ways on."""
         what = ("owner", "dataset_name", "model_version", "again", "weights", "chosen")
         times = ("created_at", "started_at", "finished_at")
-        ways = ["files", "units"]
+        ways = ["files", "units", "comparisons"]
         if request.user.has_perm("billing.view_transfer"):
             ways.append("ledger")
         return [
@@ -670,35 +672,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
         return list_link("billing_transfer", f"Movements of job {job.pk}", job_id=job.pk)
 
 
-# -- models and workers --------------------------------------------------------------------------
-
-
-@admin.register(ModelVersion)
-class ModelVersionAdmin(PortableAdmin[ModelVersion]):
-    """Which models users may choose."""
-
-    list_display = ("version", "model_id", "is_active", "notes", "created_at")
-    list_filter = ("is_active",)
-    readonly_fields = ("model_id", "version", "created_at")
-    ordering = ("pk",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Weights come with the package or by a setting."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: ModelVersion | None = None) -> bool:
-        """Jobs refer to model versions; one can be made inactive instead."""
-        return False
-
-    def save_model(
-        self, request: HttpRequest, obj: ModelVersion, form: ModelForm[ModelVersion], change: bool
-    ) -> None:
-        """Change it by the service."""
-        services.change_model_version(
-            version_id=obj.pk,
-            is_active=form.cleaned_data["is_active"],
-            notes=form.cleaned_data["notes"],
-        )
+# -- workers -------------------------------------------------------------------------------------
 
 
 @admin.register(WorkerHeartbeat)
@@ -714,9 +688,9 @@ class WorkerHeartbeatAdmin(ReadOnlyAdmin[WorkerHeartbeat]):
         """Whether it was heard of a moment ago, with a model loaded."""
         if not selectors.is_alive(worker):
             return badge("silent", "bad")
-        return badge("ready", "good") if worker.loaded_versions else badge("loading", "odd")
+        return badge("ready", "good") if worker.loaded_weights else badge("loading", "odd")
 
     @admin.display(description="Loaded versions")
     def versions(self, worker: WorkerHeartbeat) -> str:
         """Models in its memory."""
-        return ", ".join(worker.loaded_versions) or "-"
+        return ", ".join(selectors.version_names(weights=worker.loaded_weights)) or "-"

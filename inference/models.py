@@ -12,19 +12,69 @@ from datasets.models import Dataset, MediaFile
 
 
 class ModelVersion(models.Model):
-    """A detector that users may choose."""
+    """A detector: which weights, how they are used by default, and whether users may choose it.
+
+    Weights are named by their SHA-256. Those of the package lie beside the code; uploaded ones
+    are in the storage under their digest, and never change: other weights are another version.
+    """
+
+    class State(models.TextChoices):
+        DRAFT = "draft", "draft: not tested, or its test failed"
+        TESTED = "tested", "tested: may be offered"
+        ACTIVE = "active", "active: users may choose it"
+        RETIRED = "retired", "retired: runs what was submitted, takes nothing new"
+
+    class Format(models.TextChoices):
+        PT = "pt", "Ultralytics checkpoint (.pt)"
+        ONNX = "onnx", "ONNX export (.onnx)"
 
     model_id = models.CharField(max_length=40)
     version = models.CharField(max_length=40)
-    is_active = models.BooleanField("offered", default=True, help_text="Users may choose it.")
+    state = models.CharField(max_length=10, choices=State.choices, default=State.DRAFT)
+    format = models.CharField(max_length=5, choices=Format.choices, default=Format.PT)
+    weights_sha256 = models.CharField(max_length=64, blank=True)
+    weights_bytes = models.PositiveBigIntegerField(default=0)
+    class_names = models.JSONField(default=list, help_text="By class id.")
+    image_size = models.PositiveIntegerField(
+        null=True, help_text="Side of the network's input in pixels where it is fixed."
+    )
+    default_options = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="Options of a detection that differ from the service's own, as an object.",
+    )
+    precisions = models.JSONField(default=list, help_text="Of its arithmetic, on offer.")
     notes = models.TextField(blank=True)
+    uploaded_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+"
+    )
     created_at = models.DateTimeField(default=timezone.now)
+    # The test run: asked for, under way (a worker has it until the lease ends), done.
+    test_requested_at = models.DateTimeField(null=True)
+    test_enqueued_at = models.DateTimeField(null=True)
+    test_lease_expires_at = models.DateTimeField(null=True)
+    test_attempt = models.PositiveIntegerField(default=0)
+    tested_at = models.DateTimeField(null=True)
+    test_error = models.CharField(max_length=500, blank=True)
+    test_figures = models.JSONField(default=dict)
+    test_picture = models.FileField(max_length=200, blank=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(
                 fields=["model_id", "version"], name="one_row_per_model_and_version"
-            )
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=["tested", "active"]) | ~Q(weights_sha256=""),
+                name="offered_model_version_has_weights",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["test_requested_at"],
+                name="model_version_to_be_tested",
+                condition=Q(test_requested_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -54,8 +104,10 @@ class Job(models.Model):
     quoted_hundredths = models.BigIntegerField(default=0)
     charged_hundredths = models.BigIntegerField(null=True)
     frame_count = models.PositiveIntegerField(default=0, help_text="Images and video frames.")
-    class_names = models.JSONField(default=list, help_text="Filled in by the first worker.")
-    weights_sha256 = models.CharField(max_length=64, blank=True)
+    class_names = models.JSONField(default=list)
+    weights_sha256 = models.CharField(
+        max_length=64, blank=True, help_text="Those of its model version when it was submitted."
+    )
     error = models.CharField(max_length=500, blank=True)
     rerun_of = models.ForeignKey(
         "self",
@@ -275,10 +327,10 @@ class FrameResult(models.Model):
 
 
 class WorkerHeartbeat(models.Model):
-    """A worker that was there a moment ago, and the models it has loaded."""
+    """A worker that was there a moment ago, and the weights it has loaded."""
 
     name = models.CharField(max_length=100, unique=True)
-    loaded_versions = models.JSONField(default=list)
+    loaded_weights = models.JSONField(default=list, help_text="Their SHA-256.")
     device = models.CharField(max_length=60, blank=True)
     precisions = models.JSONField(
         default=list, help_text="Arithmetic that this worker's processor has at full speed."

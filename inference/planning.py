@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
-
 from billing.prices import PriceList, inference_price_hundredths
 from datasets.models import MediaFile
 from inference.models import ModelVersion
 from inference.pipeline.options import DetectionOptions, OptionsError
 from inference.pipeline.tiles import MAX_PARTS, part_count
-from inference.selectors import known_class_names, offered_precisions
+from inference.registry import default_options
+from inference.selectors import offered_precisions
 from inference.slicing import sampled_count
 from odproject.core.errors import DomainError, FieldError
 
@@ -78,15 +77,6 @@ class JobPlan:
         return sum(f.frame_count for f in self.files if f.media_file.media_type == media_type)
 
 
-def default_options(version: ModelVersion) -> DetectionOptions:
-    """What a job with this model version does where it does not say otherwise."""
-    return DetectionOptions(
-        confidence_floor=settings.CONFIDENCE_FLOOR,
-        image_size=settings.NETWORK_IMAGE_SIZE,
-        max_detections=settings.MAX_DETECTIONS_PER_FRAME,
-    )
-
-
 def complete_options(version: ModelVersion, chosen: Mapping[str, Any]) -> DetectionOptions:
     """The options that were chosen, and the model version's for the others.
 
@@ -99,13 +89,16 @@ def complete_options(version: ModelVersion, chosen: Mapping[str, Any]) -> Detect
             str(error),
             errors=tuple(_field_error(one.field, one.code, one.detail) for one in error.faults),
         ) from error
-    known = known_class_names(version)
-    unknown = [name for name in options.class_names or () if known and name not in known]
+    known = version.class_names
+    unknown = [name for name in options.class_names or () if name not in known]
     if unknown:
         detail = f"{version} knows no {', '.join(unknown)}; its classes are {', '.join(known)}."
         raise InvalidOptionsError(
             detail, errors=(_field_error("class_names", "unknown_class", detail),)
         )
+    if version.image_size is not None and options.image_size > version.image_size:
+        detail = f"{version} takes pictures of {version.image_size} pixels at most."
+        raise InvalidOptionsError(detail, errors=(_field_error("image_size", "too_large", detail),))
     offered = offered_precisions(version)
     if options.precision not in offered:
         detail = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +153,7 @@ def ready_workers() -> list[WorkerHeartbeat]:
     """Workers heard of lately that have a model loaded."""
     since = timezone.now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
     alive = WorkerHeartbeat.objects.filter(last_seen_at__gte=since)
-    return [worker for worker in alive if worker.loaded_versions]
+    return [worker for worker in alive if worker.loaded_weights]
 
 
 def is_alive(worker: WorkerHeartbeat) -> bool:
@@ -163,18 +162,19 @@ def is_alive(worker: WorkerHeartbeat) -> bool:
     return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
 
 
-def known_class_names(version: ModelVersion) -> list[str]:
-    """The classes of a model version; empty while no worker has read its weights."""
-    told = Job.objects.filter(model_version=version).exclude(class_names=[]).order_by("-pk")
-    return next(iter(told.values_list("class_names", flat=True)[:1]), [])
-
-
 def offered_precisions(version: ModelVersion) -> list[str]:
     """The precisions in which a job with this model version would be run now."""
-    offered = {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
-    if Path(settings.WEIGHTS[version.version]).with_suffix(".int8.xml").exists():
-        offered.add("int8")
-    return [name for name in PRECISIONS if name in offered]
+    offered = {"auto", "fp32", "int8"}.union(*(worker.precisions for worker in ready_workers()))
+    return [name for name in PRECISIONS if name in offered and name in version.precisions]
+
+
+def version_names(*, weights: list[str]) -> list[str]:
+    """What weights of these digests are called; the beginning of a digest that has no name."""
+    rows = ModelVersion.objects.filter(weights_sha256__in=weights).order_by("pk")
+    names: dict[str, list[str]] = {}
+    for sha256, version in rows.values_list("weights_sha256", "version"):
+        names.setdefault(sha256, []).append(version)
+    return [name for one in weights for name in names.get(one, [one[:12]])]
 
 
 def file_counts(*, job: Job) -> dict[str, int]:

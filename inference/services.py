@@ -40,21 +40,15 @@ from inference.models import (
     progress_percent,
 )
 from inference.planning import JobPlan, plan_job
+from inference.registry import active_version
 from inference.slicing import frame_ranges
-from odproject.core.errors import ConflictError, DomainError, FieldError, QuotaExceededError
+from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
 
 logger = logging.getLogger(__name__)
 UNITS_PER_SWEEP = 500
 ORPHAN_WINDOW = timedelta(days=2)  # jobs that ended longer ago have been looked through before
-
-
-class UnknownModelError(DomainError):
-    """No active model version of this name."""
-
-    code = "unknown_model"
-    title = "Unknown model"
 
 
 class EmptyDatasetError(DomainError):
@@ -150,7 +144,7 @@ def submit_job(
     JobQuotaError and QuoteExceededError (409).
     """
     _refuse_above_quota(user)
-    version = _active_version(model_id, model_version)
+    version = active_version(model_id=model_id, version=model_version)
     dataset = open_dataset(user=user, name=dataset_name, locked=True)
     plan = _plan(version, dataset, options or {})
     if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
@@ -171,7 +165,7 @@ def quote_job(
 
     Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
     """
-    version = _active_version(model_id, model_version)
+    version = active_version(model_id=model_id, version=model_version)
     dataset = open_dataset(user=user, name=dataset_name)
     return _plan(version, dataset, options or {})
 
@@ -195,7 +189,9 @@ def rerun_job(*, job_id: int) -> Job:
     (402), DatasetBlockedError (403) and DatasetNotFoundError (404).
     """
     first = Job.objects.select_related("model_version").get(pk=job_id)
-    version = _active_version(first.model_version.model_id, first.model_version.version)
+    version = active_version(
+        model_id=first.model_version.model_id, version=first.model_version.version
+    )
     dataset = reopened_dataset(dataset_id=first.dataset_id)
     if _locked_job(job_id).state in Job.UNFINISHED:
         raise JobUnfinishedError(f"Job {job_id} has not ended yet.")
@@ -226,6 +222,9 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
         user=user,
         dataset=dataset,
         model_version=plan.version,
+        # What the version is now: a job keeps its weights, whatever becomes of the version.
+        weights_sha256=plan.version.weights_sha256,
+        class_names=plan.version.class_names,
         options=plan.options.as_json(),
         rerun_of=rerun_of,
         quoted_hundredths=plan.quoted_hundredths,
@@ -280,17 +279,6 @@ def _make_units(job: Job, files: Sequence[JobFile], *, stride: int) -> None:
             )
     WorkUnit.objects.bulk_create(units)
     UnitFile.objects.bulk_create(parts)
-
-
-def _active_version(model_id: str, version: str) -> ModelVersion:
-    found = ModelVersion.objects.filter(model_id=model_id, version=version, is_active=True).first()
-    if found is not None:
-        return found
-    known = ModelVersion.objects.filter(is_active=True)
-    field = "modelVersion" if known.filter(model_id=model_id).exists() else "modelId"
-    choices = ", ".join(f"{one.model_id}/{one.version}" for one in known.order_by("pk"))
-    detail = f"There is no model {model_id}/{version}; choose one of {choices}."
-    raise UnknownModelError(detail, errors=(FieldError(field, "unknown", detail),))
 
 
 # -- hints to workers ----------------------------------------------------------------------------
@@ -379,13 +367,6 @@ def _forget_frames(unit: WorkUnit) -> None:
 def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
     return WorkUnit.objects.filter(
         pk=claim.unit_id, attempt=claim.attempt, state=WorkUnit.State.RUNNING
-    )
-
-
-def record_model(*, claim: Claim, class_names: Sequence[str], weights_sha256: str) -> None:
-    """Keep with the job which weights it runs on and what its classes are called."""
-    Job.objects.filter(pk=claim.job_id).update(
-        class_names=list(class_names), weights_sha256=weights_sha256
     )
 
 
@@ -661,14 +642,6 @@ def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reaso
     record_block(dataset=dataset, actor=actor, reason=reason)
 
 
-def change_model_version(*, version_id: int, is_active: bool, notes: str) -> None:
-    """Offer a model version to users or not, and say what is worth knowing about it.
-
-    Jobs that were submitted with it run on.
-    """
-    ModelVersion.objects.filter(pk=version_id).update(is_active=is_active, notes=notes)
-
-
 # -- recovery ------------------------------------------------------------------------------------
 
 
@@ -748,7 +721,7 @@ def forget_silent_workers(*, before: datetime) -> int:
 def record_heartbeat(
     *,
     worker_name: str,
-    loaded_versions: Sequence[str],
+    loaded_weights: Sequence[str],
     device: str,
     precisions: Sequence[str] = (),
 ) -> None:
@@ -756,7 +729,7 @@ def record_heartbeat(
     WorkerHeartbeat.objects.update_or_create(
         name=worker_name,
         defaults={
-            "loaded_versions": list(loaded_versions),
+            "loaded_weights": list(loaded_weights),
             "device": device,
             "precisions": list(precisions),
             "last_seen_at": timezone.now(),

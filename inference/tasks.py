@@ -14,14 +14,14 @@ from celery import shared_task, signals
 from celery.worker import state as worker_state
 from django.db import close_old_connections
 
-from inference import services
+from inference import registry, services
 from inference.leases import while_database_is_away
-from inference.queue import RUN_UNIT
-from inference.worker import Detectors, Heartbeat, run_unit, uses_too_much_memory
+from inference.networks import Detectors
+from inference.queue import RUN_UNIT, TEST_MODEL
+from inference.worker import Heartbeat, run_unit, uses_too_much_memory
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
-PRELOADED_VERSION = "YOLO8s_FSR"
 
 detectors = Detectors()
 
@@ -56,8 +56,9 @@ def start_worker(**_: Any) -> None:
         # The first beat says that nothing is loaded, whatever an earlier life has said last.
         heartbeat.start()
         while_database_is_away(lambda: services.reclaim_units(worker_name=worker_name()))
-        detectors.load(PRELOADED_VERSION)
-        heartbeat.beat_now()
+        if first := while_database_is_away(registry.first_active_weights):
+            detectors.load(first)
+            heartbeat.beat_now()
     except Exception:
         logger.exception("The worker cannot start")
         sys.exit(os.EX_SOFTWARE)
@@ -77,3 +78,10 @@ def run_unit_task(unit_id: int) -> None:
     if uses_too_much_memory():
         logger.warning("This worker has grown too large and ends; another takes its place")
         worker_state.should_stop = os.EX_OK
+
+
+@shared_task(name=TEST_MODEL)
+def test_model_task(version_id: int) -> None:
+    """Try a model version out, if it still waits for that."""
+    close_old_connections()
+    registry.run_test(version_id=version_id)

@@ -6,7 +6,6 @@ bears the attempt, and the unit ends in one transaction that names the stored fi
 
 import contextlib
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from inference.pipeline.types import FrameDetections
 from inference.selectors import frame_results, stored_detections
 from inference.services import Claim, FileFault
 from inference.tracking import track_video
+from odproject.core.files import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -79,18 +79,13 @@ def process_unit(
     each fails alone. Raises OptionsError for classes that the model does not know, and
     WorkerStoppingError and LeaseLostError.
     """
-    unit = WorkUnit.objects.select_related("job__model_version").get(pk=claim.unit_id)
+    unit = WorkUnit.objects.select_related("job").get(pk=claim.unit_id)
     parts = list(UnitFile.objects.filter(unit=unit).select_related("job_file__media_file"))
     work = Work(claim, unit, parts, should_stop, lease)
     if unit.kind == WorkUnit.Kind.FINISH:
         _finish_video(work)
         return
     detector = detector_of(unit.job)
-    services.record_model(
-        claim=claim,
-        class_names=detector.class_names,
-        weights_sha256=getattr(detector, "sha256", ""),
-    )
     if unit.kind == WorkUnit.Kind.IMAGES:
         _process_batch(work, detector)
     else:
@@ -107,7 +102,7 @@ def _process_batch(work: Work, detector: Detector) -> None:
             for part in work.parts
         }
         tasks = [
-            ImageTask(stack.enter_context(local_copy(part.job_file.media_file)), targets[part.pk])
+            ImageTask(stack.enter_context(media_copy(part.job_file.media_file)), targets[part.pk])
             for part in work.parts
         ]
 
@@ -134,7 +129,10 @@ def _process_range(work: Work, detector: Detector) -> None:
     sink = ResultSink(work, detector)
     options = work.options
     is_whole = part.job_file.parts.count() == 1
-    with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
+    with (
+        tempfile.TemporaryDirectory(prefix="od-unit-") as folder,
+        media_copy(media_file) as source,
+    ):
         segment = Path(folder) / "segment.mp4"
         process_video(
             source,
@@ -169,8 +167,8 @@ def _finish_video(work: Work) -> None:
     names = list(ranges.values_list("segment", flat=True))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-unit-")))
-        source = stack.enter_context(local_copy(part.job_file.media_file))
-        segments = [stack.enter_context(_local_copy_of(name)) for name in names]
+        source = stack.enter_context(media_copy(part.job_file.media_file))
+        segments = [stack.enter_context(local_copy(name)) for name in names]
         _join_and_end(work, segments, source, folder)
     for name in names:
         # What stays behind here is found by the sweeper.
@@ -187,7 +185,10 @@ def _track_and_draw(work: Work) -> None:
         FrameDetections(frame.frame_index, frame.time_seconds, stored_detections(frame))
         for frame in frame_results(job=job, media_file=media_file)
     )
-    with tempfile.TemporaryDirectory(prefix="od-unit-") as folder, local_copy(media_file) as source:
+    with (
+        tempfile.TemporaryDirectory(prefix="od-unit-") as folder,
+        media_copy(media_file) as source,
+    ):
         drawn = Path(folder) / "drawn.mp4"
         draw_video(
             source,
@@ -274,26 +275,9 @@ def annotated_extension(media_file: MediaFile) -> str:
     return DRAWABLE_FORMATS.get(media_file.format, "png")
 
 
-def local_copy(media_file: MediaFile) -> contextlib.AbstractContextManager[Path]:
+def media_copy(media_file: MediaFile) -> contextlib.AbstractContextManager[Path]:
     """The media file as a local file, for as long as the block lasts."""
-    return _local_copy_of(str(media_file.content.name))
-
-
-@contextlib.contextmanager
-def _local_copy_of(stored_name: str) -> Iterator[Path]:
-    """A stored file itself where storage is a folder, else a temporary copy."""
-    try:
-        path = Path(default_storage.path(stored_name))
-    except NotImplementedError:
-        path = None
-    if path is not None:
-        yield path
-    else:
-        with tempfile.NamedTemporaryFile(prefix="od-media-") as target:
-            with default_storage.open(stored_name) as source:
-                shutil.copyfileobj(source, target)
-            target.flush()
-            yield Path(target.name)
+    return local_copy(str(media_file.content.name))
 
 
 # -- what is found -------------------------------------------------------------------------------

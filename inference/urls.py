@@ -1,6 +1,6 @@
 from django.urls import re_path
 
-from inference import v1, v1_quotes, views
+from inference import v1, v1_comparison, v1_models, v1_quotes, views
 
 # Eighteen digits at most: what fits the database's integers, or simply matches no job.
 JOB = r"(?P<job_id>[0-9]{1,18})"
@@ -12,11 +12,17 @@ urlpatterns = [
     re_path(r"^inference/state/?$", views.JobStateView.as_view()),
     re_path(r"^inference/result/?$", views.JobResultView.as_view()),
     re_path(rf"^inference/content/{JOB}/?$", views.AnnotatedZipView.as_view()),
-    re_path(r"^api/v1/models/?$", v1.ModelsView.as_view()),
+    re_path(r"^api/v1/models/?$", v1_models.ModelsView.as_view()),
+    re_path(r"^api/v1/models/(?P<version_id>[0-9]{1,18})/?$", v1_models.ModelView.as_view()),
     re_path(r"^api/v1/quotes/?$", v1_quotes.QuotesView.as_view()),
     re_path(r"^api/v1/jobs/?$", v1.JobsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/comparison/?$", v1_comparison.ComparisonView.as_view()),
+    re_path(
+        rf"^api/v1/jobs/{JOB}/comparison/picture/?$",
+        v1_comparison.ComparisonPictureView.as_view(),
+    ),
     re_path(rf"^api/v1/jobs/{JOB}/frame-results/?$", v1.FrameResultsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{FILE}/?$", v1.AnnotatedFileView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-zip/?$", v1.AnnotatedZipView.as_view()),

@@ -1,4 +1,4 @@
-"""Models, jobs, frame results and annotated files in /api/v1/."""
+"""Jobs, frame results and annotated files in /api/v1/."""
 
 import math
 from typing import Any, cast
@@ -21,7 +21,7 @@ from billing.prices import tokens
 from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
 from inference.exports import EXPORTS
-from inference.models import FrameResult, Job, JobFile, ModelVersion, progress_percent
+from inference.models import FrameResult, Job, JobFile, progress_percent
 from inference.serializers import DetectionOptionsSerializer
 from inference.waiting import wait_of
 from odproject.core.api import validated
@@ -52,15 +52,6 @@ class JobNotFinishedError(ConflictError):
 
     code = "job_not_finished"
     title = "The job has not ended"
-
-
-class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
-    """A model version to choose."""
-
-    class Meta:
-        model = ModelVersion
-        fields = ("id", "model_id", "version", "notes", "created_at")
-        read_only_fields = fields
 
 
 class JobFileSerializer(serializers.ModelSerializer[JobFile]):
@@ -309,15 +300,6 @@ class OldestFirst(NewestFirst):
     """Frame results in the order of their making."""
 
     ordering = "id"
-
-
-class ModelsView(generics.ListAPIView[ModelVersion]):
-    """The models that a job may use."""
-
-    serializer_class = ModelSerializer
-    pagination_class = Pages
-    filter_backends = (StrictFilters,)
-    queryset = ModelVersion.objects.filter(is_active=True).order_by("id")
 
 
 class JobsView(generics.ListAPIView[Job]):

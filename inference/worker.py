@@ -9,7 +9,6 @@ import logging
 import resource
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from django.conf import settings
 from django.db import (
@@ -24,63 +23,14 @@ from datasets.media.errors import MediaError
 from inference import services
 from inference.leases import LeaseKeeper, while_database_is_away
 from inference.models import Job
-from inference.pipeline.detector import Detector, YoloDetector
-from inference.pipeline.errors import DrawingError
-from inference.pipeline.network import Network, fast_precisions, load_network
-from inference.pipeline.options import DetectionOptions, OptionsError, Precision
+from inference.networks import Detectors
+from inference.pipeline.detector import Detector
+from inference.pipeline.errors import DrawingError, WeightsError
+from inference.pipeline.options import OptionsError
 from inference.services import Claim, FileFault, LeaseLostError
 from inference.unit_work import WorkerStoppingError, process_unit
 
 logger = logging.getLogger(__name__)
-
-
-class Detectors:
-    """The networks that this process has loaded, by model version and precision; on first use.
-
-    Jobs with different options share them.
-    """
-
-    def __init__(self) -> None:
-        self._networks: dict[tuple[str, str], Network] = {}
-
-    def for_job(self, job: Job) -> YoloDetector:
-        """A detector as the job wants it; raises whatever loading its weights raises.
-
-        Raises OptionsError for classes that the model does not know.
-        """
-        options = DetectionOptions.parse(job.options)
-        network = self.load(job.model_version.version, precision=options.precision)
-        return YoloDetector(network, options)
-
-    def load(self, version: str, *, precision: Precision = "auto") -> Network:
-        """The network of a model version; raises whatever loading its weights raises."""
-        network = self._networks.get((version, precision))
-        if network is None:
-            network = load_network(
-                Path(settings.WEIGHTS[version]),
-                precision=precision,
-                threads=settings.TORCH_THREADS or None,
-            )
-            network.tune((settings.NETWORK_IMAGE_SIZE, settings.NETWORK_IMAGE_SIZE))
-            about = (version, network.device, network.runtime, network.precision)
-            logger.info("Loaded %s (%s, %s, %s)", *about)
-            self._networks[version, precision] = network
-        return network
-
-    @property
-    def loaded_versions(self) -> list[str]:
-        """The model versions in memory."""
-        return sorted({version for version, _ in self._networks})
-
-    @property
-    def device(self) -> str:
-        """Where the networks run, empty while none is loaded."""
-        return next((network.device for network in self._networks.values()), "")
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """In which the networks run at full speed here."""
-        return fast_precisions()
 
 
 class Heartbeat(threading.Thread):
@@ -96,17 +46,17 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         """Beat until stopped; the last beat says that nothing is loaded any more."""
         while not self._stopped.is_set():
-            self._beat(self._detectors.loaded_versions)
+            self._beat(self._detectors.loaded_weights)
             self._due.wait(settings.WORKER_HEARTBEAT_SECONDS)
             self._due.clear()
         self._beat([])
         connection.close()
 
-    def _beat(self, loaded_versions: list[str]) -> None:
+    def _beat(self, loaded_weights: list[str]) -> None:
         try:
             services.record_heartbeat(
                 worker_name=self._worker_name,
-                loaded_versions=loaded_versions,
+                loaded_weights=loaded_weights,
                 device=self._detectors.device,
                 precisions=self._detectors.precisions,
             )
@@ -151,7 +101,7 @@ def run_unit(
     except WorkerStoppingError:
         logger.info("Handing unit %s back", unit_id)
         _hand_back(claim, counts_as_try=False)
-    except (MediaError, DrawingError) as error:
+    except (MediaError, DrawingError, WeightsError) as error:
         fault = FileFault(error.code, error.detail)
         with contextlib.suppress(LeaseLostError):
             while_database_is_away(lambda: services.fail_unit(claim=claim, fault=fault))

@@ -336,11 +336,13 @@ STORAGES = {
 }
 
 # -- detection -----------------------------------------------------------------------------------
-# An operator's own weights replace the ones in the package, by model version.
-WEIGHTS = {
-    "YOLO8s_FSR": env("OD_WEIGHTS_YOLO8S_FSR", str(BASE_DIR / "inference/weights/YOLO8s_FSR.pt")),
-    "YOLO8m_FSR": env("OD_WEIGHTS_YOLO8M_FSR", str(BASE_DIR / "inference/weights/YOLO8m_FSR.pt")),
-}
+PACKAGE_WEIGHTS_DIR = BASE_DIR / "inference" / "weights"  # others are uploaded in the admin
+MAX_WEIGHTS_BYTES = env_int("OD_MAX_WEIGHTS_BYTES", 512 * 1024**2)
+# Of the confined process that reads or tries out weights; loading torch takes seconds of it.
+MODEL_CHILD_MEMORY_BYTES = env_int("OD_MODEL_CHILD_MEMORY_BYTES", 8 * 1024**3)
+MODEL_CHILD_SECONDS = env_int("OD_MODEL_CHILD_SECONDS", 180)
+COMPARISON_PICTURE_SECONDS = 30  # far into a long video it takes longer, and is refused
+NETWORKS_IN_MEMORY = env_int("OD_NETWORKS_IN_MEMORY", 3)  # of a worker; the idlest one goes
 NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show

@@ -4,6 +4,7 @@ Tests of the service's own code use `db` (rolled back) or `committed_db` (commit
 database is made anew from a template, so no trigger is ever disabled to clean up).
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def django_db_setup(engines: Engines, django_db_blocker) -> Iterator[None]:
     with django_db_blocker.unblock():
         _point_django_at(engines.owner_url)
         call_command("migrate", verbosity=0)
+        call_command("register_models", verbosity=0, stdout=io.StringIO())
         _renew_test_database(engines.superuser_url)
         _point_django_at(engines.database_url, database=TEST_DATABASE)
         django_settings.REDIS_URL = engines.redis_url

@@ -16,6 +16,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -28,8 +29,9 @@ from accounts.services import log_in
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
 from datasets.models import Dataset, MediaFile, ModerationAction
-from inference import services
+from inference import queue, registry, services
 from inference.models import Job, ModelVersion, WorkerHeartbeat
+from inference.pipeline.weights_file import WeightsFacts
 from inference.selectors import settlement_breaches
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.screenshots import admin_pages
@@ -626,7 +628,7 @@ def test_run_again_that_cannot_be_is_refused_and_costs_nothing(admin, owner, dat
     assert "is blocked: plates" in refusal()
     Dataset.objects.filter(pk=dataset.pk).update(deleted_at=job.created_at)
     assert "The dataset was deleted by its owner." in refusal()
-    ModelVersion.objects.filter(pk=job.model_version_id).update(is_active=False)
+    ModelVersion.objects.filter(pk=job.model_version_id).update(state="retired")
     assert "There is no model YOLO8/YOLO8s_FSR" in refusal()
     assert Job.objects.count() == 1
     assert balance_hundredths(user=owner) == 100_000
@@ -645,20 +647,128 @@ def test_job_page_leads_to_its_files_and_its_money(admin, job):
         assert answer.context["cl"].result_count == 1
 
 
-def test_model_version_is_withdrawn_and_offered_again(admin, owner, media_file):
-    version = ModelVersion.objects.get(version="YOLO8m_FSR")
-    page = f"/admin/inference/modelversion/{version.pk}/change/"
-    assert browser_of(admin).post(page, {"notes": "slow today"}).status_code == 302
-    version.refresh_from_db()
-    assert (version.is_active, version.notes) == (False, "slow today")
-    with pytest.raises(services.UnknownModelError):
+# -- model versions ------------------------------------------------------------------------------
+
+
+MODELS = "/admin/inference/modelversion/"
+UPLOADED = b"weights of a boat finder"
+
+
+@pytest.fixture
+def believed(monkeypatch) -> None:
+    """No process is started: every upload is a sound model (test_registry has the real one)."""
+    facts = WeightsFacts("pt", ("car", "boat"), None, 1000)
+    monkeypatch.setattr(registry, "read_facts", lambda path, limits: facts)
+    monkeypatch.setattr(queue, "send_model_test", lambda version_id: True)
+
+
+def upload_fields(**changes) -> dict:
+    content = SimpleUploadedFile("boats.pt", UPLOADED)
+    fields = {"file": content, "version": "boats-1", "model_id": "YOLO8", "notes": "boats"}
+    return {**fields, "default_options": '{"image_size": 1024}', **changes}
+
+
+@pytest.fixture
+def draft(admin, believed) -> ModelVersion:
+    answer = browser_of(admin).post(f"{MODELS}add/", upload_fields())
+    version = ModelVersion.objects.get(version="boats-1")
+    assert (answer.status_code, answer["Location"]) == (302, f"{MODELS}{version.pk}/change/")
+    return version
+
+
+def test_upload_makes_a_draft_that_waits_for_its_test_run(admin, draft):
+    assert (draft.state, draft.uploaded_by, draft.notes) == ("draft", admin, "boats")
+    assert draft.default_options == {"image_size": 1024}
+    assert draft.test_requested_at is not None
+    page = browser_of(admin).get(f"{MODELS}{draft.pk}/change/").content.decode()
+    assert "waits for a worker" in page
+    assert draft.weights_sha256 in page
+    assert "Offer to users" not in page
+    assert LogEntry.objects.get().object_id == str(draft.pk)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": "YOLO8s_FSR"}, "other weights need another name"),
+        ({"version": "a b"}, "Letters, digits, dots"),
+        ({"default_options": '{"image_size": 7}'}, "must be a multiple of 32"),
+        ({"default_options": "[1]"}, "must be an object"),
+        ({"default_options": "{"}, "valid JSON"),
+        ({"file": SimpleUploadedFile("a.pt", b"")}, "submitted file is empty"),
+    ],
+)
+def test_upload_that_makes_no_sense_is_answered_on_the_page(admin, believed, changes, reason):
+    answer = browser_of(admin).post(f"{MODELS}add/", upload_fields(**changes))
+    assert answer.status_code == 200
+    assert reason in answer.content.decode()
+    assert ModelVersion.objects.count() == 2
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize("role", ["Support", "Moderators", "none", "user"])
+def test_nobody_else_uploads_offers_or_retires(role, draft, media_root):
+    LogEntry.objects.all().delete()
+    files = list((media_root / "models").iterdir())
+    browser = browser_of(administrator(role))
+    refused = 302 if role == "user" else 403
+    assert browser.get(f"{MODELS}add/").status_code == refused
+    assert browser.post(f"{MODELS}add/", upload_fields(version="x")).status_code == refused
+    for name in ("activate", "retire", "test"):
+        assert browser.post(f"{MODELS}{draft.pk}/{name}/").status_code == refused
+    assert browser.post(f"{MODELS}{draft.pk}/change/", {"notes": "x"}).status_code == refused
+    picture = browser.get(f"{MODELS}{draft.pk}/picture/")
+    assert picture.status_code == (404 if role == "Support" else refused)  # there is none yet
+    draft.refresh_from_db()
+    assert (draft.state, draft.notes) == ("draft", "boats")
+    assert list((media_root / "models").iterdir()) == files
+    assert not LogEntry.objects.exists()
+
+
+def test_tested_version_is_offered_and_retired_without_a_restart(admin, owner, media_file, draft):
+    browser = browser_of(admin)
+    page = f"{MODELS}{draft.pk}/"
+    answer = browser.post(f"{page}activate/")
+    assert "boats-1 is draft" in answer.content.decode()
+    figures = {"found": 28, "vehicles": 30, "false": 1, "by_class": {"car": 29}}
+    ModelVersion.objects.filter(pk=draft.pk).update(
+        state="tested",
+        test_requested_at=None,
+        test_figures={**figures, "milliseconds_per_picture": 40},
+        test_picture=default_storage.save("model-tests/a.jpg", ContentFile(jpeg())),
+    )
+    shown = browser.get(f"{page}change/").content.decode()
+    assert "found 28 of 30 vehicles, 1 false (29 car), 40 ms a picture" in shown
+    assert f'src="{page}picture/"' in shown
+    picture = browser_of(make_user(role="Support")).get(f"{page}picture/")
+    assert (picture.content, picture["Content-Type"]) == (jpeg(), "image/jpeg")
+    assert browser.post(f"{page}activate/").status_code == 302
+    job = services.submit_job(
+        user=owner, dataset_name="street", model_id="YOLO8", model_version="boats-1"
+    )
+    assert browser.post(f"{page}retire/").status_code == 302
+    with pytest.raises(registry.UnknownModelError):
         services.submit_job(
-            user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8m_FSR"
+            user=owner, dataset_name="street", model_id="YOLO8", model_version="boats-1"
         )
-    support = browser_of(make_user(role="Support"))
-    assert support.post(page, {"is_active": "on", "notes": ""}).status_code == 403
-    version.refresh_from_db()
-    assert not version.is_active
+    job.refresh_from_db()
+    assert (job.state, job.weights_sha256) == ("Pending", draft.weights_sha256)
+    told = [entry.get_change_message() for entry in LogEntry.objects.order_by("pk")]
+    assert told[1:] == ["boats-1 is offered to users.", "boats-1 is retired."]
+
+
+def test_notes_and_defaults_of_a_version_may_change_and_nothing_else(admin):
+    version = ModelVersion.objects.get(version="YOLO8m_FSR")
+    page = f"{MODELS}{version.pk}/change/"
+    changes = {"notes": "slow today", "default_options": '{"tiling": "auto"}'}
+    answer = browser_of(admin).post(page, {**changes, "state": "draft", "weights_sha256": "0"})
+    assert answer.status_code == 302
+    changed = ModelVersion.objects.get(pk=version.pk)
+    assert (changed.notes, changed.default_options) == ("slow today", {"tiling": "auto"})
+    assert (changed.state, changed.weights_sha256) == ("active", version.weights_sha256)
+    answer = browser_of(admin).post(page, {**changes, "default_options": '{"tracking": true}'})
+    assert "tracking is a matter of each job" in answer.content.decode()
+    assert ModelVersion.objects.get(pk=version.pk).default_options == {"tiling": "auto"}
 
 
 # -- the looks -----------------------------------------------------------------------------------

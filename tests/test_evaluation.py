@@ -19,17 +19,16 @@ from inference.evaluation.metrics import Scores
 from inference.evaluation.report import as_json, draw_curves, table
 from inference.pipeline.types import Detections
 from inference.scenes import draw_scene
-from tests.pipeline_fakes import WEIGHTS
+from tests.pipeline_fakes import WEIGHTS, OneByOne
 
 CLASSES = ("car", "truck", "bus")
 SIZE_WH = (800, 600)
 
 
-class Rehearsed:
+class Rehearsed(OneByOne):
     """A detector that has learnt by heart what it will find in which image, one by one."""
 
     class_names = CLASSES
-    preferred_batch_size = 1
 
     def __init__(self, found):
         self._found = iter(found)
@@ -452,7 +451,7 @@ def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tm
         "evaluate",
         model,
         str(drawn_street),
-        tiling=["off"],
+        tiling=["off", "auto"],
         image_size=640,
         precision="fp32",
         device="cpu",
@@ -464,8 +463,8 @@ def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tm
     document = json.loads((tmp_path / "figures.json").read_text())
     assert document["model"]["class_names"] == ["car", "truck", "bus", "minibus"]
     assert document["model"]["sha256"][:8] == "42ed6700"
-    [result] = document["results"]
-    assert result["tiling"] == "off"
+    result, tiled = document["results"]
+    assert (result["tiling"], tiled["options"]["tiling"]) == ("off", "auto")
     assert result["options"]["image_size"] == 640
     assert result["class_agnostic"]["ap_50"] > 0.9
     assert set(result["by_class"]) == {"car"}

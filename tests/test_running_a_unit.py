@@ -28,10 +28,9 @@ from tests.pipeline_fakes import OneByOne
 
 
 class FakeDetector(OneByOne):
-    """Finds one car and one doubtful bus in every image."""
+    """Finds one car and one doubtful truck in every image."""
 
-    class_names = ("car", "bus")
-    sha256 = "f" * 64
+    class_names = ("car", "truck")
 
     def __init__(self, error=None):
         self.error = error
@@ -73,7 +72,7 @@ def run(job, detector, **arguments):
     waiting = WorkUnit.objects.filter(job=job).order_by("position", "pk")
     unit = waiting.filter(state="pending").first() or waiting.first()
     taken = run_unit(
-        unit_id=unit.pk, worker_name="w1", detector_of=lambda version: detector, **arguments
+        unit_id=unit.pk, worker_name="w1", detector_of=lambda job: detector, **arguments
     )
     unit.refresh_from_db()
     job.refresh_from_db()
@@ -89,11 +88,7 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     assert taken
     (file,) = files_of_job(job=job)
     assert (unit.state, file.state, file.frames_done) == ("completed", "completed", 1)
-    assert (job.state, job.class_names, job.weights_sha256) == (
-        "Completed",
-        ["car", "bus"],
-        "f" * 64,
-    )
+    assert job.state == "Completed"
     frame = FrameResult.objects.get()
     assert np.frombuffer(frame.class_ids, "<i2").tolist() == [0, 1]
     assert frame.class_counts == {"car": 1}

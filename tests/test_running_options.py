@@ -8,15 +8,16 @@ import pytest
 from django.core.files.storage import default_storage
 
 from datasets.media.video import count_frames, iter_frames
-from inference import queue, services, worker
+from inference import queue, services
 from inference.exports import mot
-from inference.models import FrameResult, Job, JobFile, WorkUnit
+from inference.models import FrameResult, JobFile, WorkUnit
+from inference.networks import Detectors
 from inference.pipeline.draw import draw
 from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
 from inference.pipeline.types import Detections
 from inference.results import result_json
 from inference.services import LeaseLostError
-from inference.worker import Detectors, run_unit
+from inference.worker import run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_video
 from tests.pipeline_fakes import OneByOne
@@ -143,7 +144,7 @@ def test_worker_that_lost_its_lease_writes_no_ids(dataset):
 
 
 def test_class_that_the_model_turns_out_not_to_know_fails_the_file_at_once(dataset):
-    job = submit(dataset, class_names=["tram"])
+    job = submit(dataset)
 
     def detector_of(job):
         detail = "The model knows no class tram, only car."
@@ -165,12 +166,11 @@ class Network:
         self.tuned_for = input_wh
 
 
-def test_jobs_with_different_options_share_a_network_of_one_precision(dataset, monkeypatch):
+def test_jobs_with_different_options_share_a_network_of_one_precision(dataset):
     loaded = []
-    monkeypatch.setattr(
-        worker, "load_network", lambda path, **how: loaded.append(how["precision"]) or Network()
+    detectors = Detectors(
+        load=lambda path, **how: loaded.append(how["precision"]) or Network(),
     )
-    detectors = Detectors()
     first = detectors.for_job(submit(dataset, iou=0.7))
     second = detectors.for_job(submit(dataset, image_size=320, class_names=["bus"]))
     third = detectors.for_job(submit(dataset, precision="fp32"))
@@ -178,10 +178,11 @@ def test_jobs_with_different_options_share_a_network_of_one_precision(dataset, m
     assert loaded == ["auto", "fp32"]
     assert (first.options.iou, second.options.image_size) == (0.7, 320)
     assert first.options == DetectionOptions(iou=0.7)
-    assert detectors.loaded_versions == ["YOLO8s_FSR"]
+    job = submit(dataset)
+    assert detectors.loaded_weights == [job.weights_sha256]
+    job.options["class_names"] = ["tram"]
     with pytest.raises(OptionsError, match="tram"):
-        detectors.for_job(submit(dataset, class_names=["tram"]))
-    assert Job.objects.count() == 4
+        detectors.for_job(job)
 
 
 def test_number_of_the_track_is_drawn():

@@ -21,6 +21,7 @@ class Things:
     media_file_id: int
     job_id: int
     file_id: int
+    version_id: int
     pending_job_id: int
     export_format: str = "coco"
 
@@ -60,5 +61,6 @@ def make_things(owner: User, media_root: Path) -> Things:
         media_file_id=media_file.pk,
         job_id=job.pk,
         file_id=file.pk,
+        version_id=job.model_version_id,
         pending_job_id=_submit(owner).pk,
     )

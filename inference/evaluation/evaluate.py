@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from datasets.media.errors import MediaError
 from datasets.media.images import read_image
@@ -13,6 +12,7 @@ from inference.evaluation.data import LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 from inference.evaluation.metrics import Scores, score
 from inference.pipeline.detector import Detector
+from inference.pipeline.types import Image
 
 Progress = Callable[[Iterable[LabelledImage]], Iterable[LabelledImage]]
 
@@ -31,21 +31,25 @@ def evaluate(
 ) -> Evaluation:
     """Find what is in every image, and score it.
 
-    The class ids of `data` are those of the detector (`data.for_model`). One image is in memory
-    at a time. `progress` may watch the images go by. Raises EvaluationDataError for an image
-    that cannot be read, or is not of the size that its labels are for.
+    The class ids of `data` are those of the detector (`data.for_model`). As many images are in
+    memory as the detector looks at together. `progress` may watch the images go by. Raises
+    EvaluationDataError for an image that cannot be read, or is not of the size that its labels
+    are for.
     """
-    found, sizes_wh, seconds = [], [], 0.0
-    for labelled in progress(data.images):
+    sizes_wh: list[tuple[int, int]] = []
+
+    def read(labelled: LabelledImage) -> Image:
         image = _read(labelled)
-        start = time.perf_counter()
-        found.extend(detector.detect([image]))
-        seconds += time.perf_counter() - start
         sizes_wh.append((image.shape[1], image.shape[0]))
+        return image
+
+    start = time.perf_counter()
+    found = [detections for _, detections in detector.stream(progress(data.images), read)]
+    seconds = time.perf_counter() - start
     return Evaluation(name, score(data.images, sizes_wh, found, detector.class_names), seconds)
 
 
-def _read(labelled: LabelledImage) -> Any:
+def _read(labelled: LabelledImage) -> Image:
     try:
         image = read_image(labelled.path)
     except (MediaError, OSError) as error:

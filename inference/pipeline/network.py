@@ -81,27 +81,33 @@ def load_network(
     sha256: str | None = None,
     config_dir: Path | None = None,
 ) -> Network:
-    """A network from an Ultralytics checkpoint.
+    """A network from an Ultralytics checkpoint, or from an ONNX export of one.
 
     `precision` "auto" is the best that the device has instructions for, never int8, which needs
     the twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
     on a CPU where it is installed, else torch. `device` as torch names it; CUDA if there is any
     by default. `threads` on a CPU; one for each core by default. `sha256`: the digest that the
     file must have. `config_dir`: where Ultralytics keeps its settings; by default a folder in
-    OD_DATA_DIR, or a temporary one.
+    OD_DATA_DIR, or a temporary one. ONNX runs through OpenVINO on the CPU, whatever is asked for.
 
     Only classes that Ultralytics' list of known modules allows are unpickled from the file.
     Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`,
     `precision_not_available`).
     """
     digest = _checked_digest(weights, sha256)
+    thread_count = threads or len(os.sched_getaffinity(0))
+    if weights.suffix == ".onnx":
+        from inference.pipeline import onnx_network  # only where it is chosen
+
+        if precision == "auto":
+            precision = _best_precision(torch.device("cpu"))
+        return onnx_network.load(weights, digest, precision, thread_count)
     chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = chosen_device.type == "cpu"
     if precision == "auto":
         precision = _best_precision(chosen_device)
     if runtime == "auto":
         runtime = "openvino" if on_cpu and find_spec("openvino") else "torch"
-    thread_count = threads or len(os.sched_getaffinity(0))
     if runtime == "openvino":
         from inference.pipeline.openvino_network import load  # only where it is chosen
 

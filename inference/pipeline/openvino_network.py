@@ -65,6 +65,25 @@ def graph_of(model: Any) -> ov.Model:
         warnings.simplefilter("ignore")  # tracing warns of every shape that it reads
         graph = ov.convert_model(_RawOutputs(model), example_input=torch.zeros(_EXAMPLE_SHAPE))
     graph.reshape([-1, 3, -1, -1])
+    return _taking_pictures(graph)
+
+
+def graph_of_file(path: Path, *, is_open: bool) -> ov.Model:
+    """The graph in a file, with an input as that of `graph_of`; raises WeightsError.
+
+    `is_open`: it takes pictures of any size, one at a time.
+    """
+    try:
+        graph = ov.Core().read_model(path)
+        if is_open:
+            graph.reshape([1, 3, -1, -1])
+        return _taking_pictures(graph)
+    except RuntimeError as error:
+        raise WeightsError("weights_unreadable", f"OpenVINO cannot read {path.name}.") from error
+
+
+def _taking_pictures(graph: ov.Model) -> ov.Model:
+    """The graph with RGB uint8 (n, height, width, 3) as its input."""
     steps = PrePostProcessor(graph)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
@@ -171,10 +190,16 @@ class OpenVinoNetwork:
 
         `inputs`: letterboxed RGB images, uint8 (n, height, width, 3), sides multiples of 32.
         """
+        with self.infer(inputs) as request:
+            yield request.get_output_tensor(0).data, request.get_output_tensor(1).data
+
+    @contextlib.contextmanager
+    def infer(self, inputs: npt.NDArray[np.uint8]) -> Iterator[ov.InferRequest]:
+        """A request with the outputs for these inputs, which another call may take afterwards."""
         requests = self._requests(inputs.shape)
         with requests.one() as request:
             request.infer({0: inputs}, share_inputs=True)
-            yield request.get_output_tensor(0).data, request.get_output_tensor(1).data
+            yield request
 
     def _requests(self, shape: tuple[int, ...]) -> _Requests:
         with self._compiling:

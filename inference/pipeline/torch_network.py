@@ -150,6 +150,12 @@ def lay_out_on(device: torch.device, views: Sequence[View]) -> torch.Tensor:
     return inputs.round_()
 
 
+def prepare(config_dir: Path) -> None:
+    """Import what loading needs, so that a process can confine itself before it opens a file."""
+    with _ultralytics_kept_quiet(config_dir):
+        import ultralytics.nn.tasks  # noqa: F401 - heavy, and configured by environment
+
+
 def load_model(weights: Path, config_dir: Path | None) -> Any:
     """The module of a checkpoint in float32; raises WeightsError (`weights_unreadable`)."""
     with _ultralytics_kept_quiet(config_dir):

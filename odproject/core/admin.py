@@ -136,7 +136,7 @@ class PortableAdmin(ModelAdmin[ModelType]):
         back_url = reverse(
             f"admin:{options.app_label}_{options.model_name}_change", args=[object_id]
         )
-        form = action.form_class(request.POST or None)
+        form = action.form_class(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             try:
                 done = action.act(request.user, one, form.cleaned_data)
@@ -157,8 +157,7 @@ class PortableAdmin(ModelAdmin[ModelType]):
             "original": one,
             "danger": action.is_dangerous,
         }
-        template = "admin/ask_unfold.html" if HAS_UNFOLD else "admin/ask.html"
-        return TemplateResponse(request, template, context)
+        return TemplateResponse(request, ask_template(), context)
 
 
 class ReadOnlyAdmin(PortableAdmin[ModelType]):
@@ -200,6 +199,11 @@ class ReasonForm(forms.Form):
     reason = forms.CharField(
         max_length=200, widget=forms.Textarea(attrs={"rows": 3, "maxlength": 200})
     )
+
+
+def ask_template() -> str:
+    """The page that asks: a title, an explanation, a form."""
+    return "admin/ask_unfold.html" if HAS_UNFOLD else "admin/ask.html"
 
 
 def badge(text: str, tone: str = "") -> SafeString:

@@ -2,13 +2,15 @@
 
 import contextlib
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from django.core.files.storage import default_storage
-from django.http import FileResponse
+from django.http import FileResponse, HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -122,6 +124,32 @@ def stored_file_response(
     response["X-Content-Type-Options"] = "nosniff"
     response["Cache-Control"] = "private, max-age=3600"
     return response
+
+
+def drawn_picture_response(picture_jpeg: bytes) -> HttpResponse:
+    """A JPEG that we have drawn, for its asker only."""
+    response = HttpResponse(picture_jpeg, content_type="image/jpeg")
+    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Cache-Control"] = "private, max-age=3600"
+    return response
+
+
+@contextlib.contextmanager
+def local_copy(stored_name: str) -> Iterator[Path]:
+    """A stored file itself where storage is a folder, else a temporary copy."""
+    try:
+        path = Path(default_storage.path(stored_name))
+    except NotImplementedError:
+        path = None
+    if path is not None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="od-media-") as target:
+        with default_storage.open(stored_name) as source:
+            shutil.copyfileobj(source, target)
+        target.flush()
+        yield Path(target.name)
 
 
 def remove_orphans(

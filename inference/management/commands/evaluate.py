@@ -9,15 +9,18 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import OperationalError
 from tqdm import tqdm
 
 from inference.evaluation.data import LabelledData, for_model, read_data
 from inference.evaluation.errors import EvaluationDataError
 from inference.evaluation.evaluate import Evaluation, evaluate
 from inference.evaluation.report import as_json, draw_curves, table
-from inference.pipeline.detector import Detector
+from inference.models import ModelVersion
+from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError
 from inference.pipeline.options import PRECISIONS, DetectionOptions, OptionsError, Tiling
+from inference.registry import local_weights, package_models
 
 EVALUATION_FLOOR = 0.001  # average precision is an area under the whole curve
 
@@ -64,19 +67,23 @@ class Command(BaseCommand):
             )
             tilings = {word: replace(base, tiling=_tiling(word)) for word in options["tiling"]}
             raw = read_data(options["data"], only=options["only"])
-            evaluations, data, about = [], raw, {}
-            for name, chosen in tilings.items():
-                detector = _load(weights, chosen, options["device"])
-                data = for_model(raw, detector.class_names, ignored=options["ignore"])
-                about = _about(detector)
-                evaluations.append(
-                    evaluate(detector, data, name=name, progress=_progress(f"tiling {name}"))
+            network = _load(weights, base, options["device"])
+            data = for_model(raw, network.class_names, ignored=options["ignore"])
+            evaluations = [
+                evaluate(
+                    YoloDetector(network, chosen),
+                    data,
+                    name=name,
+                    progress=_progress(f"tiling {name}"),
                 )
+                for name, chosen in tilings.items()
+            ]
         except (EvaluationDataError, OptionsError, PipelineError) as error:
             raise CommandError(str(error)) from error
         results = [{**as_json(one), "options": tilings[one.name].as_json()} for one in evaluations]
         self._report(data, evaluations, options)
-        self._write({**about, "weights": weights.name}, data, results, evaluations, options)
+        about = {**_about(network), "weights": weights.name}
+        self._write(about, data, results, evaluations, options)
 
     def _report(
         self, data: LabelledData, evaluations: list[Evaluation], options: dict[str, Any]
@@ -124,34 +131,47 @@ def _title(data: LabelledData, evaluations: list[Evaluation], options: dict[str,
 
 
 def _weights(model: str) -> Path:
-    """The file of a registered version, or the path itself."""
+    """The file of a version, whatever its state, or the path itself.
+
+    The package's own versions need no database.
+    """
     if Path(model).is_file():
         return Path(model)
-    if model in settings.WEIGHTS:
-        return Path(settings.WEIGHTS[model])
-    known = ", ".join(settings.WEIGHTS)
-    raise CommandError(f"{model} is neither a file nor a model version; there are {known}.")
+    for package in package_models():
+        if package.version == model:
+            return package.path
+    try:
+        versions = ModelVersion.objects.exclude(weights_sha256="").filter(version=model)
+        found = versions.order_by("pk").first()
+    except OperationalError as error:
+        raise CommandError(
+            f"{model} is neither a file nor a model of the package, and the database that may "
+            "know it does not answer."
+        ) from error
+    if found is None:
+        raise CommandError(f"{model} is neither a file nor a model version.")
+    return local_weights(found.weights_sha256)
 
 
 def _tiling(word: str) -> Any:
     return Tiling(int(word)) if word.isdigit() else word
 
 
-def _load(weights: Path, options: DetectionOptions, device: str | None) -> Detector:
+def _load(weights: Path, options: DetectionOptions, device: str | None) -> Any:
     # Torch is heavy, and not needed to say that the data cannot be read.
-    from inference.pipeline.network import load_detector
+    from inference.pipeline.network import load_network
 
-    return load_detector(
-        weights, options=options, device=device, threads=settings.TORCH_THREADS or None
-    )
+    threads = settings.TORCH_THREADS or None
+    return load_network(weights, precision=options.precision, device=device, threads=threads)
 
 
-def _about(detector: Any) -> dict[str, Any]:
+def _about(network: Any) -> dict[str, Any]:
     return {
-        "sha256": detector.sha256,
-        "class_names": list(detector.class_names),
-        "device": detector.device,
-        "precision": detector.precision,
+        "sha256": network.sha256,
+        "class_names": list(network.class_names),
+        "device": network.device,
+        "runtime": network.runtime,
+        "precision": network.precision,
     }
 
 

@@ -17,6 +17,7 @@ from django.utils import timezone
 from accounts.limits import forget_old_attempts
 from billing.idempotency import forget_old_answers
 from datasets.uploading import remove_orphaned_uploads
+from inference.registry import enqueue_tests
 from inference.services import forget_silent_workers, remove_orphaned_results, sweep
 from odproject.core.process import die_with_parent
 
@@ -61,6 +62,7 @@ class Command(BaseCommand):
             try:
                 if moved := sweep():
                     logger.info("Moved %s units", moved)
+                enqueue_tests()
                 if time.monotonic() >= next_cleaning:
                     next_cleaning = time.monotonic() + CLEANING_INTERVAL_SECONDS
                     _clean()

@@ -30,10 +30,14 @@ class Command(BaseCommand):
                 self.stdout.write("The application's role is ready.")
         except psycopg.Error as error:
             raise CommandError(f"The application's role cannot be made: {error}") from error
-        migrated = subprocess.run(
-            [sys.executable, str(Path(settings.BASE_DIR) / "manage.py"), "migrate", "--noinput"],
-            env={**os.environ, "DATABASE_URL": owner_url},
-            check=False,
-        )
-        if migrated.returncode:
-            raise CommandError("The tables could not be brought up to date.")
+        for step, what in (
+            (["migrate", "--noinput"], "The tables could not be brought up to date."),
+            (["register_models"], "The package's models could not be registered."),
+        ):
+            done = subprocess.run(
+                [sys.executable, str(Path(settings.BASE_DIR) / "manage.py"), *step],
+                env={**os.environ, "DATABASE_URL": owner_url},
+                check=False,
+            )
+            if done.returncode:
+                raise CommandError(what)

@@ -1,8 +1,9 @@
 """`manage.py up`: the whole service on one machine, until Ctrl-C.
 
 Starts, in this order and each when the one before is ready: PostgreSQL and Redis (unless the
-environment names others), the migrations, the administrator's account, the web processes, the
-workers and the sweeper. What dies is started again; what is stopped leaves nothing behind.
+environment names others), the migrations, the package's models and the administrator's account,
+the web processes, the workers and the sweeper. What dies is started again; what is stopped
+leaves nothing behind.
 
 Environment:
 
@@ -58,7 +59,7 @@ from odproject.supervisor import (
     write_private,
 )
 
-ENGINES, MIGRATIONS, ADMINISTRATOR, WEB, WORKERS = range(5)
+ENGINES, MIGRATIONS, FIRST_ROWS, WEB, WORKERS = range(5)
 PROBE_TIMEOUT_SECONDS = 5.0
 
 
@@ -195,8 +196,16 @@ def _step_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
             once=True,
         ),
         ChildSpec(
+            name="register_models",
+            stage=FIRST_ROWS,
+            argv=_manage("register_models"),
+            env=environment,
+            cwd=settings.BASE_DIR,
+            once=True,
+        ),
+        ChildSpec(
             name="ensure_admin",
-            stage=ADMINISTRATOR,
+            stage=FIRST_ROWS,
             argv=_manage("ensure_admin"),
             env=environment,
             cwd=settings.BASE_DIR,

@@ -1,0 +1,148 @@
+"""One task for a child process that can hurt nobody, and its answer.
+
+For what opens a stranger's file outside the inspector of uploads: weights, which are code in
+disguise, and media of which a picture is drawn in the web process's stead.
+"""
+
+import base64
+import binascii
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MAX_ANSWER_BYTES = 8 * 1024**2  # a picture may be in it
+_ENVIRONMENT = {
+    "PYTHONPATH": str(_ROOT),
+    "LC_ALL": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "CUDA_VISIBLE_DEVICES": "",  # a graphics card's address space is larger than any limit
+}
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What the child may use; `seconds` of real time include some for loading libraries."""
+
+    memory_bytes: int
+    seconds: float
+    cpu_seconds: int
+
+
+class ConfinedChildError(Exception):
+    """The task failed by the file's fault.
+
+    `code` is the child's own, or `too_slow` or `crashed`; `detail` is a sentence.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.code = code
+        self.detail = detail
+        super().__init__(detail)
+
+
+class ChildUnavailableError(OSError):
+    """No child could be started: the service's fault and not the file's."""
+
+
+def answer_of_child(
+    module: str, task: dict[str, Any], path: Path, limits: ChildLimits
+) -> dict[str, Any]:
+    """Have `python -m module`, which calls `confined_child.serve`, do a task with a file.
+
+    Raises ConfinedChildError and ChildUnavailableError.
+    """
+    with tempfile.TemporaryDirectory(prefix="od-child-") as folder:
+        full_task = {
+            **task,
+            "path": str(path.absolute()),
+            "folder": folder,
+            "memory_bytes": limits.memory_bytes,
+            "cpu_seconds": limits.cpu_seconds,
+        }
+        command = [sys.executable, "-P", "-s", "-B", "-Wignore", "-m", module]
+        try:
+            child = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={**_ENVIRONMENT, "TMPDIR": folder},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ChildUnavailableError(f"No child could be started: {error}") from error
+        with child:
+            try:
+                _hand_over(child, full_task)
+                line = _bounded_output(child, time.monotonic() + limits.seconds)
+            finally:
+                child.kill()
+    return _parsed(line, child.returncode)
+
+
+def picture_of(answer: dict[str, Any]) -> bytes:
+    """The JPEG in an answer; raises ConfinedChildError when there is none."""
+    try:
+        return base64.b64decode(answer["picture"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise crashed("it sent no picture") from error
+
+
+def crashed(reason: str) -> ConfinedChildError:
+    """What is said of a child that did not do its task; the reason goes to the log."""
+    logger.warning("A confined child failed: %s.", reason)
+    return ConfinedChildError("crashed", "Reading the file crashed.")
+
+
+def _hand_over(child: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    try:
+        child.stdin.write(json.dumps(task).encode())
+        child.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended, and its output tells no answer
+
+
+def _bounded_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """All that the child says; raises ConfinedChildError for too late or too much."""
+    assert child.stdout is not None
+    received = b""
+    while True:
+        left_seconds = deadline - time.monotonic()
+        if left_seconds <= 0 or not select.select([child.stdout], [], [], left_seconds)[0]:
+            raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
+        data = os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
+        if not data:
+            return received
+        received += data
+        if len(received) > _MAX_ANSWER_BYTES:
+            raise crashed("it said too much")
+
+
+def _parsed(line: bytes, status: int) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError(answer)
+        code, detail = answer.get("error") or ("", "")
+    except (ValueError, TypeError) as error:
+        raise crashed(f"it ended with status {status}") from error
+    if code:
+        if "cause" in answer:
+            logger.warning("A file could not be read: %s", answer["cause"])
+        raise ConfinedChildError(str(code), str(detail))
+    return answer

@@ -1,0 +1,140 @@
+"""Looks into an ONNX file without running it: the only file that imports onnx.
+
+What is taken is a YOLOv8 detector as Ultralytics exports it: one picture goes in, one tensor
+(1, 4 + classes, cells) comes out, and the metadata name the classes. Everything is in the one
+file, and every operator is of ONNX itself, so that no other file and no library is loaded by
+whatever runs it later.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from inference.pipeline.errors import WeightsError
+
+OWN_DOMAINS = frozenset({"", "ai.onnx"})
+IMAGE_CHANNELS = 3
+BOX_NUMBERS = 4
+STRIDES = (8, 16, 32)
+
+
+def read_onnx(path: Path) -> tuple[dict[int, str], int | None, int]:
+    """Class names by id, the input's side where it is fixed (pixels), and the parameter count.
+
+    Raises WeightsError (`weights_unreadable`, `weights_unsafe`, `not_a_detector`).
+    """
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own errors, which it does not name
+        raise WeightsError("weights_unreadable", "The file is no ONNX model.") from error
+    _check_self_contained(model)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError("weights_unreadable", f"The model is not sound: {reason}") from error
+    names = _class_names(model)
+    image_size = _fixed_image_size(model)
+    _check_output(model, len(names), image_size)
+    parameters = sum(_size(tensor.dims) for tensor in model.graph.initializer)
+    return names, image_size, parameters
+
+
+def _check_self_contained(model: Any) -> None:
+    domains = {node.domain for node in model.graph.node}
+    domains |= {one.domain for one in model.opset_import}
+    if foreign := sorted(domains - OWN_DOMAINS):
+        raise WeightsError(
+            "weights_unsafe", f"The model uses operators that are not ONNX's own: {foreign[0]}."
+        )
+    if model.functions or model.training_info:
+        raise WeightsError("weights_unsafe", "The model brings functions of its own.")
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise WeightsError("weights_unsafe", f"The model has a graph within {node.op_type}.")
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise WeightsError("weights_unsafe", "The model keeps its weights in other files.")
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    yield from model.graph.initializer
+    for sparse in model.graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+
+
+def _class_names(model: Any) -> dict[int, str]:
+    properties = {one.key: one.value for one in model.metadata_props}
+    if properties.get("task", "detect") != "detect":
+        raise WeightsError("not_a_detector", f"The model is made for {properties['task']!r}.")
+    try:
+        names = ast.literal_eval(properties["names"])
+        return {int(class_id): str(name) for class_id, name in names.items()}
+    except (KeyError, ValueError, SyntaxError, AttributeError, TypeError, MemoryError) as error:
+        raise WeightsError(
+            "not_a_detector", "The model's metadata do not name its classes."
+        ) from error
+    except RecursionError as error:
+        raise WeightsError("weights_unreadable", "The metadata are nested too deeply.") from error
+
+
+def _shape(value: Any) -> list[int | None]:
+    """The sides of a tensor, None for those that are left open."""
+    return [one.dim_value or None for one in value.type.tensor_type.shape.dim]
+
+
+def _size(dims: Any) -> int:
+    size = 1
+    for side in dims:
+        size *= side
+    return size
+
+
+def _fixed_image_size(model: Any) -> int | None:
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    inputs = [one for one in model.graph.input if one.name not in initialised]
+    shape = _shape(inputs[0]) if len(inputs) == 1 else []
+    if len(shape) != BOX_NUMBERS or shape[0] not in (1, None) or shape[1] != IMAGE_CHANNELS:
+        raise WeightsError("not_a_detector", "The model's input is not one picture (1, 3, h, w).")
+    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise WeightsError("not_a_detector", "The model's input must be of 32-bit floats.")
+    height, width = shape[2:]
+    if height is None and width is None:
+        return None
+    if height != width or not height or height % STRIDES[-1]:
+        raise WeightsError(
+            "not_a_detector",
+            "The model's input must be square with sides that are a multiple of 32, or left open.",
+        )
+    return height
+
+
+def _check_output(model: Any, class_count: int, image_size: int | None) -> None:
+    outputs = list(model.graph.output)
+    shape = _shape(outputs[0]) if len(outputs) == 1 else []
+    channels = BOX_NUMBERS + class_count
+    cells = None if image_size is None else sum((image_size // one) ** 2 for one in STRIDES)
+    fits = (
+        len(shape) == 3
+        and shape[0] in (1, None)
+        and shape[1] in (channels, None if image_size is None else channels)
+        and (cells is None or shape[2] in (cells, None))
+    )
+    if not fits:
+        raise WeightsError(
+            "not_a_detector",
+            f"The model's output is {shape}, not (1, {channels}, cells) as of a YOLOv8 detector "
+            f"of {class_count} classes.",
+        )

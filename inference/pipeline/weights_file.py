@@ -1,0 +1,35 @@
+"""What a file of weights says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+Format = Literal["pt", "onnx"]
+FORMATS = get_args(Format)
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """A detector in a file: its classes by id, its input's side where it is fixed (pixels)."""
+
+    format: Format
+    class_names: tuple[str, ...]
+    image_size: int | None
+    parameter_count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Self:
+        """From JSON; raises KeyError, TypeError or ValueError."""
+        if facts["format"] not in FORMATS:
+            raise ValueError(facts["format"])
+        return cls(
+            format=facts["format"],
+            class_names=tuple(str(name) for name in facts["class_names"]),
+            image_size=None if facts["image_size"] is None else int(facts["image_size"]),
+            parameter_count=int(facts["parameter_count"]),
+        )

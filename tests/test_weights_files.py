@@ -1,0 +1,242 @@
+"""Files of weights are read without running what they bring."""
+
+import pickle
+import zipfile
+
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from inference.pipeline.errors import WeightsError
+from inference.pipeline.weights_file import WeightsFacts
+from inference.pipeline.weights_reader import read_weights
+from tests.weights_makers import (
+    CELLS,
+    CLASSES,
+    IMAGE_SIZE,
+    Evil,
+    EvilByExec,
+    onnx_model,
+    tiny_model,
+    write_checkpoint,
+    write_evil_pickle,
+    write_onnx,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def refusal(path, tmp_path) -> WeightsError:
+    with pytest.raises(WeightsError) as error:
+        read_weights(path, config_dir=tmp_path / "ultralytics")
+    return error.value
+
+
+def test_checkpoint_tells_its_classes(model, tmp_path):
+    path = write_checkpoint(tmp_path / "model.pt", model)
+    facts = read_weights(path, config_dir=tmp_path)
+    count = sum(one.numel() for one in model.parameters())
+    assert facts == WeightsFacts("pt", CLASSES, None, count)
+    assert WeightsFacts.from_dict(facts.to_dict()) == facts
+
+
+class TestPicklesThatMeanHarm:
+    """Nothing that a pickle names is called: the file that it would make is never there."""
+
+    @pytest.fixture
+    def marker(self, tmp_path):
+        return tmp_path / "it-was-executed"
+
+    @pytest.mark.parametrize("kind", [Evil, EvilByExec])
+    def test_the_pickles_of_these_tests_do_execute_where_they_are_simply_loaded(
+        self, kind, marker, tmp_path
+    ):
+        path = tmp_path / "model.pt"
+        torch.save({"model": kind(marker)}, path)
+        torch.load(path, weights_only=False)
+        assert marker.exists()
+        marker.unlink()
+        pickle.loads(write_evil_pickle(path, kind(marker)).read_bytes())
+        assert marker.exists()
+
+    @pytest.mark.parametrize("kind", [Evil, EvilByExec])
+    @pytest.mark.parametrize("key", ["model", "ema", "epoch"])
+    def test_checkpoint_with_a_call_in_it_is_refused_and_not_executed(
+        self, model, marker, kind, key, tmp_path
+    ):
+        path = tmp_path / "model.pt"
+        torch.save({"model": model, "ema": None, key: kind(marker)}, path)
+        assert refusal(path, tmp_path).code == "weights_unreadable"
+        assert not marker.exists()
+
+    def test_call_hidden_in_a_part_of_a_real_model_is_not_executed(self, model, marker, tmp_path):
+        path = tmp_path / "model.pt"
+        model.model[3].hidden = Evil(marker)
+        try:
+            write_checkpoint(path, model)
+        finally:
+            del model.model[3].hidden
+        assert refusal(path, tmp_path).code == "weights_unreadable"
+        assert not marker.exists()
+
+    def test_plain_pickle_is_refused_and_not_executed(self, marker, tmp_path):
+        path = write_evil_pickle(tmp_path / "model.pt", Evil(marker))
+        assert refusal(path, tmp_path).detail == "The file is no ONNX model."
+        assert not marker.exists()
+
+    def test_old_format_of_torch_is_refused_and_not_executed(self, marker, tmp_path):
+        path = tmp_path / "model.pt"
+        torch.save({"model": Evil(marker)}, path, _use_new_zipfile_serialization=False)
+        assert refusal(path, tmp_path).code == "weights_unreadable"
+        assert not marker.exists()
+
+
+class TestCheckpoints:
+    """What is no plain detector is refused with the reason."""
+
+    def test_model_of_another_task(self, tmp_path):
+        other = tiny_model(tmp_path, "SegmentationModel")
+        path = write_checkpoint(tmp_path / "model.pt", other)
+        assert refusal(path, tmp_path).detail == "model.pt holds no detection model."
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            ({0: "car"}, "names not as many classes as it has"),
+            ({0: "car", 2: "bus"}, "from 0 on"),
+            ({0: "car", 1: "a\nb"}, "is no class name"),
+            ({0: "car", 1: ""}, "is no class name"),
+            ({0: "car", 1: "x" * 101}, "is no class name"),
+        ],
+    )
+    def test_names_that_are_none(self, model, names, reason, tmp_path):
+        was = model.names
+        model.names = names
+        try:
+            path = write_checkpoint(tmp_path / "model.pt", model)
+        finally:
+            model.names = was
+        error = refusal(path, tmp_path)
+        assert error.code == "not_a_detector"
+        assert reason in error.detail
+
+    def test_other_things_in_a_checkpoint(self, tmp_path):
+        path = tmp_path / "model.pt"
+        for content in ({"model": {"a": 1}}, {"weights": torch.zeros(3)}, [1, 2], 7):
+            torch.save(content, path)
+            assert refusal(path, tmp_path).code == "weights_unreadable"
+
+    def test_zip_that_is_no_checkpoint_or_could_grow_without_bounds(self, tmp_path):
+        path = tmp_path / "model.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "hello")
+        assert refusal(path, tmp_path).code == "weights_unreadable"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("model/data.pkl", b"0" * 10_000_000)
+        assert refusal(path, tmp_path).detail == "The checkpoint is compressed."
+        path.write_bytes(path.read_bytes()[:200])
+        assert refusal(path, tmp_path).detail == "The file is no sound checkpoint."
+
+
+@given(content=st.binary(max_size=300))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_bytes_are_refused_in_words(content, tmp_path):
+    path = tmp_path / "model.pt"
+    for start in (b"", b"PK\x03\x04", b"\x08\x08"):
+        path.write_bytes(start + content)
+        assert refusal(path, tmp_path).code in {
+            "weights_unreadable",
+            "weights_unsafe",
+            "not_a_detector",
+        }
+
+
+class TestOnnx:
+    """An ONNX file is data until something runs it; what would need more than itself is refused."""
+
+    def test_export_tells_its_classes_and_the_size_of_its_input(self, tmp_path):
+        facts = read_weights(write_onnx(tmp_path / "model.pt"))
+        assert facts == WeightsFacts("onnx", CLASSES, IMAGE_SIZE, 6 * CELLS)
+
+    def test_input_of_any_size(self, tmp_path):
+        open_model = onnx_model(
+            input_shape=["batch", 3, "height", "width"], output_shape=["batch", 6, "anchors"]
+        )
+        assert read_weights(write_onnx(tmp_path / "model.onnx", open_model)).image_size is None
+
+    @pytest.mark.parametrize(
+        ("changes", "code", "reason"),
+        [
+            ({"domain": "com.evil"}, "weights_unsafe", "not ONNX's own: com.evil"),
+            ({"names": None}, "not_a_detector", "do not name its classes"),
+            ({"names": "__import__('os').getpid()"}, "not_a_detector", "do not name its classes"),
+            ({"names": "['car', 'boat']"}, "not_a_detector", "do not name its classes"),
+            ({"names": "{0: 'car'}"}, "not_a_detector", "output is [1, 6, 525], not (1, 5, cells)"),
+            ({"names": "{1: 'car', 2: 'boat'}"}, "not_a_detector", "from 0 on"),
+            ({"names": "(" * 100_000}, "not_a_detector", "do not name its classes"),
+            ({"task": "segment"}, "not_a_detector", "made for 'segment'"),
+            ({"output_shape": [1, 525, 6]}, "not_a_detector", "output is [1, 525, 6]"),
+            ({"output_shape": [1, 6, 526]}, "not_a_detector", "output is [1, 6, 526]"),
+            ({"output_shape": [1, 6]}, "not_a_detector", "output is [1, 6]"),
+            ({"input_shape": [1, 1, 64, 64]}, "not_a_detector", "input is not one picture"),
+            ({"input_shape": [8, 3, 64, 64]}, "not_a_detector", "input is not one picture"),
+            ({"input_shape": [1, 3, 64, 96]}, "not_a_detector", "must be square"),
+            ({"input_shape": [1, 3, 70, 70]}, "not_a_detector", "must be square"),
+        ],
+    )
+    def test_what_is_no_detector_of_ours_is_refused(self, changes, code, reason, tmp_path):
+        error = refusal(write_onnx(tmp_path / "model.onnx", onnx_model(**changes)), tmp_path)
+        assert error.code == code
+        assert reason in error.detail
+
+    def test_weights_in_other_files_are_not_followed(self, tmp_path):
+        model = onnx_model()
+        tensor = model.graph.initializer[0]
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../etc/passwd")
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        error = refusal(path, tmp_path)
+        assert error.code == "weights_unsafe"
+        assert error.detail == "The model keeps its weights in other files."
+
+    def test_external_tensor_in_an_attribute_is_found_too(self, tmp_path):
+        node = helper.make_node(
+            "Constant",
+            [],
+            ["unused"],
+            value=helper.make_tensor("hidden", TensorProto.FLOAT, [1], [1.0]),
+        )
+        node.attribute[0].t.external_data.add(key="location", value="secret")
+        node.attribute[0].t.data_location = TensorProto.EXTERNAL
+        path = tmp_path / "model.onnx"
+        path.write_bytes(onnx_model(nodes=[node]).SerializeToString())
+        assert refusal(path, tmp_path).detail == "The model keeps its weights in other files."
+
+    def test_graphs_and_functions_within_are_refused(self, tmp_path):
+        inner = helper.make_graph([], "inner", [], [])
+        node = helper.make_node("If", ["images"], ["x"], then_branch=inner, else_branch=inner)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(onnx_model(nodes=[node]).SerializeToString())
+        assert refusal(path, tmp_path).detail == "The model has a graph within If."
+        model = onnx_model()
+        model.functions.add(name="mine")
+        path.write_bytes(model.SerializeToString())
+        assert refusal(path, tmp_path).detail == "The model brings functions of its own."
+
+    def test_graph_that_is_not_sound_is_refused(self, tmp_path):
+        model = onnx_model(nodes=[helper.make_node("NoSuchOperator", ["images"], ["y"])])
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        assert refusal(path, tmp_path).detail.startswith("The model is not sound: ")
+        onnx.save_model(onnx_model(), str(path))
+        path.write_bytes(path.read_bytes()[:-100])
+        assert refusal(path, tmp_path).code in {"weights_unreadable", "not_a_detector"}
