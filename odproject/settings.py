@@ -301,7 +301,7 @@ IDEMPOTENCY_KEY_HOURS = env_float("OD_IDEMPOTENCY_KEY_HOURS", 24)
 # -- rates: 0 is no limit -------------------------------------------------------------------------
 # Wide enough for an office or a test behind one address; a guesser of passwords gets nowhere.
 LOGIN_WINDOW = timedelta(minutes=env_float("OD_LOGIN_WINDOW_MINUTES", 15))
-LOGINS_PER_EMAIL = env_int("OD_LOGINS_PER_EMAIL", 50)
+LOGINS_PER_EMAIL = env_int("OD_LOGINS_PER_EMAIL", 100)
 LOGINS_PER_ADDRESS = env_int("OD_LOGINS_PER_ADDRESS", 1_000)
 REGISTRATION_WINDOW = timedelta(hours=1)
 REGISTRATIONS_PER_ADDRESS = env_int("OD_REGISTRATIONS_PER_ADDRESS", 1_000)

@@ -279,7 +279,7 @@ def assert_raw_problem(answer: bytes, *statuses: int) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert int(head.split(b" ")[1]) in statuses, answer[:300]
     assert b"application/problem+json" in head
-    assert b"\r\nX-Request-ID: " in head
+    assert b"\r\nx-request-id: " in head.lower()
     assert json.loads(body)["status"] in statuses
 
 
