@@ -51,9 +51,12 @@ function tiling() {
   for (const [value, text] of choices) choice.append(element("option", { value, textContent: text }));
   const tile = element("input", { type: "number", min: 160, max: 2048, step: 1, value: TILE.tile });
   const overlap = element("input", { type: "number", min: 0, max: 0.5, step: 0.05, value: TILE.overlap });
-  tile.setAttribute("aria-label", "Tile in pixels");
-  overlap.setAttribute("aria-label", "Overlap of tiles, a share of their side");
-  const own = element("div", { className: "pair" }, tile, overlap);
+  const own = element(
+    "div",
+    { className: "pair" },
+    element("label", {}, "Tile in pixels", tile),
+    element("label", {}, "Overlap, of 1", overlap),
+  );
   const showOwn = () => (own.hidden = choice.value !== CUSTOM);
   choice.addEventListener("change", showOwn);
   fields.set("tiling", {
@@ -85,7 +88,7 @@ function classes(names) {
 }
 
 function precisionChoices(offered) {
-  const texts = { auto: "Automatic: the fastest that costs no accuracy", fp32: "fp32, the reference", int8: "int8, fastest; may lose a little" };
+  const texts = { auto: "automatic", fp32: "fp32, the reference", int8: "int8, the fastest" };
   return offered.map((value) => [value, texts[value] || value]);
 }
 
@@ -104,7 +107,7 @@ function formOf(model) {
     select("merge", "Boxes of one object", "", [["nms", "the most confident stays"], ["nmm", "they are joined"]]),
   ];
   if (model.precisions?.length > 1) {
-    parts.push(select("precision", "Precision", "Of the network's arithmetic.", precisionChoices(model.precisions)));
+    parts.push(select("precision", "Precision", "Automatic is the fastest that costs no accuracy; int8 may lose a little.", precisionChoices(model.precisions)));
   }
   if (model.class_names?.length > 1) parts.push(classes(model.class_names));
   return parts;
