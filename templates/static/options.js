@@ -27,7 +27,12 @@ function select(name, text, hint, choices) {
   for (const [value, shown] of choices) control.append(element("option", { value, textContent: shown }));
   fields.set(name, {
     read: () => (typeof state.defaults[name] === "number" ? Number(control.value) : control.value),
-    write: (value) => (control.value = value),
+    write: (value) => {
+      control.value = value;
+      if (control.selectedIndex >= 0) return;
+      control.append(element("option", { value, textContent: value })); // newer than this page
+      control.value = value;
+    },
   });
   return labelled(text, hint, control);
 }
@@ -102,9 +107,10 @@ function formOf(model) {
     tick("tracking", "Track objects", "An object of a video keeps its number from frame to frame."),
     number("confidence_floor", "Lowest confidence", "What lies below is not kept at all.", { min: 0.01, max: 0.99, step: 0.01 }),
     number("max_detections", "Most objects in a frame", "The most confident are kept.", { min: 1, max: 500, step: 1 }),
+    tick("one_class_per_object", "One class for each object", "Otherwise a box of each class may stay."),
     number("iou", "Overlap of one object", "Boxes that overlap by more are one object.", { min: 0.05, max: 1, step: 0.05 }),
     select("metric", "Overlap is measured over", "Over the smaller box joins parts cut off by a tile.", [["iou", "the union of two boxes"], ["ios", "the smaller box"]]),
-    select("merge", "Boxes of one object", "", [["nms", "the most confident stays"], ["nmm", "they are joined"]]),
+    select("merge", "Boxes of one object", "Automatic takes their mean in tiled pictures.", [["auto", "automatic"], ["nms", "the most confident stays"], ["nmm", "they are joined"], ["vote", "their mean is taken"]]),
   ];
   if (model.precisions?.length > 1) {
     parts.push(select("precision", "Precision", "Automatic is the fastest that costs no accuracy; int8 may lose a little.", precisionChoices(model.precisions)));
