@@ -8,6 +8,7 @@ const CUSTOM = "custom";
 const TILE = { tile: 768, overlap: 0.2 };
 
 export const optionsChanges = signal();
+export const usualChanges = signal(); // it is known what is usual, or something else is
 
 const state = { defaults: null, classNames: [] };
 const fields = new Map(); // the name of an option -> { read, write }
@@ -127,6 +128,7 @@ export function showOptions(model) {
   state.defaults = model?.default_options || null;
   byId("options").hidden = !state.defaults;
   fields.clear();
+  usualChanges.tell();
   if (!state.defaults) return;
   byId("option-fields").replaceChildren(...formOf(model));
   for (const [name, field] of fields) field.write(chosen[name] ?? state.defaults[name]);
@@ -153,11 +155,12 @@ const TEXTS = {
   confidence_floor: (value) => `from ${Math.round(value * 100)}%`,
 };
 
-// Options as a few words; of a job only those that are not the usual ones.
+// Options as a few words, only those that are not the usual ones.
 export function optionsText(options) {
   const told = [];
+  if (!state.defaults) return "";
   for (const [name, text] of Object.entries(TEXTS)) {
-    const usual = state.defaults?.[name];
+    const usual = state.defaults[name];
     if (!(name in options) || JSON.stringify(options[name]) === JSON.stringify(usual)) continue;
     told.push(text(options[name]));
   }
