@@ -2,7 +2,7 @@
 
 import { ask, nextPath } from "./api.js";
 import { refreshBalance } from "./ledger.js";
-import { optionsText } from "./options.js";
+import { optionsText, usualChanges } from "./options.js";
 import { amount, announce, button, byId, confirmed, element, moment, plural } from "./page.js";
 import { clearResults, fillResults } from "./results.js";
 
@@ -223,4 +223,7 @@ function drawToggle(card, isOpen) {
 
 export function listenToJobs() {
   byId("more-jobs").addEventListener("click", showOlder);
+  usualChanges.listen(() => {
+    for (const [id, card] of state.cards) update(card, state.jobs.get(id));
+  });
 }

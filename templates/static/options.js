@@ -8,6 +8,7 @@ const CUSTOM = "custom";
 const TILE = { tile: 768, overlap: 0.2 };
 
 export const optionsChanges = signal();
+export const usualChanges = signal(); // it is known what is usual, or something else is
 
 const state = { defaults: null, classNames: [] };
 const fields = new Map(); // the name of an option -> { read, write }
@@ -27,7 +28,12 @@ function select(name, text, hint, choices) {
   for (const [value, shown] of choices) control.append(element("option", { value, textContent: shown }));
   fields.set(name, {
     read: () => (typeof state.defaults[name] === "number" ? Number(control.value) : control.value),
-    write: (value) => (control.value = value),
+    write: (value) => {
+      control.value = value;
+      if (control.selectedIndex >= 0) return;
+      control.append(element("option", { value, textContent: value })); // newer than this page
+      control.value = value;
+    },
   });
   return labelled(text, hint, control);
 }
@@ -51,9 +57,12 @@ function tiling() {
   for (const [value, text] of choices) choice.append(element("option", { value, textContent: text }));
   const tile = element("input", { type: "number", min: 160, max: 2048, step: 1, value: TILE.tile });
   const overlap = element("input", { type: "number", min: 0, max: 0.5, step: 0.05, value: TILE.overlap });
-  tile.setAttribute("aria-label", "Tile in pixels");
-  overlap.setAttribute("aria-label", "Overlap of tiles, a share of their side");
-  const own = element("div", { className: "pair" }, tile, overlap);
+  const own = element(
+    "div",
+    { className: "pair" },
+    element("label", {}, "Tile in pixels", tile),
+    element("label", {}, "Overlap, of 1", overlap),
+  );
   const showOwn = () => (own.hidden = choice.value !== CUSTOM);
   choice.addEventListener("change", showOwn);
   fields.set("tiling", {
@@ -85,7 +94,7 @@ function classes(names) {
 }
 
 function precisionChoices(offered) {
-  const texts = { auto: "Automatic: the fastest that costs no accuracy", fp32: "fp32, the reference", int8: "int8, fastest; may lose a little" };
+  const texts = { auto: "automatic", fp32: "fp32, the reference", int8: "int8, the fastest" };
   return offered.map((value) => [value, texts[value] || value]);
 }
 
@@ -99,12 +108,13 @@ function formOf(model) {
     tick("tracking", "Track objects", "An object of a video keeps its number from frame to frame."),
     number("confidence_floor", "Lowest confidence", "What lies below is not kept at all.", { min: 0.01, max: 0.99, step: 0.01 }),
     number("max_detections", "Most objects in a frame", "The most confident are kept.", { min: 1, max: 500, step: 1 }),
+    tick("one_class_per_object", "One class for each object", "Otherwise a box of each class may stay."),
     number("iou", "Overlap of one object", "Boxes that overlap by more are one object.", { min: 0.05, max: 1, step: 0.05 }),
     select("metric", "Overlap is measured over", "Over the smaller box joins parts cut off by a tile.", [["iou", "the union of two boxes"], ["ios", "the smaller box"]]),
-    select("merge", "Boxes of one object", "", [["nms", "the most confident stays"], ["nmm", "they are joined"]]),
+    select("merge", "Boxes of one object", "Automatic takes their mean in tiled pictures.", [["auto", "automatic"], ["nms", "the most confident stays"], ["nmm", "they are joined"], ["vote", "their mean is taken"]]),
   ];
   if (model.precisions?.length > 1) {
-    parts.push(select("precision", "Precision", "Of the network's arithmetic.", precisionChoices(model.precisions)));
+    parts.push(select("precision", "Precision", "Automatic is the fastest that costs no accuracy; int8 may lose a little.", precisionChoices(model.precisions)));
   }
   if (model.class_names?.length > 1) parts.push(classes(model.class_names));
   return parts;
@@ -118,6 +128,7 @@ export function showOptions(model) {
   state.defaults = model?.default_options || null;
   byId("options").hidden = !state.defaults;
   fields.clear();
+  usualChanges.tell();
   if (!state.defaults) return;
   byId("option-fields").replaceChildren(...formOf(model));
   for (const [name, field] of fields) field.write(chosen[name] ?? state.defaults[name]);
@@ -144,11 +155,12 @@ const TEXTS = {
   confidence_floor: (value) => `from ${Math.round(value * 100)}%`,
 };
 
-// Options as a few words; of a job only those that are not the usual ones.
+// Options as a few words, only those that are not the usual ones.
 export function optionsText(options) {
   const told = [];
+  if (!state.defaults) return "";
   for (const [name, text] of Object.entries(TEXTS)) {
-    const usual = state.defaults?.[name];
+    const usual = state.defaults[name];
     if (!(name in options) || JSON.stringify(options[name]) === JSON.stringify(usual)) continue;
     told.push(text(options[name]));
   }

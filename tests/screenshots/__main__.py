@@ -77,12 +77,16 @@ def _take_admin(
 
 def _readme_pictures(browser: Browser, service: Service, example: Example, admin: Page) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
     dashboard.log_in(page, service.base_url, example.email)
+    page.get_by_role("radio", name="Morning flight").check()
+    expect(page.locator("#quote")).to_contain_text("Price: ")
+    expect(page.locator("#media-files img:not(.icon)")).to_have_count(4)
     show_lazy_pictures(page)
     save_picture(page, IMAGES / "page-home.png", largest_bytes=LARGEST_BYTES)
     results = dashboard.open_results(page, example.completed_id)
     expect(results.locator("video")).to_have_js_property("readyState", 4)
+    results.locator("video").evaluate("video => (video.controls = false)")  # they fade in and out
     page.locator(f"[data-job='{example.completed_id}']").scroll_into_view_if_needed()
     save_picture(page, IMAGES / "page-results.png", largest_bytes=LARGEST_BYTES)
     page.close()
