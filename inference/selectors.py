@@ -164,7 +164,7 @@ def is_alive(worker: WorkerHeartbeat) -> bool:
 
 def offered_precisions(version: ModelVersion) -> list[str]:
     """The precisions in which a job with this model version would be run now."""
-    offered = {"auto", "fp32", "int8"}.union(*(worker.precisions for worker in ready_workers()))
+    offered = {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
     return [name for name in PRECISIONS if name in offered and name in version.precisions]
 
 

@@ -163,13 +163,17 @@ def test_smallest_tiles_of_a_huge_picture_are_refused_with_its_name(dataset, pos
     assert post({"tiling": "auto"}).status_code == 202
 
 
-def test_int8_is_offered_by_a_model_version_with_calibrated_weights(user, dataset):
+def test_int8_takes_calibrated_weights_and_a_worker_that_runs_them(user, dataset):
+    beat("fp32", "int8")
     with pytest.raises(PrecisionNotAvailableError):
         submit(user, precision="int8")
     version = ModelVersion.objects.get(version="YOLO8s_FSR")
     version.precisions.append("int8")
     version.save()
     assert submit(user, precision="int8").options["precision"] == "int8"
+    beat("fp32", "fp16")
+    with pytest.raises(PrecisionNotAvailableError):
+        submit(user, precision="int8")
 
 
 def test_job_that_is_run_again_keeps_its_options(user, dataset, settings):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from django.core.files.storage import default_storage
 
+from datasets.media.inspection import inspect_here
 from datasets.media.video import count_frames, iter_frames
+from datasets.models import MediaFile
+from datasets.uploading import media_limits
 from inference import queue, services
 from inference.exports import mot
 from inference.models import FrameResult, JobFile, WorkUnit
@@ -126,6 +129,37 @@ def test_pass_that_is_broken_off_is_made_again_with_the_same_ids(dataset, monkey
     assert track_ids() == [[1, 0]] * 4 + [None] * 6
     run_next(job)
     assert (job.state, track_ids()) == ("Completed", [[1, 0]] * 10)
+
+
+def test_ranges_that_end_in_any_order_are_followed_as_one_video(
+    dataset, settings, monkeypatch, tmp_path
+):
+    MediaFile.objects.filter(dataset=dataset).delete()
+    settings.UNIT_MAX_FRAMES = 4
+    monkeypatch.setattr("datasets.media.seeking.SPACING_FRAMES", 5)
+    every_tenth_is_a_key = {"g": "10", "bf": "0", "sc_threshold": "0"}
+    source = write_video(
+        tmp_path / "b.mp4", frames=40, codec="libx264", codec_options=every_tenth_is_a_key
+    )
+    add_media_file(
+        dataset,
+        name="b.mp4",
+        content=source,
+        media_type="video",
+        frame_count=40,
+        image_format="mp4",
+        seek_plan=inspect_here(source, limits=media_limits()).seek_plan,
+    )
+    job = submit(dataset, tracking=True, frame_stride=3)
+    units = list(WorkUnit.objects.filter(job=job).order_by("-pk"))
+    assert len(units) == 4
+    for unit in units:
+        run_unit(unit_id=unit.pk, worker_name="w", detector_of=lambda job: CarAndDoubtfulBus())
+    run_next(job)
+    assert (job.state, job.charged_hundredths) == ("Completed", 1400)
+    assert track_ids() == [[1, 0]] * 14
+    frames = results_of(job)[0]["frames"]
+    assert [frame["frame_number"] for frame in frames] == list(range(0, 40, 3))
 
 
 def test_worker_that_lost_its_lease_writes_no_ids(dataset):

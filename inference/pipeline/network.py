@@ -162,10 +162,18 @@ def _checked_digest(weights: Path, expected: str | None) -> str:
 
 
 def fast_precisions() -> tuple[Precision, ...]:
-    """The precisions that this machine's processors have instructions for."""
+    """The precisions that this machine's processors have instructions for, and a runtime.
+
+    int8 needs the twin of the weights besides.
+    """
     if torch.cuda.is_available():
         return "fp32", "bf16", "fp16"
-    return ("fp32", "bf16") if _cpu_multiplies_bf16() else ("fp32",)
+    found: list[Precision] = ["fp32"]
+    if _cpu_multiplies_bf16():
+        found.append("bf16")
+    if find_spec("openvino"):
+        found.append("int8")
+    return tuple(found)
 
 
 def _best_precision(device: torch.device) -> Precision:
