@@ -39,6 +39,7 @@ KINDS = {
     "mpg": ("mpeg2video", "mpeg2video"),
     "3gp": ("mpeg4", "mpeg4"),
     "av1.mp4": ("libsvtav1", "av1"),
+    "hevc.mp4": ("libx265", "hevc"),
 }
 
 
@@ -433,6 +434,12 @@ def test_video_without_a_frame_is_refused(tmp_path):
         content[start + 8 : end] = bytes(end - start - 8)
     path.write_bytes(content)
     assert refusal(path) == (422, "no_frames")
+
+
+def test_coding_without_a_decoder_is_refused(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=3, codec="libx264")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    assert refusal(path) == (422, "unsupported_codec")
 
 
 def test_mp4_without_its_index_is_refused_as_damaged(tmp_path):
