@@ -103,12 +103,12 @@ class ComparisonSerializer(serializers.Serializer[Any]):
 
 
 def _parameters(serializer_class: type[serializers.Serializer[Any]]) -> list[OpenApiParameter]:
-    kinds = {serializers.FloatField: OpenApiTypes.FLOAT}
+    fields: dict[str, Any] = serializer_class().get_fields()
     return [
         OpenApiParameter(
             name,
             {
-                "type": "number" if type(field) in kinds else "integer",
+                "type": "number" if isinstance(field, serializers.FloatField) else "integer",
                 "minimum": field.min_value,
                 "maximum": field.max_value,
                 **({} if field.required else {"default": field.default}),
@@ -116,7 +116,7 @@ def _parameters(serializer_class: type[serializers.Serializer[Any]]) -> list[Ope
             description=str(field.help_text or ""),
             required=field.required,
         )
-        for name, field in serializer_class().get_fields().items()
+        for name, field in fields.items()
     ]
 
 
