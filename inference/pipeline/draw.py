@@ -13,7 +13,7 @@ from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
 from datasets.media.planes import Colours, Plane, Planes
-from inference.pipeline.types import Detections, Image
+from inference.pipeline.types import UNTRACKED, Detections, Image
 
 DISPLAY_CONFIDENCE = 0.25
 
@@ -42,8 +42,9 @@ def draw(
     """A copy of the image with a box around each detection and a label beside it.
 
     Lines grow with the image; a class always has the same colour. A label lies outside all boxes
-    and labels: where there is no room for class, number of the track and confidence it shrinks to
-    the confidence in hundredths, and then goes, the most confident detections choosing first.
+    and labels: where there is no room for class and confidence it shrinks to the confidence in
+    hundredths, or to the number of the track that stands in front of both where there is one, and
+    then goes, the most confident detections choosing first.
     `image_rgb` uint8 (h, w, 3) is left as it is.
     """
     canvas = np.ascontiguousarray(image_rgb).copy()
@@ -175,10 +176,12 @@ def _labels(
     for index in np.argsort(-shown.confidences, kind="stable"):
         class_id, confidence = int(shown.class_ids[index]), float(shown.confidences[index])
         name = class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
-        if shown.track_ids is not None and shown.track_ids[index]:
-            name = f"{name} {shown.track_ids[index]}"
+        long, short = f"{name} {confidence:.2f}", f"{confidence * 100:.0f}"
+        if shown.track_ids is not None and shown.track_ids[index] != UNTRACKED:
+            short = f"#{shown.track_ids[index]}"
+            long = f"{short} {long}"
         colour = class_colour(class_id)
-        for text in (f"{name} {confidence:.2f}", f"{confidence * 100:.0f}"):
+        for text in (long, short):
             chip = _chip(text, text_pixels, colour)
             place = _free_place(boxes[index], chip.shape[:2], occupied[:count], size_hw)
             if place is not None:
