@@ -20,7 +20,7 @@ from inference.services import Claim, FileFault, LeaseLostError
 from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
-JOBS_PER_SEED = 8
+JOBS_PER_SEED = 6
 LATER = timedelta(hours=1)
 
 
@@ -140,10 +140,13 @@ class World:
             services.reclaim_units(worker_name=f"w{self.rng.randint(1, 3)}")
         elif what == "sweep":
             services.sweep()
-        else:
-            unfinished = list(Job.objects.filter(finished_at=None).order_by("pk"))
-            if unfinished and self.rng.random() < 0.5:
-                services.abort_job(job_id=self.rng.choice(unfinished).pk)
+        elif self.rng.random() < 0.5:
+            self.abort()
+
+    def abort(self) -> None:
+        unfinished = list(Job.objects.filter(finished_at=None).order_by("pk"))
+        if unfinished:
+            services.abort_job(job_id=self.rng.choice(unfinished).pk)
 
     def run_to_the_end(self) -> None:
         while WorkUnit.objects.filter(state__in=WorkUnit.UNFINISHED).exists():
@@ -188,6 +191,9 @@ def test_every_job_ends_once_and_is_charged_for_what_it_found(seed, settings, mo
             world.work()
             if world.rng.random() < 0.15:
                 world.disturb()
+    world.submit(JOBS_PER_SEED)
+    world.claim()
+    world.abort()
     assert_money_fits()
     world.run_to_the_end()
     assert Job.objects.filter(finished_at=None).count() == 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -46,6 +45,9 @@ class Letterbox:
 
     def lay_into(self, image: Image, target: Image) -> None:
         """Writes the resized `image` and its grey margin into `target` (input h, input w, 3)."""
+        # Prices follow from the sizes above, and who only quotes them needs no image library.
+        import cv2
+
         left, top = self.left_top
         width, height = self.resized_wh
         if (image.shape[1], image.shape[0]) != self.resized_wh:
