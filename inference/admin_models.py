@@ -103,6 +103,7 @@ class UploadForm(forms.Form):
     default_options = forms.JSONField(
         required=False,
         initial=dict,
+        widget=forms.Textarea(attrs={"rows": 3}),
         help_text='How it is used unless a job says otherwise, such as {"image_size": 1024}.',
     )
     notes = forms.CharField(
