@@ -14,11 +14,12 @@ from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import PipelineError, WeightsError
+from inference.pipeline.layout import View, lay_into, lay_out
 from inference.pipeline.letterbox import Letterbox
 from inference.pipeline.network import load_detector
 from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
 from inference.pipeline.run import process_video
-from inference.pipeline.tiles import View, lay_out, plan
+from inference.pipeline.tiles import plan
 from inference.pipeline.torch_network import lay_out_on
 from inference.scenes import draw_scene, draw_video_scene, match_boxes
 from tests.pipeline_fakes import REPOSITORY, WEIGHTS, real_detector, shared_data, small_detector
@@ -81,7 +82,7 @@ def test_letterbox_is_that_of_ultralytics(size_wh):
     image = np.random.default_rng(0).integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8)
     box = Letterbox.fit(size_wh, 320)
     target = np.empty((box.input_wh[1], box.input_wh[0], 3), np.uint8)
-    box.lay_into(image, target)
+    lay_into(box, image, target)
     np.testing.assert_array_equal(target, LetterBox(320, auto=True, stride=32)(image=image))
     boxes = np.random.default_rng(1).uniform(-9, 330, (20, 4)).astype(np.float32)
     expected = scale_boxes(target.shape[:2], boxes.copy(), image.shape[:2])

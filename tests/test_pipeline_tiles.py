@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.pipeline.detector import YoloDetector
+from inference.pipeline.layout import View, lay_out
 from inference.pipeline.options import DetectionOptions, Tiling
-from inference.pipeline.tiles import MAX_PARTS, View, lay_out, part_count, plan
+from inference.pipeline.tiles import MAX_PARTS, part_count, plan
 from inference.scenes import draw_scene, match_boxes
 from tests.pipeline_fakes import real_detector, small_detector
 

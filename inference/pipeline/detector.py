@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.pipeline.heads import MAX_CANDIDATES, Candidates
+from inference.pipeline.layout import View
 from inference.pipeline.letterbox import Letterbox
 from inference.pipeline.merge import merge
 from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
-from inference.pipeline.tiles import Part, View, plan
+from inference.pipeline.tiles import Part, plan
 from inference.pipeline.types import Detections, Image
 
 if TYPE_CHECKING:

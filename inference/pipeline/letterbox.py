@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.pipeline.options import STRIDE_PIXELS
-from inference.pipeline.types import Image
 
 PADDING_GREY = 114
 
@@ -42,21 +41,6 @@ class Letterbox:
             left_top=(before[0], before[1]),
             input_wh=(resized[0] + before[0] + after[0], resized[1] + before[1] + after[1]),
         )
-
-    def lay_into(self, image: Image, target: Image) -> None:
-        """Writes the resized `image` and its grey margin into `target` (input h, input w, 3)."""
-        # Prices follow from the sizes above, and who only quotes them needs no image library.
-        import cv2
-
-        left, top = self.left_top
-        width, height = self.resized_wh
-        if (image.shape[1], image.shape[0]) != self.resized_wh:
-            image = cv2.resize(image, self.resized_wh, interpolation=cv2.INTER_LINEAR)
-        target[:top] = PADDING_GREY
-        target[top + height :] = PADDING_GREY
-        target[top : top + height, :left] = PADDING_GREY
-        target[top : top + height, left + width :] = PADDING_GREY
-        target[top : top + height, left : left + width] = image
 
     def to_image(self, boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Boxes (n, 4) in the input's pixels as boxes in the image's, clipped to the image."""

@@ -19,8 +19,8 @@ import torch
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.heads import Candidates
+from inference.pipeline.layout import View
 from inference.pipeline.options import DetectionOptions, Precision
-from inference.pipeline.tiles import View
 
 Runtime = Literal["auto", "torch", "openvino"]
 RUNTIMES = get_args(Runtime)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.heads import MAX_CANDIDATES, Candidates
+from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
 from inference.pipeline.onnx_file import read_onnx
 from inference.pipeline.openvino_network import OpenVinoNetwork, graph_of_file
-from inference.pipeline.tiles import View, lay_out
 
 BOX_NUMBERS = 4
 PRECISIONS = ("fp32", "bf16")

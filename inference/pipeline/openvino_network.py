@@ -25,8 +25,8 @@ from openvino.preprocess import PrePostProcessor
 from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.heads import Candidates, decode
+from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
-from inference.pipeline.tiles import View, lay_out
 from inference.pipeline.torch_network import load_model
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}

@@ -5,7 +5,6 @@ Slicing with a look at the whole: Akyon et al., Slicing Aided Hyper Inference, 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy.typing as npt
 
 from inference.pipeline.letterbox import Letterbox
 from inference.pipeline.options import DetectionOptions, Tiling
-from inference.pipeline.types import Image
 
 AUTO_OVERLAP = 0.2
 # An image that the network's input holds at this scale or better is looked at whole.
@@ -51,18 +49,6 @@ class Part(NamedTuple):
         is_cut = (boxes_xyxy[:, :2] < (left, top)).any(axis=1)
         is_cut |= (boxes_xyxy[:, 2:] > (right, bottom)).any(axis=1)
         return (longer >= self.least_pixels) & ~(is_cut & (longer < self.fragment_pixels))
-
-
-class View(NamedTuple):
-    """A part together with the image that it is a part of."""
-
-    image: Image
-    part: Part
-
-    def lay_into(self, target: Image) -> None:
-        """Writes the part as the network sees it into `target` (input h, input w, 3)."""
-        (left, top), (right, bottom) = self.part.left_top, self.part.right_bottom
-        self.part.letterbox.lay_into(self.image[top:bottom, left:right], target)
 
 
 def plan(size_wh: tuple[int, int], options: DetectionOptions) -> list[Part]:
@@ -104,15 +90,6 @@ def plan(size_wh: tuple[int, int], options: DetectionOptions) -> list[Part]:
         )
 
     return [whole, *(tile(left, top) for top in rows for left in columns)]
-
-
-def lay_out(views: Sequence[View]) -> npt.NDArray[np.uint8]:
-    """The input of a network: RGB, (n, height, width, 3); all parts have one input size."""
-    width, height = views[0].part.letterbox.input_wh
-    inputs = np.empty((len(views), height, width, 3), np.uint8)
-    for view, target in zip(views, inputs, strict=True):
-        view.lay_into(target)
-    return inputs
 
 
 def part_count(size_wh: tuple[int, int], options: DetectionOptions) -> int:

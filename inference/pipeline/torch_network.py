@@ -23,8 +23,8 @@ from torch.nn import functional
 from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.heads import STRIDES, Candidates, decode
+from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
-from inference.pipeline.tiles import View, lay_out
 
 _BATCH_SIZES_CPU = (1, 2, 4, 8)
 _BATCH_SIZES_CUDA = (8, 16, 32, 64, 128)
@@ -125,7 +125,7 @@ class TorchNetwork:
 
 
 def lay_out_on(device: torch.device, views: Sequence[View]) -> torch.Tensor:
-    """As `tiles.lay_out`, on the device: every image is carried there once, in its own pixels.
+    """As `layout.lay_out`, on the device: every image is carried there once, in its own pixels.
 
     Bilinear without antialiasing and rounded, as `cv2.resize`; float32 (n, height, width, 3).
     """
