@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PilImage
@@ -64,6 +63,9 @@ def draw_difference(
     Boxes (n, 4) are in pixels of the given image, RGB uint8 (h, w, 3). A strip above the picture
     tells the colours: what only one has found is drawn thick, what both have thin.
     """
+    # Pictures are drawn in a child process; who only matches boxes needs no image library.
+    import cv2
+
     scale = min(1.0, largest_side_pixels / max(image.shape[:2]))
     size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     picture = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
