@@ -123,6 +123,8 @@ def _parameters(serializer_class: type[serializers.Serializer[Any]]) -> list[Ope
 class ComparisonView(APIView):
     """Two jobs of the user on one dataset."""
 
+    refusals = (409,)
+
     @extend_schema(
         parameters=_parameters(ComparisonQuerySerializer), responses=ComparisonSerializer
     )
@@ -136,6 +138,8 @@ class ComparisonView(APIView):
 
 class ComparisonPictureView(APIView):
     """A frame with what one job found and the other did not."""
+
+    refusals = (409, 422)
 
     @extend_schema(
         parameters=_parameters(PictureQuerySerializer),

@@ -105,6 +105,8 @@ TABLE = [
     Row("GET", "/api/v1/media-files/{media_file_id}/thumbnail", ITS_OWNER),
     # /api/v1/: models, jobs and results.
     Row("GET", "/api/v1/models", USERS),
+    Row("POST", "/api/v1/models", (401, 403, 403, 400)),  # with nothing in it
+    Row("GET", "/api/v1/models/{version_id}", USERS),
     Row("GET", "/api/v1/jobs", USERS),
     Row(
         "POST",
@@ -122,6 +124,13 @@ TABLE = [
     Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{file_id}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/comparison?with={other_job_id}", ITS_OWNER),
+    Row(
+        "GET",
+        "/api/v1/jobs/{job_id}/comparison/picture"
+        "?with={other_job_id}&media_file_id={media_file_id}&frame_index=0",
+        ITS_OWNER,
+    ),
     Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
     # The admin: its index and its lists; its pages and actions have tests of their own.
@@ -214,7 +223,7 @@ def test_each_asker_gets_the_status_that_is_theirs(row, clients, values):
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in TABLE if "_id}" in row.path and row.method == "GET"], ids=str
+    "row", [row for row in TABLE if row.method == "GET" and row.statuses == ITS_OWNER], ids=str
 )
 def test_what_is_anothers_is_refused_as_what_does_not_exist(row, clients, values):
     absent = {name: 10**9 if isinstance(value, int) else value for name, value in values.items()}

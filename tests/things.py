@@ -23,6 +23,7 @@ class Things:
     file_id: int
     version_id: int
     pending_job_id: int
+    other_job_id: int
     export_format: str = "coco"
 
 
@@ -32,18 +33,7 @@ def _submit(user: User) -> Job:
     )
 
 
-def make_things(owner: User, media_root: Path) -> Things:
-    """A dataset with a picture, a job that has found something in it, and one that waits."""
-    dataset = make_dataset(owner)
-    picture = image_bytes("JPEG", noise((16, 12)))
-    media_file = add_media_file(dataset, content=picture)
-    for name in ("thumbnails/x.jpg", "results/x.jpg"):
-        (media_root / name).parent.mkdir(parents=True, exist_ok=True)
-        (media_root / name).write_bytes(picture)
-    MediaFile.objects.filter(pk=media_file.pk).update(thumbnail="thumbnails/x.jpg")
-    job = _submit(owner)
-    file = JobFile.objects.get(job=job)
-    claim = services.claim_unit(unit_id=WorkUnit.objects.get(job=job).pk, worker_name="w")
+def _find_a_car(job: Job, media_file: MediaFile) -> None:
     Job.objects.filter(pk=job.pk).update(class_names=["car"])
     FrameResult.objects.create(
         job=job,
@@ -55,12 +45,31 @@ def make_things(owner: User, media_root: Path) -> Things:
         boxes_xyxy=np.arange(4).astype("<f4").tobytes(),
         class_counts={"car": 1},
     )
+
+
+def make_things(owner: User, media_root: Path) -> Things:
+    """A dataset with a picture, and jobs: one that found something in it, another, one waits."""
+    dataset = make_dataset(owner)
+    picture = image_bytes("JPEG", noise((16, 12)))
+    media_file = add_media_file(dataset, content=picture)
+    for name in ("thumbnails/x.jpg", "results/x.jpg"):
+        (media_root / name).parent.mkdir(parents=True, exist_ok=True)
+        (media_root / name).write_bytes(picture)
+    MediaFile.objects.filter(pk=media_file.pk).update(thumbnail="thumbnails/x.jpg")
+    job = _submit(owner)
+    file = JobFile.objects.get(job=job)
+    claim = services.claim_unit(unit_id=WorkUnit.objects.get(job=job).pk, worker_name="w")
+    _find_a_car(job, media_file)
     services.complete_unit(claim=claim, annotated={file.pk: "results/x.jpg"})
+    other = _submit(owner)
+    _find_a_car(other, media_file)
+    services.abort_job(job_id=other.pk)
     return Things(
         dataset_id=dataset.pk,
         media_file_id=media_file.pk,
         job_id=job.pk,
         file_id=file.pk,
-        version_id=job.model_version_id,
         pending_job_id=_submit(owner).pk,
+        other_job_id=other.pk,
+        version_id=job.model_version_id,
     )
