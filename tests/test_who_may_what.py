@@ -19,7 +19,8 @@ from rest_framework.test import APIClient
 
 from accounts.models import AttemptCount
 from accounts.services import log_in
-from inference import queue
+from inference import queue, registry
+from inference.pipeline.errors import WeightsError
 from tests.clients import client_of
 from tests.factories import PASSWORD, make_user
 from tests.mediafiles import image_bytes, noise
@@ -133,6 +134,13 @@ TABLE = [
     ),
     Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
+    # The other job has not ended; that is for its owner to know.
+    Row("GET", "/api/v1/jobs/{job_id}/comparison?with={pending_job_id}", (401, 404, 409, 404)),
+    Row(
+        "GET",
+        "/api/v1/jobs/{job_id}/comparison/picture?with={pending_job_id}&media_file_id=1",
+        (401, 404, 409, 404),
+    ),
     # The admin: its index and its lists; its pages and actions have tests of their own.
     Row("GET", "/admin/", ADMINISTRATORS),
     *(
@@ -144,6 +152,10 @@ TABLE = [
 
 @pytest.fixture(autouse=True)
 def no_broker(monkeypatch):
+    def no_weights(path, limits):
+        raise WeightsError("weights_unreadable", "The file is no ONNX model.")
+
+    monkeypatch.setattr(registry, "read_facts", no_weights)  # which would start a process
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
 
 
