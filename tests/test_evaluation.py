@@ -471,6 +471,7 @@ def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tm
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
