@@ -10,5 +10,5 @@ def fill(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("inference", "0001_jobs_and_frame_results")]
+    dependencies = [("inference", "0001_models_jobs_and_frame_results")]
     operations = [migrations.RunPython(fill, migrations.RunPython.noop)]

@@ -20,6 +20,7 @@ ROLES = {
         ("datasets", "dataset", ("view_dataset",)),
         ("datasets", "moderationaction", ("view_moderationaction",)),
         ("inference", "job", ("view_job",)),
+        ("inference", "jobfile", ("view_jobfile",)),
         ("inference", "workunit", ("view_workunit",)),
         ("inference", "modelversion", ("view_modelversion",)),
         ("inference", "workerheartbeat", ("view_workerheartbeat",)),
