@@ -24,9 +24,8 @@ LARGEST_BYTES = 250_000
 # A stopped worker neither loses its work nor counts as dead, for as long as pictures are taken.
 PATIENCE = {"OD_UNIT_LEASE_SECONDS": "3600", "OD_UNIT_SILENT_SECONDS": "3600"}
 
-# A frame of the video without its controls, which fade in and out; resolves when it is painted.
-STILL = """video => new Promise((resolve) => {
-    video.controls = false;
+# A later frame of the video; resolves when it is painted.
+LATER_FRAME = """video => new Promise((resolve) => {
     video.requestVideoFrameCallback(() => resolve());
     video.currentTime = 1.5;
 })"""
@@ -93,7 +92,7 @@ def _readme_pictures(browser: Browser, service: Service, example: Example, admin
     save_picture(page, IMAGES / "page-home.png", largest_bytes=LARGEST_BYTES)
     results = dashboard.open_results(page, example.completed_id)
     expect(results.locator("video")).to_have_js_property("readyState", 4)
-    results.locator("video").evaluate(STILL)
+    results.locator("video").evaluate(LATER_FRAME)
     page.locator(f"[data-job='{example.completed_id}']").scroll_into_view_if_needed()
     save_picture(page, IMAGES / "page-results.png", largest_bytes=LARGEST_BYTES)
     page.close()
