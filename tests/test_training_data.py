@@ -7,6 +7,7 @@ import torch
 
 from inference.training.augment import Mix, draw_sample
 from inference.training.batches import BatchPlan, iter_batches, make_batch
+from inference.training.clutter import draw_clutter
 from inference.training.data import (
     Sources,
     draw_scenes,
@@ -15,6 +16,7 @@ from inference.training.data import (
     picture_of,
     sequence_of,
 )
+from inference.training.quantize import calibration_inputs
 from tests.training_fakes import sources
 
 PLAN = BatchPlan(sizes=((64, 3), (96, 2)))
@@ -102,3 +104,18 @@ def test_the_detailed_crop_shows_the_same_at_twice_the_size():
     assert sample.detailed.shape == (128, 128, 3)
     halved = cv2.resize(sample.detailed, (64, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(halved.astype(int) - sample.image).mean() < 12
+
+
+def test_clutter_has_no_vehicles_and_repeats_by_its_seed():
+    one, same = draw_clutter(range(5)), draw_clutter(range(5))
+    assert [len(picture.boxes_xyxy) for picture in one] == [0] * 5
+    for picture, again in zip(one, same, strict=True):
+        assert picture.size_wh == (640, 640)
+        assert picture.levels[0].std() > 5
+        np.testing.assert_array_equal(picture.levels[0], again.levels[0])
+
+
+def test_the_int8_twin_is_calibrated_with_inputs_as_the_service_lays_them_out():
+    inputs = list(calibration_inputs(sources(), 3, 64))
+    assert [(one.shape, one.dtype) for one in inputs] == [((1, 64, 64, 3), np.uint8)] * 3
+    assert not np.array_equal(inputs[0], inputs[1])

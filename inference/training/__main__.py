@@ -20,12 +20,14 @@ import cv2
 import torch
 
 from inference.training.batches import BatchPlan
+from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
 from inference.training.grow import grow
 from inference.training.loop import Recipe, Trainer, describe
 from inference.training.network import load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
+_CLUTTER_SEEDS = range(20)
 _VEHICLE_COUNTS = (10, 24, 0, 14)
 
 
@@ -81,7 +83,10 @@ def _train(options: argparse.Namespace) -> None:
     sources = Sources(
         photographs=load_photographs(options.data / "aerial_vehicles", held_out=options.hold_out),
         scenes=draw_scenes(_SCENE_SEEDS, _VEHICLE_COUNTS),
-        backgrounds=load_bare_regions(options.data / "original_samples"),
+        backgrounds=(
+            *load_bare_regions(options.data / "original_samples"),
+            *draw_clutter(_CLUTTER_SEEDS),
+        ),
     )
     trainer.run(sources, stop=options.stop)
 

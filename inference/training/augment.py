@@ -25,8 +25,8 @@ Matrix = npt.NDArray[np.float64]
 _VISIBLE_SHARE = 0.35  # of a vehicle's box; what lies further outside the crop has no box
 _AXIS_ALIGNED_ASPECT = 1.75
 _CORNER_RADIUS_SHARE = 0.22  # of a vehicle's width
-_CAR_SIDES_PIXELS = (10.0, 68.0)  # what most crops show; the rest show larger ones
-_SMALL_CAR_SIDES_PIXELS = (9.0, 32.0)  # in mosaics
+_CAR_SIDES_PIXELS = (12.0, 68.0)  # what most crops show; the rest show larger ones
+_SMALL_CAR_SIDES_PIXELS = (10.0, 34.0)  # in mosaics
 _LARGE_CAR_SIDES_PIXELS = (68.0, 115.0)
 _SCALES = (0.12, 2.2)
 # How many cars long a vehicle of each class is, to tell a photograph's scale by its vehicles.
@@ -38,9 +38,9 @@ _RARE_CLASSES = ((3, 0.5), (2, 0.4), (1, 0.1))
 class Mix:
     """How often each kind of crop is drawn (shares of one) and what is done to it."""
 
-    scenes: float = 0.08
-    photograph_backgrounds: float = 0.16
-    bare_backgrounds: float = 0.06
+    scenes: float = 0.07
+    photograph_backgrounds: float = 0.18
+    bare_backgrounds: float = 0.12
     rare_classes: float = 0.30  # of the crops around vehicles of photographs
     any_angle: float = 0.30
     mosaics: float = 0.30  # of the crops: four smaller ones with smaller vehicles in one
@@ -164,7 +164,7 @@ def _place(
 ) -> tuple[Matrix, float]:
     """A point of the picture to show, and the scale at which a car is `side` pixels long."""
     if len(picture.boxes_xyxy) == 0:
-        scale = float(np.exp(rng.uniform(math.log(0.3), math.log(1.6))))
+        scale = float(np.exp(rng.uniform(math.log(0.25), math.log(1.4))))
         return rng.uniform((0, 0), picture.size_wh), scale
     if rare and (picture.class_ids > 0).any():
         index = int(rng.choice(np.flatnonzero(picture.class_ids > 0)))

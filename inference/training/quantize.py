@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nncf
 import numpy as np
 import numpy.typing as npt
 
@@ -55,6 +54,8 @@ def quantize(
 
     Raises WeightsError for weights that cannot be read.
     """
+    import nncf  # from requirements-train.txt: the service runs without it
+
     graph = graph_of(load_model(weights, None))
     dataset: Any = nncf.Dataset(list(calibration_inputs(sources, crop_count, size)))
     kept = nncf.IgnoredScope(patterns=[_KEPT], validate=False)
