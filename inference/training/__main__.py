@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import torch
 
+from inference.pipeline.options import STRIDE_PIXELS
 from inference.training.batches import BatchPlan
 from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
@@ -59,8 +60,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--averaging", type=float, default=Recipe.averaging)
     parser.add_argument("--detail-weight", type=float, default=0.0, help="of super-resolution")
+    parser.add_argument(
+        "--crops",
+        nargs="+",
+        type=_crops,
+        default=list(BatchPlan.sizes),
+        metavar="SIDExCOUNT",
+        help="batches taken in turn, such as 320x16 576x5",
+    )
     parser.add_argument("--device", help="as torch names it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+
+
+def _crops(text: str) -> tuple[int, int]:
+    """'320x16' as a side in pixels and a count."""
+    side, count = (int(part) for part in text.split("x"))
+    if side % (2 * STRIDE_PIXELS) or count < 1:
+        raise argparse.ArgumentTypeError(f"sides are multiples of {2 * STRIDE_PIXELS} pixels")
+    return side, count
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -72,7 +89,7 @@ def _train(options: argparse.Namespace) -> None:
         learning_rate=options.learning_rate,
         averaging=options.averaging,
         detail_weight=options.detail_weight,
-        plan=BatchPlan(detailed=options.detail_weight > 0),
+        plan=BatchPlan(sizes=tuple(options.crops), detailed=options.detail_weight > 0),
     )
     options.out.mkdir(parents=True, exist_ok=True)
     described = {"hold_out": options.hold_out, "start": options.start.name, **describe(recipe)}
