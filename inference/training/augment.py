@@ -22,6 +22,7 @@ from inference.training.data import Boxes, Picture, Sources
 Rng = np.random.Generator
 Matrix = npt.NDArray[np.float64]
 
+_MISTAKEN_SHARE = 0.65  # of the crops of a background that has been mistaken somewhere
 _VISIBLE_SHARE = 0.35  # of a vehicle's box; what lies further outside the crop has no box
 _AXIS_ALIGNED_ASPECT = 1.75
 _CORNER_RADIUS_SHARE = 0.22  # of a vehicle's width
@@ -165,7 +166,7 @@ def _place(
     """A point of the picture to show, and the scale at which a car is `side` pixels long."""
     if len(picture.boxes_xyxy) == 0:
         scale = float(np.exp(rng.uniform(math.log(0.25), math.log(1.4))))
-        return rng.uniform((0, 0), picture.size_wh), scale
+        return _background_point(rng, picture), scale
     if rare and (picture.class_ids > 0).any():
         index = int(rng.choice(np.flatnonzero(picture.class_ids > 0)))
     else:
@@ -174,7 +175,16 @@ def _place(
     if around_vehicle:
         box = picture.boxes_xyxy[index]
         return (box[:2] + box[2:]) / 2, scale
-    return rng.uniform((0, 0), picture.size_wh), scale
+    return _background_point(rng, picture), scale
+
+
+def _background_point(rng: Rng, picture: Picture) -> Matrix:
+    """Often where something was taken for a vehicle, else anywhere."""
+    boxes = picture.mistaken_xyxy
+    if len(boxes) and rng.random() < _MISTAKEN_SHARE:
+        box = boxes[rng.integers(len(boxes))]
+        return (box[:2] + box[2:]) / 2
+    return rng.uniform((0, 0), picture.size_wh)
 
 
 def _car_side(picture: Picture, index: int) -> float:
