@@ -58,6 +58,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hold-out", nargs="*", default=[], help="sequences left out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--warm-up", type=int, default=Recipe.warm_up_steps, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=50, metavar="STEPS")
     parser.add_argument("--averaging", type=float, default=Recipe.averaging)
     parser.add_argument("--detail-weight", type=float, default=0.0, help="of super-resolution")
     parser.add_argument(
@@ -87,6 +89,7 @@ def _train(options: argparse.Namespace) -> None:
         steps=options.steps,
         seed=options.seed,
         learning_rate=options.learning_rate,
+        warm_up_steps=options.warm_up,
         averaging=options.averaging,
         detail_weight=options.detail_weight,
         plan=BatchPlan(sizes=tuple(options.crops), detailed=options.detail_weight > 0),
@@ -105,7 +108,7 @@ def _train(options: argparse.Namespace) -> None:
             *draw_clutter(_CLUTTER_SEEDS),
         ),
     )
-    trainer.run(sources, stop=options.stop)
+    trainer.run(sources, stop=options.stop, save_every=options.save_every)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -139,6 +139,7 @@ def picture_of(
     image: Image,
     boxes_xyxy: Boxes | None = None,
     class_ids: npt.NDArray[np.int64] | None = None,
+    *,
     neutral_xyxy: Boxes | None = None,
     mistaken_xyxy: Boxes | None = None,
 ) -> Picture:
@@ -175,8 +176,8 @@ def _labelled(
         image,
         boxes[known],
         rows[known, 0].astype(np.int64),
-        np.concatenate((neutral.get(name, _NO_BOXES), boxes[~known])),
-        mistaken.get(name, _NO_BOXES),
+        neutral_xyxy=np.concatenate((neutral.get(name, _NO_BOXES), boxes[~known])),
+        mistaken_xyxy=mistaken.get(name, _NO_BOXES),
     )
 
 
