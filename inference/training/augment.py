@@ -22,7 +22,8 @@ from inference.training.data import Boxes, Picture, Sources
 Rng = np.random.Generator
 Matrix = npt.NDArray[np.float64]
 
-_MISTAKEN_SHARE = 0.65  # of the crops of a background that has been mistaken somewhere
+_MISTAKEN_SHARE = 0.65  # of the crops of backgrounds
+_MISTAKEN_SIDES_PIXELS = (8.0, 30.0)
 _VISIBLE_SHARE = 0.35  # of a vehicle's box; what lies further outside the crop has no box
 _AXIS_ALIGNED_ASPECT = 1.75
 _CORNER_RADIUS_SHARE = 0.22  # of a vehicle's width
@@ -41,7 +42,7 @@ class Mix:
 
     scenes: float = 0.07
     photograph_backgrounds: float = 0.18
-    bare_backgrounds: float = 0.12
+    bare_backgrounds: float = 0.20
     rare_classes: float = 0.30  # of the crops around vehicles of photographs
     any_angle: float = 0.30
     mosaics: float = 0.30  # of the crops: four smaller ones with smaller vehicles in one
@@ -127,7 +128,7 @@ def _choose(rng: Rng, sources: Sources, mix: Mix) -> tuple[Picture, bool, bool]:
         return _one_of(rng, sources.scenes), True, False
     kind -= mix.scenes
     if kind < mix.bare_backgrounds and sources.backgrounds:
-        return _one_of(rng, sources.backgrounds), False, False
+        return _background(rng, sources.backgrounds), False, False
     kind -= mix.bare_backgrounds
     if kind < mix.photograph_backgrounds:
         return _photograph(rng, sources.photographs), False, False
@@ -136,6 +137,14 @@ def _choose(rng: Rng, sources: Sources, mix: Mix) -> tuple[Picture, bool, bool]:
         if having is not None:
             return having, True, True
     return _photograph(rng, sources.photographs), True, False
+
+
+def _background(rng: Rng, backgrounds: tuple[Picture, ...]) -> Picture:
+    """A picture without vehicles, more often one that has been mistaken somewhere."""
+    mistaken = tuple(picture for picture in backgrounds if len(picture.mistaken_xyxy))
+    if mistaken and rng.random() < _MISTAKEN_SHARE:
+        return _one_of(rng, mistaken)
+    return _one_of(rng, backgrounds)
 
 
 def _one_of(rng: Rng, pictures: tuple[Picture, ...]) -> Picture:
@@ -164,9 +173,13 @@ def _place(
     rng: Rng, picture: Picture, around_vehicle: bool, rare: bool, side: float
 ) -> tuple[Matrix, float]:
     """A point of the picture to show, and the scale at which a car is `side` pixels long."""
+    if not around_vehicle and len(picture.mistaken_xyxy) and rng.random() < _MISTAKEN_SHARE:
+        box = picture.mistaken_xyxy[rng.integers(len(picture.mistaken_xyxy))]
+        shown = float(np.exp(rng.uniform(*np.log(_MISTAKEN_SIDES_PIXELS))))
+        return (box[:2] + box[2:]) / 2, min(shown / max(float((box[2:] - box[:2]).max()), 4), 1.3)
     if len(picture.boxes_xyxy) == 0:
         scale = float(np.exp(rng.uniform(math.log(0.25), math.log(1.4))))
-        return _background_point(rng, picture), scale
+        return rng.uniform((0, 0), picture.size_wh), scale
     if rare and (picture.class_ids > 0).any():
         index = int(rng.choice(np.flatnonzero(picture.class_ids > 0)))
     else:
@@ -175,16 +188,7 @@ def _place(
     if around_vehicle:
         box = picture.boxes_xyxy[index]
         return (box[:2] + box[2:]) / 2, scale
-    return _background_point(rng, picture), scale
-
-
-def _background_point(rng: Rng, picture: Picture) -> Matrix:
-    """Often where something was taken for a vehicle, else anywhere."""
-    boxes = picture.mistaken_xyxy
-    if len(boxes) and rng.random() < _MISTAKEN_SHARE:
-        box = boxes[rng.integers(len(boxes))]
-        return (box[:2] + box[2:]) / 2
-    return rng.uniform((0, 0), picture.size_wh)
+    return rng.uniform((0, 0), picture.size_wh), scale
 
 
 def _car_side(picture: Picture, index: int) -> float:
@@ -280,7 +284,7 @@ def _warp(rng: Rng, picture: Picture, matrix: Matrix, size: int) -> Image:
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     level = max(0, int(math.log2(1 / scale) + 0.2)) if scale < 1 else 0
     # The service shrinks whole photographs without smoothing them first: some crops do, too.
-    if level and rng.random() < 0.3:
+    if level and rng.random() < 0.5:
         level -= 1
     level = min(level, len(picture.levels) - 1)
     source = picture.levels[level]
