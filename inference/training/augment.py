@@ -417,5 +417,5 @@ def _degraded(rng: Rng, image: Image) -> Image:
     if chances[4] < 0.3:
         quality = int(rng.integers(30, 92))
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
     return image

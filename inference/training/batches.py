@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ def make_batch(sources: Sources, plan: BatchPlan, seed: int, step: int) -> dict[
 
 def iter_batches(
     sources: Sources, plan: BatchPlan, seed: int, start: int, stop: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Batches `start` to `stop - 1`, made ahead by one thread while the network works."""
     made: queue.Queue[Any] = queue.Queue(_AHEAD)
     ended = threading.Event()
@@ -56,7 +56,7 @@ def iter_batches(
     def work() -> None:
         for step in range(start, stop):
             try:
-                item = make_batch(sources, plan, seed, step)
+                item: Any = make_batch(sources, plan, seed, step)
             except Exception as error:  # raised again where the batch is awaited
                 item = error
             while not ended.is_set():

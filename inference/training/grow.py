@@ -8,7 +8,7 @@ C2f blocks become deeper by bottlenecks whose columns in the last convolution be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ _MEDIUM = "m"
 _LEAST_SHARE = 0.25  # before the shares of a channel's copies are made to sum to one
 
 # Which channel of the small network each channel of the large one copies; -1 copies none.
-Origins = torch.Tensor
+Origins: TypeAlias = torch.Tensor
 
 
 def grow(small: Any, *, seed: int = 1) -> Any:
