@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up demo test faults lint bench screenshots clean
+.PHONY: help install install-dev up demo test faults lint bench train screenshots clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -16,6 +16,7 @@ help:
 	@echo "make faults  break the running service in every way, and see that it recovers (minutes)"
 	@echo "make lint    check style, types, imports and migrations"
 	@echo "make screenshots  the README's pictures again; PAGES=folder takes every page of the service"
+	@echo "make train   train the small network on; DATA=folder OUT=folder STEPS=n, see docs/TRAINING.md"
 	@echo "make bench   measure the pipeline on this machine; FILES=\"a.mp4 b.mp4\" on your own videos"
 
 # An interpreter counts when it runs: a shim may stand in the path and lead nowhere.
@@ -53,6 +54,10 @@ demo: install
 
 bench: install
 	@exec $(BIN)/python -m inference.pipeline.bench $(FILES)
+
+train: install
+	@exec $(BIN)/python -m inference.training train inference/weights/YOLO8s_FSR.pt "$(OUT)" \
+	  --data "$(DATA)" --steps $(or $(STEPS),400) $(ARGS)
 
 test: install-dev
 	@exec $(BIN)/python -m pytest $(ARGS)

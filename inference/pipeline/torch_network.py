@@ -152,13 +152,13 @@ def lay_out_on(device: torch.device, views: Sequence[View]) -> torch.Tensor:
 
 def prepare(config_dir: Path) -> None:
     """Import what loading needs, so that a process can confine itself before it opens a file."""
-    with _ultralytics_kept_quiet(config_dir):
+    with ultralytics_kept_quiet(config_dir):
         import ultralytics.nn.tasks  # noqa: F401 - heavy, and configured by environment
 
 
 def load_model(weights: Path, config_dir: Path | None) -> Any:
     """The module of a checkpoint in float32; raises WeightsError (`weights_unreadable`)."""
-    with _ultralytics_kept_quiet(config_dir):
+    with ultralytics_kept_quiet(config_dir):
         from ultralytics.nn.tasks import torch_safe_load  # heavy, and configured by environment
 
         try:
@@ -176,7 +176,7 @@ def load_model(weights: Path, config_dir: Path | None) -> Any:
 
 
 @contextlib.contextmanager
-def _ultralytics_kept_quiet(config_dir: Path | None) -> Iterator[None]:
+def ultralytics_kept_quiet(config_dir: Path | None) -> Iterator[None]:
     """Ultralytics installs nothing, calls nobody, writes only into `config_dir`.
 
     Importing it also replaces PIL.Image.open (to install HEIC support) and sets

@@ -1,0 +1,1 @@
+"""The recipe of the project's weights: run by whoever trains, never imported by the service."""

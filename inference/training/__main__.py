@@ -1,0 +1,127 @@
+"""The command line of training.
+
+    python -m inference.training train WEIGHTS OUT --data FOLDER --steps 1000 --hold-out DJI_0013
+    python -m inference.training export OUT NAME.pt
+    python -m inference.training grow SMALL.pt MEDIUM.pt
+
+`train` goes on where an earlier call with the same OUT ended, or was ended. `FOLDER` is the data
+folder: aerial_vehicles/ with images and labels, original_samples/ with road photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import torch
+
+from inference.pipeline.options import STRIDE_PIXELS
+from inference.training.batches import BatchPlan
+from inference.training.clutter import draw_clutter
+from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
+from inference.training.grow import grow
+from inference.training.loop import Recipe, Trainer, describe
+from inference.training.network import load_network, save_network
+
+_SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
+_CLUTTER_SEEDS = range(20)
+_VEHICLE_COUNTS = (10, 24, 0, 14)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the head of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_train(commands.add_parser("train", help="train, or go on training"))
+    export = commands.add_parser("export", help="write the averaged weights as the service reads")
+    export.add_argument("start", type=Path, help="the checkpoint that training began with")
+    export.add_argument("out", type=Path, help="the folder of the training")
+    export.add_argument("weights", type=Path, help="the file to write")
+    growing = commands.add_parser("grow", help="a YOLOv8m that computes what a YOLOv8s does")
+    growing.add_argument("small", type=Path)
+    growing.add_argument("medium", type=Path)
+    growing.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    {"train": _train, "export": _export, "grow": _grow}[options.command](options)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("start", type=Path, help="the checkpoint to begin with")
+    parser.add_argument("out", type=Path, help="the folder of logs and checkpoints")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--stop", type=int, help="end after this step of them")
+    parser.add_argument("--hold-out", nargs="*", default=[], help="sequences left out")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--warm-up", type=int, default=Recipe.warm_up_steps, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=50, metavar="STEPS")
+    parser.add_argument("--averaging", type=float, default=Recipe.averaging)
+    parser.add_argument("--detail-weight", type=float, default=0.0, help="of super-resolution")
+    parser.add_argument(
+        "--crops",
+        nargs="+",
+        type=_crops,
+        default=list(BatchPlan.sizes),
+        metavar="SIDExCOUNT",
+        help="batches taken in turn, such as 320x16 576x5",
+    )
+    parser.add_argument("--device", help="as torch names it")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+
+
+def _crops(text: str) -> tuple[int, int]:
+    """'320x16' as a side in pixels and a count."""
+    side, count = (int(part) for part in text.split("x"))
+    if side % (2 * STRIDE_PIXELS) or count < 1:
+        raise argparse.ArgumentTypeError(f"sides are multiples of {2 * STRIDE_PIXELS} pixels")
+    return side, count
+
+
+def _train(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(1)  # the network has the other cores
+    recipe = Recipe(
+        steps=options.steps,
+        seed=options.seed,
+        learning_rate=options.learning_rate,
+        warm_up_steps=options.warm_up,
+        averaging=options.averaging,
+        detail_weight=options.detail_weight,
+        plan=BatchPlan(sizes=tuple(options.crops), detailed=options.detail_weight > 0),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    described = {"hold_out": options.hold_out, "start": options.start.name, **describe(recipe)}
+    (options.out / "recipe.json").write_text(json.dumps(described, indent=1))
+    trainer = Trainer(load_network(options.start), recipe, options.out, options.device)
+    if trainer.resume():
+        sys.stderr.write(f"Going on after step {trainer.step}.\n")
+    sources = Sources(
+        photographs=load_photographs(options.data / "aerial_vehicles", held_out=options.hold_out),
+        scenes=draw_scenes(_SCENE_SEEDS, _VEHICLE_COUNTS),
+        backgrounds=(
+            *load_bare_regions(options.data / "original_samples"),
+            *draw_clutter(_CLUTTER_SEEDS),
+        ),
+    )
+    trainer.run(sources, stop=options.stop, save_every=options.save_every)
+
+
+def _export(options: argparse.Namespace) -> None:
+    model = load_network(options.start)
+    state = torch.load(options.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(state["averaged"])
+    save_network(model, options.weights, note=(options.out / "recipe.json").read_text())
+
+
+def _grow(options: argparse.Namespace) -> None:
+    medium = grow(load_network(options.small), seed=options.seed)
+    save_network(medium, options.medium, note=f"grown from {options.small.name}")
+
+
+if __name__ == "__main__":
+    main()
