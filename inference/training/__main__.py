@@ -2,6 +2,7 @@
 
     python -m inference.training train WEIGHTS OUT --data FOLDER --steps 1000 --hold-out DJI_0013
     python -m inference.training export OUT NAME.pt
+    python -m inference.training blend FIRST.pt SECOND.pt NAME.pt --share 0.6
     python -m inference.training grow SMALL.pt MEDIUM.pt
 
 `train` goes on where an earlier call with the same OUT ended, or was ended. `FOLDER` is the data
@@ -25,7 +26,7 @@ from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
 from inference.training.grow import grow
 from inference.training.loop import Recipe, Trainer, describe
-from inference.training.network import load_network, save_network
+from inference.training.network import blended, load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
 _CLUTTER_SEEDS = range(20)
@@ -41,12 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
     export.add_argument("start", type=Path, help="the checkpoint that training began with")
     export.add_argument("out", type=Path, help="the folder of the training")
     export.add_argument("weights", type=Path, help="the file to write")
+    blending = commands.add_parser("blend", help="weights between those of two networks")
+    blending.add_argument("first", type=Path)
+    blending.add_argument("second", type=Path)
+    blending.add_argument("weights", type=Path, help="the file to write")
+    blending.add_argument("--share", type=float, default=0.6, help="of the second")
     growing = commands.add_parser("grow", help="a YOLOv8m that computes what a YOLOv8s does")
     growing.add_argument("small", type=Path)
     growing.add_argument("medium", type=Path)
     growing.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    {"train": _train, "export": _export, "grow": _grow}[options.command](options)
+    {"train": _train, "export": _export, "blend": _blend, "grow": _grow}[options.command](options)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +122,12 @@ def _export(options: argparse.Namespace) -> None:
     state = torch.load(options.out / "checkpoint.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(state["averaged"])
     save_network(model, options.weights, note=(options.out / "recipe.json").read_text())
+
+
+def _blend(options: argparse.Namespace) -> None:
+    ends = load_network(options.first), load_network(options.second)
+    note = f"{options.share} of the way from {options.first.name} to {options.second.name}"
+    save_network(blended(*ends, options.share), options.weights, note=note)
 
 
 def _grow(options: argparse.Namespace) -> None:

@@ -65,6 +65,30 @@ class DetectionLoss:
         return parts
 
 
+def blended(first: Any, second: Any, share: float) -> Any:
+    """A network whose weights lie between those of two others, `share` of the way to `second`.
+
+    Weights that were trained further from `first` forget some of what it knew; the way between
+    often knows more than either end: Wortsman et al., Robust fine-tuning of zero-shot models,
+    2022. Raises ValueError for a share outside [0, 1] or for networks of different shapes.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError("share must lie from 0 to 1")
+    ends = first.state_dict(), second.state_dict()
+    if {name: value.shape for name, value in ends[0].items()} != {
+        name: value.shape for name, value in ends[1].items()
+    }:
+        raise ValueError("the networks have different shapes")
+    between = deepcopy(second)
+    between.load_state_dict(
+        {
+            name: value.lerp(ends[1][name], share) if value.is_floating_point() else ends[1][name]
+            for name, value in ends[0].items()
+        }
+    )
+    return between
+
+
 def save_network(model: Any, path: Path, *, note: str) -> None:
     """Writes `model` in half precision as the service reads it, and nothing beside it.
 

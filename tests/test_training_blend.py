@@ -1,0 +1,37 @@
+"""Weights between those of two networks."""
+
+import pytest
+import torch
+
+from inference.training.network import blended
+from tests.training_fakes import small_network
+
+
+def test_every_weight_lies_where_the_share_says():
+    first, second = small_network(0.125, 0.33), small_network(0.125, 0.33)
+    with torch.no_grad():
+        for value in first.parameters():
+            value.fill_(1.0)
+        for value in second.parameters():
+            value.fill_(2.0)
+    between = blended(first, second, 0.25)
+    assert {float(value.detach().unique()) for value in between.parameters()} == {1.25}
+    assert {float(value.detach().unique()) for value in first.parameters()} == {1.0}
+    assert {float(value.detach().unique()) for value in second.parameters()} == {2.0}
+
+
+def test_the_ends_are_the_networks_themselves():
+    first, second = small_network(0.125, 0.33), small_network(0.125, 0.33)
+    for share, end in ((0, first), (1, second)):
+        state = blended(first, second, share).state_dict()
+        for name, value in end.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(state[name], value)
+
+
+def test_networks_of_different_shapes_or_a_senseless_share_are_refused():
+    narrow, wide = small_network(0.125, 0.33), small_network(0.1875, 0.33)
+    with pytest.raises(ValueError, match="different shapes"):
+        blended(narrow, wide, 0.5)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        blended(narrow, narrow, 1.5)
