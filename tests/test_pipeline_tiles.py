@@ -173,3 +173,28 @@ def test_best_of_all_parts_are_kept_in_whatever_part_they_are(monkeypatch):
     (limited,) = YoloDetector(CrowdedNetwork(13), chosen).detect([image])
     assert len(limited) == 20 < len(unlimited)
     assert limited.confidences.tolist() == unlimited.confidences[:20].tolist()
+
+
+def test_progress_is_told_within_an_image_of_many_parts():
+    crowded = YoloDetector(CrowdedNetwork(5), options(Tiling(160, 0.0), image_size=160))
+    image = np.zeros((640, 640, 3), np.uint8)  # 17 parts, in batches of four
+    told = []
+    stream = crowded.stream([image], lambda one: one, on_progress=lambda: told.append("part"))
+    assert len(next(stream)[1]) > 0
+    assert told == ["part"] * 5
+
+
+def test_progress_that_raises_ends_the_work_within_an_image():
+    network = CrowdedNetwork(5)
+    seen = []
+    candidates = network.candidates
+    network.candidates = lambda views, floor: seen.append(len(views)) or candidates(views, floor)
+
+    def stop():
+        raise InterruptedError
+
+    crowded = YoloDetector(network, options(Tiling(160, 0.0), image_size=160))
+    image = np.zeros((160 * 12, 160 * 12, 3), np.uint8)
+    with pytest.raises(InterruptedError):
+        list(crowded.stream([image], lambda one: one, on_progress=stop))
+    assert sum(seen) < 145 / 2

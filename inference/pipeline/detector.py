@@ -42,12 +42,17 @@ class Detector(Protocol):
         """
 
     def stream(
-        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+        self,
+        items: Iterable[Item],
+        image_of: Callable[[Item], Image | None],
+        *,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> Generator[tuple[Item, Detections], None, None]:
         """Each item with what its image shows, in order, while later ones are under way.
 
         An item without an image shows nothing. Closing the iterator ends the work. What `items`
-        raises passes through.
+        raises passes through. `on_progress` is called when a part of the work is done, often
+        within a large image; what it raises ends the work.
         """
 
 
@@ -95,7 +100,11 @@ class YoloDetector:
         return [found for _, found in self.stream(images, lambda image: image)]
 
     def stream(
-        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+        self,
+        items: Iterable[Item],
+        image_of: Callable[[Item], Image | None],
+        *,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> Generator[tuple[Item, Detections], None, None]:
         """See `Detector`. Raises PipelineError (`out_of_memory`).
 
@@ -104,7 +113,7 @@ class YoloDetector:
         """
         pool = ThreadPoolExecutor(self.network.lanes, thread_name_prefix="lane")
         try:
-            work: _Assembly[Item] = _Assembly(self, pool)
+            work: _Assembly[Item] = _Assembly(self, pool, on_progress)
             for item in items:
                 work.add(item, image_of(item))
                 del item
@@ -169,8 +178,11 @@ class _Slot(Generic[Item]):
 class _Assembly(Generic[Item]):
     """Collects parts into batches, keeps the lanes busy and hands images back in order."""
 
-    def __init__(self, detector: YoloDetector, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, detector: YoloDetector, pool: ThreadPoolExecutor, on_progress: Callable[[], None]
+    ) -> None:
         self._detector = detector
+        self._on_progress = on_progress
         self._network = detector.network
         self._pool = pool
         self._slots: deque[_Slot[Item]] = deque()
@@ -233,6 +245,7 @@ class _Assembly(Generic[Item]):
         future, batch = self._running.popleft()
         for (slot, position), candidates in zip(batch, future.result(), strict=True):
             slot.settle(self._detector.placed(slot.parts[position], candidates))
+        self._on_progress()
 
 
 def _class_ids(

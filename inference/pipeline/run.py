@@ -62,12 +62,17 @@ class ImageOutcome:
 
 
 def process_images(
-    tasks: Iterable[ImageTask], detector: Detector, *, limits: MediaLimits = DEFAULT_LIMITS
+    tasks: Iterable[ImageTask],
+    detector: Detector,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Generator[ImageOutcome, None, None]:
     """Detects in many images, which share batches; one outcome per task, in order.
 
     A file that cannot be read fails alone. Each outcome comes when its copy is written. Closing
-    the iterator ends the work; a copy may be there whose outcome was not taken.
+    the iterator ends the work; a copy may be there whose outcome was not taken. `on_progress` is
+    called as by `Detector.stream`.
     """
 
     def read() -> Iterator[_LoadedImage]:
@@ -80,7 +85,9 @@ def process_images(
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(_read_ahead(read(), _image_bytes))
         found = stack.enter_context(
-            contextlib.closing(detector.stream(loaded, lambda one: one.image))
+            contextlib.closing(
+                detector.stream(loaded, lambda one: one.image, on_progress=on_progress)
+            )
         )
         painters = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="paint"))
         drawn: deque[Future[ImageOutcome]] = deque()
@@ -129,6 +136,7 @@ def process_video(
     max_frames: int | None = None,
     frame_stride: int = 1,
     seek_plan: SeekPlan | None = None,
+    on_progress: Callable[[], None] = lambda: None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in the frames of a video and writes the drawn copy as MP4.
@@ -136,7 +144,8 @@ def process_video(
     `on_frames` is called in the caller's thread with some frames at a time, in their order; what
     it raises ends the work at once: threads are joined, no annotated file is left.
     `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
-    `seek_plan` says where decoding may begin for it.
+    `seek_plan` says where decoding may begin for it. `on_progress` is called as by
+    `Detector.stream`.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -148,7 +157,9 @@ def process_video(
         seek_plan=seek_plan,
         limits=limits,
     )
-    return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
+    return process_frames(
+        frames, detector, annotated=annotated, on_frames=on_frames, on_progress=on_progress
+    )
 
 
 def draw_video(
@@ -188,6 +199,7 @@ def process_frames(
     *,
     annotated: Path | None,
     on_frames: OnFrames,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> MediaSummary:
     """As `process_video`, over frames from anywhere; closes `frames` when it can be closed."""
     with contextlib.ExitStack() as stack:
@@ -201,7 +213,9 @@ def process_frames(
             painter = stack.enter_context(_Painter(annotated, detector.class_names))
         report = _Report(on_frames)
         found = stack.enter_context(
-            contextlib.closing(detector.stream(chain([first], ahead), _frame_image))
+            contextlib.closing(
+                detector.stream(chain([first], ahead), _frame_image, on_progress=on_progress)
+            )
         )
         del first  # a frame lives only as long as something works on it
         for frame, detections in found:
