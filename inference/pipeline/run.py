@@ -93,8 +93,10 @@ def process_images(
         drawn: deque[Future[ImageOutcome]] = deque()
         for one, detections in found:
             drawn.append(painters.submit(_finish_image, one, detections, detector.class_names))
+            # Beside a large image, and the copy that is drawn on, no other one waits.
+            behind = 0 if _image_bytes(one) > HELD_BYTES // 4 else _IMAGES_BEING_DRAWN
             del one
-            while len(drawn) > _IMAGES_BEING_DRAWN or (drawn and drawn[0].done()):
+            while len(drawn) > behind or (drawn and drawn[0].done()):
                 yield drawn.popleft().result()
         while drawn:
             yield drawn.popleft().result()
@@ -174,7 +176,8 @@ def draw_video(
 ) -> None:
     """Writes the drawn copy of a video whose detections are known, in the order of its frames.
 
-    Frames without an entry in `found` are left out. `on_progress` is called after each frame, and
+    Frames without an entry in `found` are left out, and so are entries without a frame.
+    `on_progress` is called after each frame, and
     ends the work by what it raises. Raises MediaError and DrawingError as `process_video` does.
     """
     with contextlib.ExitStack() as stack:
@@ -184,6 +187,8 @@ def draw_video(
         known = iter(found)
         next_known = next(known, None)
         for frame in ahead:
+            while next_known is not None and next_known.frame_index < frame.frame_index:
+                next_known = next(known, None)
             if next_known is None:
                 break
             if frame.frame_index == next_known.frame_index:
