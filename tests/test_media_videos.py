@@ -323,6 +323,23 @@ def test_video_that_is_damaged_or_changes_has_no_seek_points(tmp_path, close_poi
     assert count_frames(write_joined_video(tmp_path / "x.mkv", [small, large])).seek_plan is None
 
 
+def test_pictures_stored_upside_down_are_read_though_without_seek_points(tmp_path, close_points):
+    """As most programs write uncompressed AVI: the last row first, which a positive height says."""
+    path = write_video(
+        tmp_path / "x.avi", frames=30, codec="rawvideo", size_wh=(16, 16), pix_fmt="bgr24"
+    )
+    upright = [frame.image for frame in iter_frames(path)]
+    content = bytearray(path.read_bytes())
+    height_at = content.index(b"strf") + 16
+    assert content[height_at : height_at + 4] == (-16).to_bytes(4, "little", signed=True)
+    content[height_at : height_at + 4] = (16).to_bytes(4, "little")
+    path.write_bytes(content)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.seek_plan) == (30, None)
+    for frame, expected in zip(iter_frames(path), upright, strict=True):
+        np.testing.assert_array_equal(frame.image, expected[::-1])
+
+
 def test_seek_plan_survives_json():
     plan = SeekPlan(-512, (SeekPoint(128, 65_536), SeekPoint(256, 131_072)))
     assert SeekPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan

@@ -395,6 +395,7 @@ def _collect(
         or frame.format.name != first.frame.format.name
         or _colours(frame) != _colours(first.frame)
         or frame.time_base not in (None, video.stream.time_base)
+        or _is_upside_down(frame)
     ):
         collector.give_up()
     if collector.see(item.frame_index, pts=frame.pts, is_key=frame.key_frame):
@@ -407,6 +408,11 @@ def _checksum(frame: Any) -> int:
     for plane in frame.planes:
         checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)).data, checksum)
     return checksum
+
+
+def _is_upside_down(frame: Any) -> bool:
+    """Whether the last row lies first, as in uncompressed AVI: av cannot hand out such planes."""
+    return any(plane.line_size < 0 for plane in frame.planes)
 
 
 def _rows(plane: Any) -> Plane:
@@ -532,6 +538,7 @@ class _Painter:
             or self.see(item) != (frame.width, frame.height)
             or frame.width % 2
             or frame.height % 2
+            or _is_upside_down(frame)
         ):
             return None
         y, u, v = (_rows(plane) for plane in frame.planes)
