@@ -108,7 +108,10 @@ def _process_batch(work: Work, detector: Detector) -> None:
 
         drawn: dict[int, Path] = {}
         faults: dict[int, FileFault] = {}
-        outcomes = process_images(tasks, detector, limits=media_limits())
+        # Within a picture as well: a thousand tiles of it may take longer than silence is borne.
+        outcomes = process_images(
+            tasks, detector, on_progress=work.note_progress, limits=media_limits()
+        )
         stack.callback(outcomes.close)
         for part, outcome in zip(work.parts, outcomes, strict=True):
             if outcome.error is not None:
@@ -143,6 +146,7 @@ def _process_range(work: Work, detector: Detector) -> None:
             max_frames=part.frame_count,
             frame_stride=options.frame_stride,
             seek_plan=SeekPlan.from_json(media_file.seek_plan),
+            on_progress=work.note_progress,
             limits=media_limits(),
         )
         if options.tracking:

@@ -39,10 +39,11 @@ def shared_data() -> Path | None:
 class OneByOne:
     """What a fake needs beside `detect` to be a `Detector`."""
 
-    def stream(self, items, image_of):
+    def stream(self, items, image_of, *, on_progress=lambda: None):
         for item in items:
             image = image_of(item)
             found = Detections.empty() if image is None else self.detect([image])[0]
+            on_progress()
             del image
             yield item, found
             del item

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.media.planes import BT709, UNSPECIFIED, Colours
-from datasets.media.video import count_frames, iter_frames
+from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.draw import class_colour, draw, draw_on_planes
 from inference.pipeline.encode import VideoWriter
@@ -193,6 +193,23 @@ def test_sampled_frames_keep_the_times_of_the_original(tmp_path):
     ]  # fmt: skip
     join_segments(segments, tmp_path / "out.mp4")
     assert times_of(tmp_path / "out.mp4") == pytest.approx([4 * i / 25 for i in range(7)])
+
+
+@pytest.mark.parametrize("cut_after", [1, 2, 4])
+def test_gap_that_mp4_cannot_hold_is_cut_short(tmp_path, cut_after):
+    """Of a camera that slept for ten hours, or of every 10,000th frame of a slow one."""
+    times = [0.0, 0.5, 36_000.0, 36_000.5]
+    frames = [VideoFrame(i, time, picture(i)) for i, time in enumerate(times)]
+    segments = []
+    for part in filter(None, (frames[:cut_after], frames[cut_after:])):
+        segments.append(tmp_path / f"{len(segments)}.mp4")
+        with AnnotatedVideo(segments[-1], NAMES) as video:
+            for frame in part:
+                video.write(frame, Detections.empty())
+    join_segments(segments, tmp_path / "out.mp4")
+    longest = 2**31 / 90_000
+    expected = [0.0, 0.5, 0.5 + longest, 1.0 + longest]
+    assert times_of(tmp_path / "out.mp4") == pytest.approx(expected, abs=1e-3)
 
 
 def test_empty_segment_is_refused_and_leaves_nothing(tmp_path):

@@ -2,13 +2,15 @@
 
 import json
 import socket
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets.media import video
 from datasets.media.errors import MediaError
@@ -321,6 +323,65 @@ def test_video_that_is_damaged_or_changes_has_no_seek_points(tmp_path, close_poi
     small = write_video(tmp_path / "a.mkv", frames=30, codec="mjpeg")
     large = write_video(tmp_path / "b.mkv", frames=30, codec="mjpeg", size_wh=(128, 96))
     assert count_frames(write_joined_video(tmp_path / "x.mkv", [small, large])).seek_plan is None
+
+
+def test_pictures_stored_upside_down_are_read_though_without_seek_points(tmp_path, close_points):
+    """As most programs write uncompressed AVI: the last row first, which a positive height says."""
+    path = write_video(
+        tmp_path / "x.avi", frames=30, codec="rawvideo", size_wh=(16, 16), pix_fmt="bgr24"
+    )
+    upright = [frame.image for frame in iter_frames(path)]
+    content = bytearray(path.read_bytes())
+    height_at = content.index(b"strf") + 16
+    assert content[height_at : height_at + 4] == (-16).to_bytes(4, "little", signed=True)
+    content[height_at : height_at + 4] = (16).to_bytes(4, "little")
+    path.write_bytes(content)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.seek_plan) == (30, None)
+    for frame, expected in zip(iter_frames(path), upright, strict=True):
+        np.testing.assert_array_equal(frame.image, expected[::-1])
+
+
+def test_pictures_with_a_palette_are_read_though_without_seek_points(tmp_path, close_points):
+    path = write_video(
+        tmp_path / "x.avi", frames=30, codec="rawvideo", size_wh=(16, 16), pix_fmt="bgr8"
+    )
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).format.name == "pal8"
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.seek_plan) == (30, None)
+    assert len(list(iter_frames(path))) == 30
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_motion_jpeg_with_exif_in_its_pictures_stands_upright(tmp_path, orientation):
+    picture = Image.new("RGB", (64, 32), "red")
+    picture.paste("blue", (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "one.jpg", exif=exif, quality=95)
+    path = write_packets(tmp_path / "x.avi", [(tmp_path / "one.jpg").read_bytes()] * 3)
+    facts = count_frames(path)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "one.jpg")))
+    assert facts.size_wh == (expected.shape[1], expected.shape[0])
+    assert facts.rotation_degrees == {1: 0, 3: 180, 6: 90, 8: 270}[orientation]
+    for frame in iter_frames(path):
+        assert frame.image.shape == expected.shape
+        assert np.abs(frame.image.astype(int) - expected).mean() < 3
+
+
+def write_packets(path, pictures):
+    """Motion JPEG of encoded pictures of 64 x 32 pixels, as a camera would write them."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuvj420p"
+        for index, picture in enumerate(pictures):
+            packet = av.Packet(picture)
+            packet.stream, packet.is_keyframe = stream, True
+            packet.pts = packet.dts = index
+            packet.time_base = Fraction(1, 25)
+            output.mux(packet)
+    return path
 
 
 def test_seek_plan_survives_json():

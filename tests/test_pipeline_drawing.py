@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from inference.pipeline.draw import class_colour, draw
+from inference.pipeline.draw import Kept, class_colour, draw
 from inference.pipeline.encode import write_image
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Detections
@@ -103,6 +103,34 @@ def test_boxes_of_tiny_images_are_drawn_without_a_label(size_wh):
 
 def test_class_without_a_name_is_drawn_by_its_number():
     assert changed(grey(), draw(grey(), found((50, 40, 70, 60), class_ids=[7]), NAMES)).any()
+
+
+def test_labels_that_are_kept_take_no_more_memory_than_they_may():
+    made = []
+
+    def make(size):
+        made.append(size)
+        return np.zeros(size, np.uint8)
+
+    kept = Kept(1000, lambda array: array.nbytes)
+    for key, size in (("a", 400), ("b", 400), ("a", 400), ("c", 400)):  # "b" is the idlest
+        assert len(kept.get(key, lambda size=size: make(size))) == size
+    assert (made, kept.held_bytes) == ([400, 400, 400], 800)
+    kept.get("a", lambda: make(400))
+    kept.get("b", lambda: make(400))
+    assert made == [400] * 4
+    # What is larger than all that may be kept is made each time, and drives nothing out.
+    assert len(kept.get("huge", lambda: make(2000))) == 2000
+    assert kept.held_bytes == 800
+
+
+def test_labels_of_large_photographs_do_not_fill_the_memory(monkeypatch):
+    kept = Kept(200_000, lambda chip: chip.nbytes)
+    monkeypatch.setattr("inference.pipeline.draw.kept_chips", kept)
+    for hundredths in range(30, 45):  # a label is some 30 kB here
+        boxes = found([300, 1000, 500, 1200], confidences=[hundredths / 100])
+        draw(grey((3000, 3000)), boxes, NAMES)
+    assert 150_000 < kept.held_bytes <= 200_000
 
 
 def test_lines_grow_with_the_image():

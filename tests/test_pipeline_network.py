@@ -16,7 +16,7 @@ from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.layout import View, lay_into, lay_out
 from inference.pipeline.letterbox import Letterbox
-from inference.pipeline.network import load_detector
+from inference.pipeline.network import load_detector, load_network
 from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
 from inference.pipeline.run import process_video
 from inference.pipeline.tiles import plan
@@ -157,6 +157,24 @@ def test_batch_is_halved_when_the_memory_does_not_suffice():
     assert [len(one) for one in found] == [len(expected)] * 3
 
 
+def test_batch_that_another_lane_has_lowered_is_not_raised_again():
+    detector = small_detector("torch")
+    network = detector.network
+    network.lanes, network.batch_size = 1, 4
+    run = network.run_network
+
+    def scarce(inputs):
+        if len(inputs) == 4:
+            network.batch_size = 1  # what the other lane does meanwhile
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert len(inputs) == 1
+        return run(inputs)
+
+    network.run_network = scarce
+    assert len(detector.detect([np.zeros((64, 64, 3), np.uint8)] * 4)) == 4
+    assert network.batch_size == 1
+
+
 def test_image_for_which_the_memory_never_suffices_is_an_error():
     detector = small_detector("torch")
 
@@ -245,6 +263,15 @@ def test_int8_without_a_twin_is_refused(tmp_path):
         assert caught.value.code == "precision_not_available"
 
 
+def test_int8_is_for_the_processor_also_where_there_is_a_graphics_card(tmp_path, monkeypatch):
+    """It comes as far as looking for the twin, instead of asking for a processor."""
+    monkeypatch.setattr("inference.pipeline.network.torch.cuda.is_available", lambda: True)
+    weights = tmp_path / "plain.pt"
+    weights.symlink_to(WEIGHTS)
+    with pytest.raises(WeightsError, match="has no int8 twin"):
+        load_network(weights, precision="int8")
+
+
 def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(WeightsError) as caught:
         load_detector(tmp_path / "none.pt")
@@ -288,7 +315,7 @@ import PIL.Image
 opened_by = PIL.Image.open
 os.environ.pop("OMP_NUM_THREADS", None)
 from pathlib import Path
-from inference.pipeline.network import load_detector
+from inference.pipeline.network import load_detector, load_network
 load_detector(Path({str(WEIGHTS)!r}), config_dir=Path({str(tmp_path / "settings")!r}))
 assert PIL.Image.open is opened_by
 assert "OMP_NUM_THREADS" not in os.environ

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -14,10 +15,16 @@ from datasets.media.errors import MediaError
 from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import DrawingError
-from inference.pipeline.run import ImageTask, process_frames, process_images, process_video
-from inference.pipeline.types import MediaSummary
+from inference.pipeline.run import (
+    ImageTask,
+    draw_video,
+    process_frames,
+    process_images,
+    process_video,
+)
+from inference.pipeline.types import FrameDetections, MediaSummary
 from inference.scenes import draw_scene, draw_video_scene, match_boxes
-from tests.pipeline_fakes import FakeDetector, grey_frames, real_detector
+from tests.pipeline_fakes import FakeDetector, grey_frames, one_car, real_detector
 
 
 class StopError(Exception):
@@ -323,6 +330,33 @@ def test_images_that_cannot_be_read_or_drawn_fail_alone(tmp_path):
     assert [outcome.summary is not None for outcome in outcomes] == [True, False, False, True]
     assert detector.image_count == 3
     assert files_in(tmp_path) == ["broken.png", "first.jpg", "first.png", "last.png"]
+
+
+def test_large_images_are_in_memory_a_few_at_a_time(tmp_path, monkeypatch):
+    """One is being read, one waits to be looked at, and one is being drawn."""
+    alive, most_alive = set(), [0]
+
+    def read(path, *, limits):
+        image = np.zeros((48, 64, 3), np.uint8)
+        alive.add(path)
+        weakref.finalize(image, alive.discard, path)
+        most_alive.append(len(alive))
+        return image
+
+    monkeypatch.setattr("inference.pipeline.run.read_image", read)
+    monkeypatch.setattr("inference.pipeline.run.HELD_BYTES", 64 * 48 * 3)
+    monkeypatch.setattr("inference.pipeline.run.write_image", lambda path, image: time.sleep(0.01))
+    tasks = [ImageTask(Path(f"{number}.png"), tmp_path / "out.png") for number in range(20)]
+    assert len(list(process_images(tasks, FakeDetector()))) == 20
+    assert max(most_alive) <= 3
+
+
+def test_drawing_goes_on_where_a_known_frame_is_missing(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(6))
+    found = [FrameDetections(index, index / 25, one_car()) for index in (0, 1, 3, 4, 7)]
+    out = tmp_path / "out.mp4"
+    draw_video(source, found, ("car",), annotated=out, frame_stride=2)  # 0, 2 and 4
+    assert [frame.time_seconds for frame in iter_frames(out)] == pytest.approx([0, 4 / 25])
 
 
 def test_images_whose_outcomes_are_not_wanted_any_more_end_at_once(tmp_path):

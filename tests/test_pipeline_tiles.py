@@ -1,5 +1,6 @@
 """An image is cut into parts that cover it, overlap as asked for and share one input size."""
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.pipeline import detector
 from inference.pipeline.detector import YoloDetector
+from inference.pipeline.heads import Candidates
 from inference.pipeline.layout import View, lay_out
 from inference.pipeline.options import DetectionOptions, Tiling
 from inference.pipeline.tiles import MAX_PARTS, part_count, plan
@@ -126,3 +129,72 @@ def test_large_vehicle_survives_tiles_that_each_show_a_part_of_it():
     tiled = YoloDetector(real_detector().network, chosen).detect([large])[0].above(0.25)
     found, _ = match_boxes(scene.boxes_xyxy * 3, tiled.boxes_xyxy)
     assert found >= 3
+
+
+class CrowdedNetwork:
+    """Finds the same crowd in every part, each box a little more certain than the one before."""
+
+    class_names = ("car",)
+    lanes, batch_size = 2, 4
+
+    def __init__(self, count):
+        corners = np.stack([10 * np.arange(count) % 120, 12 * np.arange(count) % 130], axis=1)
+        boxes = np.concatenate((corners + 8, corners + 12), axis=1).astype(np.float32)
+        confidences = np.linspace(0.1, 0.9, count, dtype=np.float32)
+        self.crowd = Candidates(np.zeros(count, np.int64), confidences, boxes)
+
+    def candidates(self, views, confidence_floor):
+        return [self.crowd] * len(views)
+
+
+def test_crowded_parts_take_no_more_memory_the_more_they_are(monkeypatch):
+    """Only the best of all parts count, so only these are held: here 2,000 of 1.2 million."""
+    monkeypatch.setattr(detector, "MAX_CANDIDATES", 2000)
+    chosen = DetectionOptions(image_size=160, tiling=Tiling(160, 0.0), max_detections=100)
+    network = CrowdedNetwork(2000)
+    peaks = []
+    for side in (160 * 2, 160 * 24):
+        crowded = YoloDetector(network, chosen)
+        image = np.zeros((side, side, 3), np.uint8)
+        tracemalloc.start()
+        (found,) = crowded.detect([image])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found.confidences.min() > 0.89
+        assert len(found) > 4
+    assert peaks[1] < peaks[0] + 4 * 2**20  # all candidates would be 32 MiB
+
+
+def test_best_of_all_parts_are_kept_in_whatever_part_they_are(monkeypatch):
+    chosen = DetectionOptions(image_size=160, tiling=Tiling(160, 0.0))
+    image = np.zeros((640, 640, 3), np.uint8)
+    (unlimited,) = YoloDetector(CrowdedNetwork(13), chosen).detect([image])
+    monkeypatch.setattr(detector, "MAX_CANDIDATES", 20)
+    (limited,) = YoloDetector(CrowdedNetwork(13), chosen).detect([image])
+    assert len(limited) == 20 < len(unlimited)
+    assert limited.confidences.tolist() == unlimited.confidences[:20].tolist()
+
+
+def test_progress_is_told_within_an_image_of_many_parts():
+    crowded = YoloDetector(CrowdedNetwork(5), options(Tiling(160, 0.0), image_size=160))
+    image = np.zeros((640, 640, 3), np.uint8)  # 17 parts, in batches of four
+    told = []
+    stream = crowded.stream([image], lambda one: one, on_progress=lambda: told.append("part"))
+    assert len(next(stream)[1]) > 0
+    assert told == ["part"] * 5
+
+
+def test_progress_that_raises_ends_the_work_within_an_image():
+    network = CrowdedNetwork(5)
+    seen = []
+    candidates = network.candidates
+    network.candidates = lambda views, floor: seen.append(len(views)) or candidates(views, floor)
+
+    def stop():
+        raise InterruptedError
+
+    crowded = YoloDetector(network, options(Tiling(160, 0.0), image_size=160))
+    image = np.zeros((160 * 12, 160 * 12, 3), np.uint8)
+    with pytest.raises(InterruptedError):
+        list(crowded.stream([image], lambda one: one, on_progress=stop))
+    assert sum(seen) < 145 / 2

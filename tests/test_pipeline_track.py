@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.pipeline import track
 from inference.pipeline.track import Tracker, track_frames
 from inference.pipeline.track_quality import TrackedFrame, tracking_score
 from inference.pipeline.types import UNTRACKED, Detections, FrameDetections
@@ -114,6 +115,19 @@ def test_objects_that_are_gone_take_no_memory():
         tracker.update(index / FRAMES_PER_SECOND, detections([[500 * index, 0]]))
     assert tracker.update(16.0, detections([[0, 0]])).tolist() == [401]
     assert tracker.followed_count <= FRAMES_PER_SECOND + 2
+
+
+def test_clock_that_stands_does_not_let_tracks_grow_without_end(monkeypatch):
+    monkeypatch.setattr(track, "MAX_TRACKS", 10)
+    tracker = Tracker()
+    followed = [0.0, 0.0]
+    for index in range(1, 40):  # four new cars every frame, and one that stays
+        strangers = [[500 * (4 * index + lane), 0] for lane in range(4)]
+        ids = tracker.update(0.0, detections([followed, *strangers]))
+        assert ids[0] == 1
+        assert tracker.followed_count <= 10 + len(ids)
+    # Who was seen last is still known.
+    assert tracker.update(0.0, detections(strangers)).tolist() == ids[1:].tolist()
 
 
 @st.composite

@@ -164,6 +164,27 @@ def test_stopping_worker_hands_the_unit_back(user, dataset, tmp_path):
 
 
 @pytest.mark.django_db
+def test_worker_that_is_told_to_stop_need_not_finish_a_picture_of_many_tiles(
+    user, dataset, tmp_path
+):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    tiles_done = []
+
+    class TilingDetector(FakeDetector):
+        def stream(self, items, image_of, *, on_progress):
+            for item in items:
+                for tile in range(1000):
+                    tiles_done.append(tile)
+                    on_progress()
+                yield item, self.detect([image_of(item)])[0]
+
+    _, unit = run(job, TilingDetector(), should_stop=lambda: len(tiles_done) == 3)
+    assert (unit.state, unit.tries, len(tiles_done)) == ("pending", 0, 3)
+
+
+@pytest.mark.django_db
 def test_job_aborted_in_the_middle_stops_and_leaves_no_file(
     user, dataset, tmp_path, media_root, monkeypatch
 ):

@@ -168,6 +168,14 @@ class _Turn:
         return 180 if self.flip_y else 0
 
 
+_QUARTER_TURNS = (  # clockwise
+    _Turn(),
+    _Turn(transpose=True, flip_x=True),
+    _Turn(flip_x=True, flip_y=True),
+    _Turn(transpose=True, flip_y=True),
+)
+
+
 class _NamelessFile(io.RawIOBase):
     """Hands av the bytes of a file and not its name, which it could resolve relative names by."""
 
@@ -395,6 +403,7 @@ def _collect(
         or frame.format.name != first.frame.format.name
         or _colours(frame) != _colours(first.frame)
         or frame.time_base not in (None, video.stream.time_base)
+        or not _has_plain_rows(frame)
     ):
         collector.give_up()
     if collector.see(item.frame_index, pts=frame.pts, is_key=frame.key_frame):
@@ -407,6 +416,14 @@ def _checksum(frame: Any) -> int:
     for plane in frame.planes:
         checksum = zlib.crc32(np.ascontiguousarray(_rows(plane)).data, checksum)
     return checksum
+
+
+def _has_plain_rows(frame: Any) -> bool:
+    """Whether av can hand out the rows of all planes.
+
+    It cannot where the last row lies first, as in uncompressed AVI, and a palette has none.
+    """
+    return all(plane.line_size > 0 for plane in frame.planes)
 
 
 def _rows(plane: Any) -> Plane:
@@ -532,6 +549,7 @@ class _Painter:
             or self.see(item) != (frame.width, frame.height)
             or frame.width % 2
             or frame.height % 2
+            or not _has_plain_rows(frame)
         ):
             return None
         y, u, v = (_rows(plane) for plane in frame.planes)
@@ -793,9 +811,15 @@ def _turn(frame: Any) -> _Turn:
     The layout is that of libavutil/display.h, nine 32-bit integers a, b, u, c, d, v, x, y, w. An
     angle in between is rounded to the nearest quarter turn.
     """
-    if SideDataType.DISPLAYMATRIX not in frame.side_data:
+    try:
+        side_data = frame.side_data
+    except ValueError:
+        # av does not know every kind of side data, for one the EXIF that cameras put into each
+        # picture of Motion JPEG. The angle it still tells, counted the other way round.
+        return _QUARTER_TURNS[round(-frame.rotation / 90) % 4]
+    if SideDataType.DISPLAYMATRIX not in side_data:
         return _Turn()
-    matrix = np.frombuffer(bytes(frame.side_data[SideDataType.DISPLAYMATRIX]), dtype=np.int32)
+    matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), dtype=np.int32)
     a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
     if abs(b) > abs(a):
         return _Turn(transpose=True, flip_x=c < 0, flip_y=b < 0)

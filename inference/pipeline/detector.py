@@ -42,12 +42,17 @@ class Detector(Protocol):
         """
 
     def stream(
-        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+        self,
+        items: Iterable[Item],
+        image_of: Callable[[Item], Image | None],
+        *,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> Generator[tuple[Item, Detections], None, None]:
         """Each item with what its image shows, in order, while later ones are under way.
 
         An item without an image shows nothing. Closing the iterator ends the work. What `items`
-        raises passes through.
+        raises passes through. `on_progress` is called when a part of the work is done, often
+        within a large image; what it raises ends the work.
         """
 
 
@@ -95,7 +100,11 @@ class YoloDetector:
         return [found for _, found in self.stream(images, lambda image: image)]
 
     def stream(
-        self, items: Iterable[Item], image_of: Callable[[Item], Image | None]
+        self,
+        items: Iterable[Item],
+        image_of: Callable[[Item], Image | None],
+        *,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> Generator[tuple[Item, Detections], None, None]:
         """See `Detector`. Raises PipelineError (`out_of_memory`).
 
@@ -104,7 +113,7 @@ class YoloDetector:
         """
         pool = ThreadPoolExecutor(self.network.lanes, thread_name_prefix="lane")
         try:
-            work: _Assembly[Item] = _Assembly(self, pool)
+            work: _Assembly[Item] = _Assembly(self, pool, on_progress)
             for item in items:
                 work.add(item, image_of(item))
                 del item
@@ -114,31 +123,7 @@ class YoloDetector:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def merged(self, parts: Sequence[Part], found: Sequence[Candidates]) -> Detections:
-        """One box per object, from the candidates of all parts of an image."""
-        if not parts:
-            return Detections.empty()
-        placed = [
-            self._placed(part, candidates) for part, candidates in zip(parts, found, strict=True)
-        ]
-        class_ids, confidences, boxes = (
-            np.concatenate(arrays) if len(placed) > 1 else arrays[0]
-            for arrays in zip(*placed, strict=True)
-        )
-        best = Candidates(class_ids, confidences, boxes).best(MAX_CANDIDATES)
-        keep, merged_xyxy = merge(
-            *best,
-            rule=self.options.applied_rule(is_tiled=len(parts) > 1),
-            metric=self.options.metric,
-            iou=self.options.iou,
-            max_detections=self.options.max_detections,
-            one_class_per_object=self.options.one_class_per_object,
-        )
-        return Detections(
-            best.class_ids[keep].astype(np.int16), best.confidences[keep], merged_xyxy
-        )
-
-    def _placed(self, part: Part, found: Candidates) -> Candidates:
+    def placed(self, part: Part, found: Candidates) -> Candidates:
         """Candidates of a part as boxes on the image, as far as the part is the one to tell."""
         if self._wanted_ids is not None:
             found = found.chosen(np.isin(found.class_ids, self._wanted_ids))
@@ -147,6 +132,20 @@ class YoloDetector:
         # What lies wholly in the grey margin has no area left on the image.
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & part.counts(boxes)
         return Candidates(found.class_ids[kept], found.confidences[kept], boxes[kept])
+
+    def merged(self, found: Candidates, *, is_tiled: bool) -> Detections:
+        """One box per object, from the placed candidates of all parts of an image."""
+        keep, merged_xyxy = merge(
+            *found,
+            rule=self.options.applied_rule(is_tiled=is_tiled),
+            metric=self.options.metric,
+            iou=self.options.iou,
+            max_detections=self.options.max_detections,
+            one_class_per_object=self.options.one_class_per_object,
+        )
+        return Detections(
+            found.class_ids[keep].astype(np.int16), found.confidences[keep], merged_xyxy
+        )
 
 
 _NOTHING: Image = np.zeros((0, 0, 3), np.uint8)
@@ -159,18 +158,31 @@ class _Slot(Generic[Item]):
     item: Item
     image: Image
     parts: list[Part]
-    found: dict[int, Candidates] = field(default_factory=dict)
+    settled_count: int = 0
+    found: Candidates = field(default_factory=Candidates.none)
+    _behind: list[Candidates] = field(default_factory=list)
 
     @property
     def is_finished(self) -> bool:
-        return len(self.found) == len(self.parts)
+        return self.settled_count == len(self.parts)
+
+    def settle(self, placed: Candidates) -> None:
+        """Takes what a part shows. Only the best of all parts are kept: there may be 1,000."""
+        self.settled_count += 1
+        self._behind.append(placed)
+        if self.is_finished or sum(len(one.confidences) for one in self._behind) > MAX_CANDIDATES:
+            self.found = Candidates.joined([self.found, *self._behind]).best(MAX_CANDIDATES)
+            self._behind.clear()
 
 
 class _Assembly(Generic[Item]):
     """Collects parts into batches, keeps the lanes busy and hands images back in order."""
 
-    def __init__(self, detector: YoloDetector, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, detector: YoloDetector, pool: ThreadPoolExecutor, on_progress: Callable[[], None]
+    ) -> None:
         self._detector = detector
+        self._on_progress = on_progress
         self._network = detector.network
         self._pool = pool
         self._slots: deque[_Slot[Item]] = deque()
@@ -203,8 +215,7 @@ class _Assembly(Generic[Item]):
         while self._slots and self._slots[0].is_finished:
             slot = self._slots.popleft()
             self._held_bytes -= slot.image.nbytes
-            found = [slot.found[position] for position in range(len(slot.parts))]
-            detections = self._detector.merged(slot.parts, found)
+            detections = self._detector.merged(slot.found, is_tiled=len(slot.parts) > 1)
             item = slot.item
             del slot
             yield item, detections
@@ -233,7 +244,8 @@ class _Assembly(Generic[Item]):
     def _settle(self) -> None:
         future, batch = self._running.popleft()
         for (slot, position), candidates in zip(batch, future.result(), strict=True):
-            slot.found[position] = candidates
+            slot.settle(self._detector.placed(slot.parts[position], candidates))
+        self._on_progress()
 
 
 def _class_ids(

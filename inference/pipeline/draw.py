@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -30,6 +33,37 @@ _COLOURS_RGB: tuple[tuple[int, int, int], ...] = (
 )
 _INK_RGB = (20, 20, 24)
 _GAP_PIXELS = 1
+# A label of a large photograph takes a megabyte, so what is kept is counted in bytes.
+_KEPT_LABEL_BYTES = 32 * 1024**2
+
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Value]):
+    """Values that were made before, at most so many bytes of them; any thread may ask."""
+
+    def __init__(self, limit_bytes: int, bytes_of: Callable[[Value], int]) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes_of = bytes_of
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = threading.Lock()
+        self.held_bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of a key, which is made when it is not there; the idlest ones make room."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values and self._bytes_of(value) <= self._limit_bytes:
+                self._values[key] = value
+                self.held_bytes += self._bytes_of(value)
+            while self.held_bytes > self._limit_bytes:
+                _, dropped = self._values.popitem(last=False)
+                self.held_bytes -= self._bytes_of(dropped)
+        return value
 
 
 def draw(
@@ -101,19 +135,28 @@ def _fill(planes: Planes, area_xyxy: tuple[int, int, int, int], yuv: tuple[int, 
 
 def _paste(planes: Planes, left: int, top: int, chip: Image) -> None:
     """Put a label at an even place; it lies in the picture wholly."""
-    y, u, v = _chip_planes(chip.tobytes(), chip.shape[:2], planes.colours)
+    key = chip.tobytes(), chip.shape[:2], planes.colours
+    y, u, v = _kept_chip_planes.get(key, lambda: _chip_planes(chip, planes.colours))
     planes.y[top : top + y.shape[0], left : left + y.shape[1]] = y
     blocks = slice(top // 2, top // 2 + u.shape[0]), slice(left // 2, left // 2 + u.shape[1])
     planes.u[blocks], planes.v[blocks] = u, v
 
 
-@lru_cache(maxsize=4096)
-def _chip_planes(rgb: bytes, size_hw: tuple[int, int], colours: Colours) -> tuple[Plane, ...]:
-    yuv = colours.of_rgb(np.frombuffer(rgb, np.uint8).reshape(*size_hw, 3))
+def _chip_planes(chip: Image, colours: Colours) -> tuple[Plane, ...]:
+    height, width = chip.shape[:2]
+    yuv = colours.of_rgb(chip)
     # The colour of a block of two by two pixels is their mean.
-    blocks = yuv.reshape(size_hw[0] // 2, 2, size_hw[1] // 2, 2, 3).mean(axis=(1, 3)).round()
+    blocks = yuv.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3)).round()
     chroma = blocks.astype(np.uint8)
     return np.ascontiguousarray(yuv[..., 0]), chroma[..., 1].copy(), chroma[..., 2].copy()
+
+
+def _bytes_with_key(planes: tuple[Plane, ...]) -> int:
+    """Of a label's planes and of the pixels in RGB that they are known by: three for one of y."""
+    return 3 * planes[0].nbytes + sum(plane.nbytes for plane in planes)
+
+
+_kept_chip_planes: Kept[tuple[Plane, ...]] = Kept(_KEPT_LABEL_BYTES, _bytes_with_key)
 
 
 @lru_cache(maxsize=64)
@@ -229,9 +272,13 @@ def _places_beside(
     yield left - width - _GAP_PIXELS, top
 
 
-@lru_cache(maxsize=4096)
 def _chip(text: str, text_pixels: int, colour: tuple[int, int, int]) -> Image:
     """A small picture of the text; labels repeat from frame to frame, so they are kept."""
+    key = text, text_pixels, colour
+    return kept_chips.get(key, lambda: _drawn_chip(text, text_pixels, colour))
+
+
+def _drawn_chip(text: str, text_pixels: int, colour: tuple[int, int, int]) -> Image:
     font = ImageFont.load_default(size=text_pixels)
     left, _, right, _ = font.getbbox(text)
     ascent, descent = _vertical_extent(text_pixels)
@@ -241,6 +288,9 @@ def _chip(text: str, text_pixels: int, colour: tuple[int, int, int]) -> Image:
     chip = PilImage.new("RGB", size, colour)
     ImageDraw.Draw(chip).text((padding - left, padding - ascent), text, font=font, fill=_INK_RGB)
     return np.asarray(chip)
+
+
+kept_chips: Kept[Image] = Kept(_KEPT_LABEL_BYTES, lambda chip: chip.nbytes)
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,8 @@ from inference.pipeline.types import Image
 TICKS_PER_SECOND = 90_000
 # A player can begin before it has the whole file; and starts, which are kept in units of the
 # movie, are as exact as frame times.
+# MP4 keeps the time from a frame to the next in 31 bits: 6.6 hours.
+LONGEST_STEP_TICKS = 2**31 - 2
 MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": str(TICKS_PER_SECOND)}
 _KEYFRAME_EVERY_FRAMES = 60
 _NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
@@ -51,7 +53,8 @@ class VideoWriter:
     """Encodes frames one by one in constant memory; use it as a context manager.
 
     The file appears under its name only when the block ends well; on an exception nothing is
-    left. Frames keep their own times. A size that is odd loses its last row or column, because
+    left. Frames keep their own times; a gap that MP4 cannot hold is cut short, and what follows
+    moves on with it. A size that is odd loses its last row or column, because
     the colours of H.264 come in blocks of two by two. Sound is left out.
     """
 
@@ -77,7 +80,8 @@ class VideoWriter:
         self._size_wh = size_wh
         self._preset = preset
         self._quality = quality
-        self._last_tick = -1
+        self._last_tick: int | None = None
+        self._cut_ticks = 0
         self._last_duration_ticks = TICKS_PER_SECOND // _NOMINAL_RATE_FPS
         # One packet is held back, because the last one must be told how long it is shown.
         self._held: av.Packet | None = None
@@ -119,11 +123,13 @@ class VideoWriter:
         self._append(frame, time_seconds)
 
     def _append(self, frame: av.VideoFrame, time_seconds: float) -> None:
-        frame.pts = max(round(time_seconds * TICKS_PER_SECOND), self._last_tick + 1)
-        frame.time_base = Fraction(1, TICKS_PER_SECOND)
-        if self._last_tick >= 0:
-            self._last_duration_ticks = frame.pts - self._last_tick
-        self._last_tick = frame.pts
+        tick = round(time_seconds * TICKS_PER_SECOND) - self._cut_ticks
+        if self._last_tick is not None:
+            self._cut_ticks += max(tick - self._last_tick - LONGEST_STEP_TICKS, 0)
+            tick = min(max(tick, self._last_tick + 1), self._last_tick + LONGEST_STEP_TICKS)
+            self._last_duration_ticks = tick - self._last_tick
+        frame.pts, frame.time_base = tick, Fraction(1, TICKS_PER_SECOND)
+        self._last_tick = tick
         self._mux(self._stream.encode(frame))
 
     def __exit__(

@@ -7,7 +7,8 @@ precision, which in half precision has steps of a whole pixel beyond 1024.
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 STRIDES = (8, 16, 32)
-MAX_CANDIDATES = 30_000  # of one input, as in Ultralytics
+MAX_CANDIDATES = 30_000  # of one input, as in Ultralytics, and of all inputs of one image
 
 
 class Candidates(NamedTuple):
@@ -28,6 +29,16 @@ class Candidates(NamedTuple):
     class_ids: npt.NDArray[np.int64]
     confidences: npt.NDArray[np.float32]
     boxes_xyxy: npt.NDArray[np.float32]
+
+    @classmethod
+    def none(cls) -> Candidates:
+        """No candidate."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+
+    @classmethod
+    def joined(cls, several: Sequence[Candidates]) -> Candidates:
+        """All of at least one."""
+        return cls(*(np.concatenate(arrays) for arrays in zip(*several, strict=True)))
 
     def best(self, count: int) -> Candidates:
         """The `count` most confident ones, in no particular order."""
@@ -75,7 +86,7 @@ def decode(
     ]
 
 
-@cache
+@lru_cache(maxsize=64)  # that of the largest input takes a megabyte, and there are thousands
 def _grid(input_wh: tuple[int, int], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres (cells, 2) in pixels and strides (cells,) of the network's output cells."""
     centres, steps = [], []

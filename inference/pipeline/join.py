@@ -13,7 +13,12 @@ from typing import Any
 import av
 
 from datasets.media.sound import Sound, SoundError, opened_sound
-from inference.pipeline.encode import MP4_OPTIONS, TICKS_PER_SECOND, whole_file
+from inference.pipeline.encode import (
+    LONGEST_STEP_TICKS,
+    MP4_OPTIONS,
+    TICKS_PER_SECOND,
+    whole_file,
+)
 from inference.pipeline.errors import DrawingError
 
 logger = logging.getLogger(__name__)
@@ -86,11 +91,14 @@ def _pictures(
 ) -> Iterator[tuple[float, Any]]:
     """The packets of the segments; a frame is shown until the next one, over seams as well."""
     held: Any = None
+    cut_ticks = 0
     for packet in _packets(segments, extradata):
         packet.stream = stream
         if held is not None:
-            if packet.dts <= held.dts:
-                packet.pts = packet.dts = held.dts + 1
+            tick = packet.dts - cut_ticks
+            cut_ticks += max(tick - held.dts - LONGEST_STEP_TICKS, 0)
+            tick = min(max(tick, held.dts + 1), held.dts + LONGEST_STEP_TICKS)
+            packet.pts = packet.dts = tick
             held.duration = packet.dts - held.dts
             yield float(held.dts * held.time_base), held
         held = packet

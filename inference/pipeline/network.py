@@ -86,9 +86,10 @@ def load_network(
     `precision` "auto" is the best that the device has instructions for, never int8, which needs
     the twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
     on a CPU where it is installed, else torch. `device` as torch names it; CUDA if there is any
-    by default. `threads` on a CPU; one for each core by default. `sha256`: the digest that the
-    file must have. `config_dir`: where Ultralytics keeps its settings; by default a folder in
-    OD_DATA_DIR, or a temporary one. ONNX runs through OpenVINO on the CPU, whatever is asked for.
+    by default, but the CPU for int8. `threads` on a CPU; one for each core by default. `sha256`:
+    the digest that the file must have. `config_dir`: where Ultralytics keeps its settings; by
+    default a folder in OD_DATA_DIR, or a temporary one. ONNX runs through OpenVINO
+    on the CPU, whatever is asked for.
 
     Only classes that Ultralytics' list of known modules allows are unpickled from the file.
     Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`,
@@ -102,7 +103,7 @@ def load_network(
         if precision == "auto":
             precision = _best_precision(torch.device("cpu"))
         return onnx_network.load(weights, digest, precision, thread_count)
-    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = torch.device(device or _best_device(precision))
     on_cpu = chosen_device.type == "cpu"
     if precision == "auto":
         precision = _best_precision(chosen_device)
@@ -174,6 +175,11 @@ def fast_precisions() -> tuple[Precision, ...]:
     if find_spec("openvino"):
         found.append("int8")
     return tuple(found)
+
+
+def _best_device(precision: Precision) -> str:
+    # Jobs in int8 may come to a worker with a graphics card, because others offer them.
+    return "cuda" if torch.cuda.is_available() and precision != "int8" else "cpu"
 
 
 def _best_precision(device: torch.device) -> Precision:

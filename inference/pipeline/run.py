@@ -62,12 +62,17 @@ class ImageOutcome:
 
 
 def process_images(
-    tasks: Iterable[ImageTask], detector: Detector, *, limits: MediaLimits = DEFAULT_LIMITS
+    tasks: Iterable[ImageTask],
+    detector: Detector,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> Generator[ImageOutcome, None, None]:
     """Detects in many images, which share batches; one outcome per task, in order.
 
     A file that cannot be read fails alone. Each outcome comes when its copy is written. Closing
-    the iterator ends the work; a copy may be there whose outcome was not taken.
+    the iterator ends the work; a copy may be there whose outcome was not taken. `on_progress` is
+    called as by `Detector.stream`.
     """
 
     def read() -> Iterator[_LoadedImage]:
@@ -80,14 +85,18 @@ def process_images(
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(_read_ahead(read(), _image_bytes))
         found = stack.enter_context(
-            contextlib.closing(detector.stream(loaded, lambda one: one.image))
+            contextlib.closing(
+                detector.stream(loaded, lambda one: one.image, on_progress=on_progress)
+            )
         )
         painters = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="paint"))
         drawn: deque[Future[ImageOutcome]] = deque()
         for one, detections in found:
             drawn.append(painters.submit(_finish_image, one, detections, detector.class_names))
+            # Beside a large image, and the copy that is drawn on, no other one waits.
+            behind = 0 if _image_bytes(one) > HELD_BYTES // 4 else _IMAGES_BEING_DRAWN
             del one
-            while len(drawn) > _IMAGES_BEING_DRAWN or (drawn and drawn[0].done()):
+            while len(drawn) > behind or (drawn and drawn[0].done()):
                 yield drawn.popleft().result()
         while drawn:
             yield drawn.popleft().result()
@@ -129,6 +138,7 @@ def process_video(
     max_frames: int | None = None,
     frame_stride: int = 1,
     seek_plan: SeekPlan | None = None,
+    on_progress: Callable[[], None] = lambda: None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> MediaSummary:
     """Detects in the frames of a video and writes the drawn copy as MP4.
@@ -136,7 +146,8 @@ def process_video(
     `on_frames` is called in the caller's thread with some frames at a time, in their order; what
     it raises ends the work at once: threads are joined, no annotated file is left.
     `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
-    `seek_plan` says where decoding may begin for it.
+    `seek_plan` says where decoding may begin for it. `on_progress` is called as by
+    `Detector.stream`.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -148,7 +159,9 @@ def process_video(
         seek_plan=seek_plan,
         limits=limits,
     )
-    return process_frames(frames, detector, annotated=annotated, on_frames=on_frames)
+    return process_frames(
+        frames, detector, annotated=annotated, on_frames=on_frames, on_progress=on_progress
+    )
 
 
 def draw_video(
@@ -163,7 +176,8 @@ def draw_video(
 ) -> None:
     """Writes the drawn copy of a video whose detections are known, in the order of its frames.
 
-    Frames without an entry in `found` are left out. `on_progress` is called after each frame, and
+    Frames without an entry in `found` are left out, and so are entries without a frame.
+    `on_progress` is called after each frame, and
     ends the work by what it raises. Raises MediaError and DrawingError as `process_video` does.
     """
     with contextlib.ExitStack() as stack:
@@ -173,6 +187,8 @@ def draw_video(
         known = iter(found)
         next_known = next(known, None)
         for frame in ahead:
+            while next_known is not None and next_known.frame_index < frame.frame_index:
+                next_known = next(known, None)
             if next_known is None:
                 break
             if frame.frame_index == next_known.frame_index:
@@ -188,6 +204,7 @@ def process_frames(
     *,
     annotated: Path | None,
     on_frames: OnFrames,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> MediaSummary:
     """As `process_video`, over frames from anywhere; closes `frames` when it can be closed."""
     with contextlib.ExitStack() as stack:
@@ -201,7 +218,9 @@ def process_frames(
             painter = stack.enter_context(_Painter(annotated, detector.class_names))
         report = _Report(on_frames)
         found = stack.enter_context(
-            contextlib.closing(detector.stream(chain([first], ahead), _frame_image))
+            contextlib.closing(
+                detector.stream(chain([first], ahead), _frame_image, on_progress=on_progress)
+            )
         )
         del first  # a frame lives only as long as something works on it
         for frame, detections in found:

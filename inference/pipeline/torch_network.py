@@ -77,7 +77,8 @@ class TorchNetwork:
                     raise PipelineError(
                         "out_of_memory", "The device's memory does not suffice for one image."
                     ) from error
-                self.batch_size = len(part) // 2
+                # Another lane may have lowered it further while this batch was under way.
+                self.batch_size = min(self.batch_size, len(part) // 2)
         return found
 
     def tune(self, input_wh: tuple[int, int]) -> None:

@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 
 _UNCERTAIN_SIZES = 0.5  # a track whose place is known no better than this is not told by overlap
 _MAX_NEW_PAIRS = 1500  # compared with each other at a time: a matrix of 18 MB
+# Every box is compared with every track. A clock that hardly moves ends none, however many come.
+MAX_TRACKS = 4000
 
 _Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
@@ -76,7 +78,8 @@ def track_frames(
 class Tracker:
     """The tracks of one video; `update` takes its frames one after the other.
 
-    Memory is bounded by the objects seen within `lost_seconds`, whatever the video's length.
+    Memory is bounded by the objects seen within `lost_seconds`, whatever the video's length, and
+    by MAX_TRACKS: of more, those that were not seen for longest are forgotten.
     """
 
     def __init__(self, rules: TrackingRules | None = None) -> None:
@@ -190,6 +193,10 @@ class Tracker:
         unseen_seconds = self._time_seconds - tracks.last_seconds
         unseen_frames = self._frame_number - tracks.last_frame
         lost = (unseen_seconds > rules.lost_seconds) & (unseen_frames > rules.lost_frames)
+        if len(tracks) > MAX_TRACKS:
+            # Stable, from the newest row backwards: of those seen in one frame the oldest go.
+            idle = np.argsort(unseen_frames[::-1], kind="stable")[MAX_TRACKS:]
+            lost[len(tracks) - 1 - idle] = True
         if lost.any():
             tracks.keep(~lost)
 
