@@ -46,6 +46,11 @@ def spooled_response(
     return response
 
 
+def printable(name: str) -> str:
+    """A name without what a header, a terminal or a path could take for more than a letter."""
+    return "".join(letter if letter.isprintable() else "_" for letter in name)
+
+
 class Slice:
     """The part of a file from its current position on, so many bytes long."""
 
@@ -113,7 +118,7 @@ def stored_file_response(
         content,
         status=206 if wanted else 200,
         as_attachment=True,
-        filename=file_name,
+        filename=printable(file_name),  # it is a stranger's: Django lets a last newline through
         content_type=content_type,
     )
     response["Content-Length"] = str(length_bytes)
