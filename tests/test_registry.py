@@ -369,6 +369,9 @@ class TestRefusedUploads:
         assert sent == []
 
 
+ENDLESS = "dict(format='onnx', class_names=['car'], image_size=1e999, parameter_count=1)"
+
+
 def test_child_that_hangs_crashes_or_babbles_is_a_refusal(tmp_path, monkeypatch):
     """What the parent makes of a child that a file has taken over."""
     limits = confined.ChildLimits(memory_bytes=10**9, seconds=1.0, cpu_seconds=5)
@@ -378,6 +381,8 @@ def test_child_that_hangs_crashes_or_babbles_is_a_refusal(tmp_path, monkeypatch)
         ("print('{}')", "crashed"),
         ("print('[1]')", "crashed"),
         ("print('x' * 9_000_000)", "crashed"),
+        ("print('[' * 100_000)", "crashed"),
+        (f"import json; print(json.dumps(dict(facts={ENDLESS})))", "crashed"),
     ):
         fake = tmp_path / "python"
         fake.write_text(f'#!/bin/sh\nexec {confined.sys.executable} -c "{program}"\n')
