@@ -1,8 +1,8 @@
 """What a job found in the formats of the trade, from stored detections, piece by piece.
 
-A job with results for a hundred thousand frames is written in constant memory: frames are read
-slice by slice, and only the names of its files are kept. Nothing is detected again, so that a
-confidence can be chosen afterwards.
+A job with results for a hundred thousand frames is written in little memory: frames are read
+slice by slice, and only the names of its files are kept, in an archive those of its labels too.
+Nothing is detected again, so that a confidence can be chosen afterwards.
 """
 
 import csv

@@ -6,7 +6,7 @@ from typing import Any, cast
 import django_filters
 from django.conf import settings
 from django.db.models import QuerySet
-from django.http import FileResponse, StreamingHttpResponse
+from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -452,7 +452,7 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
 class ExportView(APIView):
     """What a job found, in a format of the trade."""
 
-    refusals = (409,)
+    refusals = (409, 507)
 
     @extend_schema(
         parameters=[
@@ -494,12 +494,14 @@ def _finished_job(request: Request, job_id: int) -> Job:
 class AnnotatedZipView(APIView):
     """All annotated files of a job at once."""
 
-    refusals = (409,)
+    refusals = (409, 507)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
-    def get(self, request: Request, job_id: int) -> StreamingHttpResponse:
+    def get(self, request: Request, job_id: int) -> FileResponse:
         """A zip of the annotated files of a job that has ended, aborted and failed ones too."""
         job = _finished_job(request, job_id)
-        response = StreamingHttpResponse(results.annotated_zip(job), content_type="application/zip")
-        response["Content-Disposition"] = f'attachment; filename="job-{job.pk}.zip"'
-        return response
+        return spooled_response(
+            results.annotated_zip(job),
+            content_type="application/zip",
+            file_name=f"job-{job.pk}.zip",
+        )

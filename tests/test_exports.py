@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import tempfile
 import zipfile
 
 import numpy as np
@@ -247,6 +249,19 @@ def test_confidence_that_is_none_is_refused(ended_job, confidence):
     )
     assert answer.status_code == 400
     assert [one["field"] for one in answer.json()["errors"]] == ["minimum_confidence"]
+
+
+@pytest.mark.parametrize("path", ["exports/coco/", "annotated-zip/"])
+def test_download_that_the_disk_does_not_take_is_a_507(ended_job, monkeypatch, path):
+    """It is put together on disk, so that a reader of one byte a second holds no thread."""
+
+    class FullDisk(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda max_size: FullDisk())
+    answer = client_of(ended_job.user).get(f"/api/v1/jobs/{ended_job.pk}/{path}")
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
 
 
 @pytest.mark.parametrize("kind", [*EXPORTS, "xml"])
