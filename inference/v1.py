@@ -297,9 +297,10 @@ class FrameFilters(StrictFilterSet):
 
 
 class OldestFirst(NewestFirst):
-    """Frame results in the order of their making."""
+    """Frame results in the order of their making, which may have 500 detections each."""
 
     ordering = "id"
+    max_page_size = 100
 
 
 class JobsView(generics.ListAPIView[Job]):
