@@ -69,8 +69,11 @@ class _Named:
 
     def frame_file(self, frame: FrameResult) -> str:
         """The picture that a frame is: a video's are thought of as JPEG."""
-        suffix = ".jpg" if self.is_video else PurePosixPath(self.media_file.name).suffix
-        return self.frame_stem(frame) + suffix
+        if self.is_video:
+            return f"{self.frame_stem(frame)}.jpg"
+        return (
+            self.frame_stem(frame) + PurePosixPath(safe_archive_name(self.media_file.name)).suffix
+        )
 
 
 def _named_files(job: Job) -> Iterator[_Named]:

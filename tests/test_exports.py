@@ -172,6 +172,16 @@ def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
     ]
 
 
+def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
+    picture = add_media_file(dataset, name="a.png\n")
+    job = submitted(user)
+    found(job, picture)
+    services.abort_job(job_id=job.pk)
+    (image,) = json.loads(export(job, "coco"))["images"]
+    assert (image["file_name"], image["original_name"]) == ("a.png_", "a.png\n")
+    assert "images/a.png_," in texts_of(export(job, "yolo"))["files.csv"]
+
+
 def test_csv_has_a_row_for_every_detection(ended_job):
     rows = list(csv.DictReader(io.StringIO(export(ended_job, "csv").decode())))
     assert rows[0] == {
