@@ -1,6 +1,5 @@
 """Jobs, frame results and annotated files in /api/v1/."""
 
-import math
 from typing import Any, cast
 
 import django_filters
@@ -442,12 +441,6 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
         default=settings.DISPLAY_CONFIDENCE,
         help_text="Detections from this confidence on; nothing is detected again for it.",
     )
-
-    def validate_minimum_confidence(self, value: float) -> float:
-        """No comparison refuses what is not a number."""
-        if math.isnan(value):
-            raise serializers.ValidationError("A valid number is required.", code="invalid")
-        return value
 
 
 class ExportView(APIView):
