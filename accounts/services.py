@@ -113,8 +113,8 @@ def verified_user(*, email: str, password: str, client_address: str = "") -> Use
     are no way around the limits.
     """
     by_email, by_address = limits.login_by_email(email), limits.login_by_address(client_address)
+    by_address.take()  # first: whoever is shut out here can shut nobody else out any more
     by_email.take()
-    by_address.take()
     user = User.objects.of_email(email)
     if user is None:
         make_password(password)

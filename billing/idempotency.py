@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.renderers import JSONRenderer
@@ -64,19 +64,28 @@ class KeyedRequest:
     fingerprint: str
 
     def keep(self, response: Response) -> Response:
-        """Keep the answer, in the transaction of what it tells; returns it."""
+        """Keep the answer, in the transaction of what it tells; returns it.
+
+        Raises IdempotencyKeyInUseError (409), which takes the effect back, when the answer of
+        another request is kept already: then the lock has not kept the two apart.
+        """
         if not transaction.get_connection().in_atomic_block:
             raise RuntimeError("An answer is kept in the transaction of its effect.")
-        self._rows().delete()  # an expired one
-        KeptAnswer.objects.create(
-            user_id=self.user_id,
-            route=self.route,
-            key=self.key,
-            fingerprint=self.fingerprint,
-            status=response.status_code,
-            body=json.loads(JSONRenderer().render(response.data)),
-            location=response.headers.get("Location", ""),
-        )
+        self._rows().filter(created_at__lt=_oldest_kept()).delete()
+        body = json.loads(JSONRenderer().render(response.data))
+        try:
+            with transaction.atomic():
+                KeptAnswer.objects.create(
+                    user_id=self.user_id,
+                    route=self.route,
+                    key=self.key,
+                    fingerprint=self.fingerprint,
+                    status=response.status_code,
+                    body=body,
+                    location=response.headers.get("Location", ""),
+                )
+        except IntegrityError as error:
+            raise IdempotencyKeyInUseError("Another request under this key was first.") from error
         return response
 
     def kept_response(self) -> Response | None:

@@ -5,7 +5,6 @@ removed again. So a refusal leaves the ledger, the rows and the files as they we
 """
 
 import contextlib
-import errno
 import logging
 import tempfile
 import threading
@@ -35,7 +34,7 @@ from datasets.media.limits import MediaLimits
 from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
-from odproject.core.files import remove_orphans
+from odproject.core.files import StorageUnavailableError, remove_orphans, storing
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -52,22 +51,6 @@ class UnacceptableMediaError(DomainError):
         self.status = error.status
         self.code = error.code
         super().__init__(error.detail, errors=(FieldError("file", error.code, error.detail),))
-
-
-class StorageUnavailableError(DomainError):
-    """The upload cannot be stored now, for a reason that is not the client's."""
-
-    status = 503
-    code = "storage_unavailable"
-    title = "The upload cannot be stored now"
-
-
-class StorageFullError(DomainError):
-    """The disk has no room for the upload."""
-
-    status = 507
-    code = "storage_full"
-    title = "No room for the upload"
 
 
 @dataclass(frozen=True)
@@ -237,7 +220,7 @@ def upload_content(
     selectors.open_dataset(user=user, name=dataset_name)
     _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
     limits = media_limits()
-    with contextlib.ExitStack() as stack:
+    with storing("this upload"), contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
             prices = current_prices()
@@ -264,11 +247,6 @@ def upload_content(
         except InspectorUnavailableError as error:
             logger.exception("Uploads cannot be inspected")
             raise StorageUnavailableError("Uploads cannot be inspected now; try again.") from error
-        except OSError as error:
-            logger.exception("An upload could not be stored")
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise StorageFullError("The service has no room for this upload now.") from error
-            raise StorageUnavailableError("The upload could not be stored; try again.") from error
 
 
 def _on_disk(content: UploadedFile[Any], folder: Path) -> Path:

@@ -86,10 +86,10 @@ class ComparisonPages(Base):
         try:
             second = self._other(form)
             comparison.check_comparable(first, second)
+            found = comparison.compare(first, second, rules=form.rules)
         except DomainError as error:
             context["refusal"] = error.detail
         else:
-            found = comparison.compare(first, second, rules=form.rules)
             context |= _shown(found, with_pictures=request.user.has_perm("datasets.view_mediafile"))
         return TemplateResponse(request, "admin/comparison.html", context)
 

@@ -1,16 +1,16 @@
 """Two jobs on one dataset side by side: how far they agree, and what only one of them found.
 
 Computed from stored frame results when somebody asks. Only frames that both jobs looked at are
-compared, and of very long videos only so many.
+compared, and of very long videos only as many as a web process has time for.
 """
 
 import contextlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -26,11 +26,14 @@ from odproject.core.files import local_copy
 
 logger = logging.getLogger(__name__)
 MAX_FRAMES = 20_000
+MAX_SECONDS = 20.0  # so many frames of hundreds of boxes each would take minutes
 ROWS_PER_READ = 500
 PICTURE_SIDE_PIXELS = 1600
-PICTURES_AT_A_TIME = 2  # of a web process; pages show several, and others want answers too
+AT_A_TIME = 2  # of a web process, of either kind; pages show several, and others want answers too
+WAIT_SECONDS = 10.0
 
-_picture_slots = threading.BoundedSemaphore(PICTURES_AT_A_TIME)
+_picture_slots = threading.BoundedSemaphore(AT_A_TIME)
+_comparison_slots = threading.BoundedSemaphore(AT_A_TIME)
 
 
 class NotComparableError(DomainError):
@@ -62,12 +65,12 @@ class PictureUnavailableError(DomainError):
     title = "The picture cannot be drawn"
 
 
-class PicturesBusyError(DomainError):
-    """As many pictures are being drawn as this process can bear."""
+class ComparisonsBusyError(DomainError):
+    """As many comparisons are made or drawn as this process can bear."""
 
     status = 503
-    code = "too_many_pictures"
-    title = "Too many pictures at once"
+    code = "too_many_comparisons"
+    title = "Too many comparisons at once"
 
 
 @dataclass(frozen=True)
@@ -151,17 +154,26 @@ def check_comparable(first: Job, second: Job) -> None:
 
 
 def compare(first: Job, second: Job, *, rules: Rules) -> Comparison:
-    """How far two comparable jobs agree, file by file in upload order."""
+    """How far two comparable jobs agree, file by file in upload order.
+
+    Raises ComparisonsBusyError (503).
+    """
     comparison = Comparison(first, second, rules)
     by_file: dict[int, FileComparison] = {}
-    pairs = _frame_pairs(first, second)
-    for mine, other in islice(pairs, MAX_FRAMES):
-        found = by_file.get(mine.media_file_id)
-        if found is None:
-            found = by_file[mine.media_file_id] = FileComparison(mine.media_file)
-        _add_frame(comparison, found, mine, other)
+    with _slot(_comparison_slots):
+        deadline = time.monotonic() + MAX_SECONDS
+        for mine, other in _frame_pairs(first, second):
+            is_full = other is not None and comparison.tally.frames == MAX_FRAMES
+            if is_full or time.monotonic() > deadline:
+                comparison.is_complete = False
+                break
+            if other is None:
+                continue
+            found = by_file.get(mine.media_file_id)
+            if found is None:
+                found = by_file[mine.media_file_id] = FileComparison(mine.media_file)
+            _add_frame(comparison, found, mine, other)
     comparison.files = list(by_file.values())
-    comparison.is_complete = next(pairs, None) is None
     return comparison
 
 
@@ -185,8 +197,11 @@ def _add_frame(
         file.most_different_count = different
 
 
-def _frame_pairs(first: Job, second: Job) -> Iterator[tuple[FrameResult, FrameResult]]:
-    """Frames that both jobs looked at, by file and frame, without holding more than a slice."""
+def _frame_pairs(first: Job, second: Job) -> Iterator[tuple[FrameResult, FrameResult | None]]:
+    """Frames of the first job by file and frame, as far as the second goes, and the second's.
+
+    None stands for a frame that the second has not looked at. No more than a slice is held.
+    """
     others = _frames(second)
     other = next(others, None)
     for mine in _frames(first):
@@ -194,8 +209,7 @@ def _frame_pairs(first: Job, second: Job) -> Iterator[tuple[FrameResult, FrameRe
             other = next(others, None)
         if other is None:
             return
-        if _place(other) == _place(mine):
-            yield mine, other
+        yield mine, other if _place(other) == _place(mine) else None
 
 
 def _place(frame: FrameResult) -> tuple[int, int]:
@@ -248,7 +262,7 @@ def difference_picture(
     """A JPEG of a frame with what only one job found in it, and what both did.
 
     A confined process decodes the file. Raises FrameNotComparedError (404) and
-    PictureUnavailableError (422), PicturesBusyError (503).
+    PictureUnavailableError (422), ComparisonsBusyError (503).
     """
     where = {"media_file_id": media_file_id, "frame_index": frame_index}
     mine = FrameResult.objects.filter(job=first, **where).select_related("media_file").first()
@@ -273,7 +287,7 @@ def difference_picture(
         cpu_seconds=settings.COMPARISON_PICTURE_SECONDS,
     )
     try:
-        with _picture_slot(), local_copy(str(mine.media_file.content.name)) as path:
+        with _slot(_picture_slots), local_copy(str(mine.media_file.content.name)) as path:
             return picture_of(answer_of_child("inference.picture_child", task, path, limits))
     except ConfinedChildError as error:
         raise PictureUnavailableError(error.detail) from error
@@ -283,14 +297,14 @@ def difference_picture(
 
 
 @contextlib.contextmanager
-def _picture_slot() -> Iterator[None]:
-    """Bound how many pictures a process has drawn at a time; raises PicturesBusyError (503)."""
-    if not _picture_slots.acquire(timeout=settings.COMPARISON_PICTURE_SECONDS):
-        raise PicturesBusyError("Too many pictures are being drawn; please try again.")
+def _slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
+    """Bound how much a process does at a time; raises ComparisonsBusyError (503)."""
+    if not slots.acquire(timeout=WAIT_SECONDS):
+        raise ComparisonsBusyError("Too many comparisons at once; please try again.")
     try:
         yield
     finally:
-        _picture_slots.release()
+        slots.release()
 
 
 def _label(job: Job, other: Job) -> str:

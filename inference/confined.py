@@ -139,7 +139,7 @@ def _parsed(line: bytes, status: int) -> dict[str, Any]:
         if not isinstance(answer, dict):
             raise ValueError(answer)
         code, detail = answer.get("error") or ("", "")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise crashed(f"it ended with status {status}") from error
     if code:
         if "cause" in answer:

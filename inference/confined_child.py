@@ -44,11 +44,16 @@ def _answer(
     try:
         return do(task, Path(task["path"]))
     except (PipelineError, MediaError) as error:
-        return {"error": [error.code, error.detail]}
+        return _refusal(error.code, error.detail, error.__cause__)
     except MemoryError:
-        return {"error": ["too_large", "Reading the file takes more memory than allowed."]}
-    except Exception as error:  # the file found a fault in a library; the parent writes it down
-        return {
-            "error": ["unreadable", "The file cannot be read."],
-            "cause": repr(error)[:500],
-        }
+        return _refusal("too_large", "Reading the file takes more memory than allowed.")
+    except Exception as error:  # the file found a fault in a library
+        return _refusal("unreadable", "The file cannot be read.", error)
+
+
+def _refusal(code: str, detail: str, cause: BaseException | None = None) -> dict[str, Any]:
+    """What the asker is told, and the cause, which the parent writes down for the operator."""
+    refusal: dict[str, Any] = {"error": [code, detail]}
+    if cause is not None:
+        refusal["cause"] = repr(cause)[:500]
+    return refusal

@@ -1,8 +1,8 @@
 """What a job found in the formats of the trade, from stored detections, piece by piece.
 
-A job with results for a hundred thousand frames is written in constant memory: frames are read
-slice by slice, and only the names of its files are kept. Nothing is detected again, so that a
-confidence can be chosen afterwards.
+A job with results for a hundred thousand frames is written in little memory: frames are read
+slice by slice, and only the names of its files are kept, in an archive those of its labels too.
+Nothing is detected again, so that a confidence can be chosen afterwards.
 """
 
 import csv
@@ -69,8 +69,11 @@ class _Named:
 
     def frame_file(self, frame: FrameResult) -> str:
         """The picture that a frame is: a video's are thought of as JPEG."""
-        suffix = ".jpg" if self.is_video else PurePosixPath(self.media_file.name).suffix
-        return self.frame_stem(frame) + suffix
+        if self.is_video:
+            return f"{self.frame_stem(frame)}.jpg"
+        return (
+            self.frame_stem(frame) + PurePosixPath(safe_archive_name(self.media_file.name)).suffix
+        )
 
 
 def _named_files(job: Job) -> Iterator[_Named]:

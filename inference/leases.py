@@ -16,7 +16,7 @@ from django.db import (
 )
 
 from inference import services
-from inference.services import Claim
+from inference.services import Claim, LeaseLostError
 
 logger = logging.getLogger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
@@ -57,10 +57,17 @@ class LeaseKeeper(threading.Thread):
         self._claim = claim
         self._on_hang = on_hang
         self._ended = threading.Event()
+        self._lost = threading.Event()
         self._progress_at = time.monotonic()
 
     def note_progress(self) -> None:
-        """The work goes on."""
+        """The work goes on; raises LeaseLostError once the unit is known to be another's.
+
+        A step that stores nothing for long, as drawing a video, would not notice otherwise that
+        its job was aborted.
+        """
+        if self._lost.is_set():
+            raise LeaseLostError(f"Work unit {self._claim.unit_id} was taken away.")
         self._progress_at = time.monotonic()
 
     def run(self) -> None:
@@ -72,6 +79,7 @@ class LeaseKeeper(threading.Thread):
                 break
             try:
                 if not services.renew_lease(claim=self._claim):
+                    self._lost.set()
                     break
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("A lease was not renewed: %s", error)

@@ -40,7 +40,7 @@ def read_facts(path: Path, *, limits: ChildLimits) -> WeightsFacts:
         answer = answer_of_child(_CHILD, {"kind": "read"}, path, limits)
         try:
             return WeightsFacts.from_dict(answer["facts"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise crashed("it talked nonsense") from error
     except ConfinedChildError as error:
         raise WeightsError(error.code, error.detail) from error

@@ -157,6 +157,11 @@ class Job(models.Model):
                 name="job_unfinished",
                 condition=Q(state__in=["Pending", "Running"]),
             ),
+            models.Index(
+                fields=["-finished_at"],
+                name="job_completed_last",
+                condition=Q(state="Completed"),
+            ),
         ]
 
     def __str__(self) -> str:

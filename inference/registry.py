@@ -7,7 +7,6 @@ so that whatever happens to a version meanwhile does not touch jobs under way.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -30,15 +29,15 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.models import User
-from datasets.uploading import StorageFullError, StorageUnavailableError
 from inference import queue
-from inference.confined import ChildLimits, ChildUnavailableError
+from inference.confined import ChildLimits
 from inference.model_checks import TryOutReport, read_facts, try_out
 from inference.models import ModelVersion
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.options import DetectionOptions, OptionsError
 from inference.pipeline.weights_file import WeightsFacts
 from odproject.core.errors import ConflictError, DomainError, FieldError, NotFoundError
+from odproject.core.files import storing
 
 logger = logging.getLogger(__name__)
 State, Format = ModelVersion.State, ModelVersion.Format
@@ -307,7 +306,10 @@ def upload_model(
         raise WeightsTooLargeError(f"Weights may have {settings.MAX_WEIGHTS_BYTES:,} bytes.")
     _check_name_is_free(model_id, version)
     try:
-        with tempfile.TemporaryDirectory(prefix="od-weights-") as folder:
+        with (
+            storing("these weights"),
+            tempfile.TemporaryDirectory(prefix="od-weights-") as folder,
+        ):
             path = _on_disk(content, Path(folder))
             facts = read_facts(path, limits=_child_limits())
             check_default_options(default_options or {}, image_size=facts.image_size)
@@ -325,14 +327,6 @@ def upload_model(
                 )
     except WeightsError as error:
         raise UnacceptableWeightsError(error.detail, members={"reason": error.code}) from error
-    except ChildUnavailableError as error:
-        logger.exception("Weights cannot be inspected")
-        raise StorageUnavailableError("Weights cannot be inspected now; try again.") from error
-    except OSError as error:
-        logger.exception("Weights could not be stored")
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise StorageFullError("The service has no room for these weights now.") from error
-        raise StorageUnavailableError("The weights could not be stored; try again.") from error
 
 
 def _check_name_is_free(model_id: str, version: str) -> None:

@@ -13,6 +13,7 @@ from django.core.files.storage import default_storage
 from datasets.models import MediaFile
 from inference.models import Job, JobFile
 from inference.selectors import displayed_objects, files_of_job, frame_results
+from odproject.core.files import printable
 
 CHUNK_BYTES = 256 * 1024
 MAX_PART_BYTES = 230  # file systems bear 255, and a number and an extension may follow
@@ -79,8 +80,8 @@ def annotated_content_type(file: JobFile) -> str:
 
 def safe_archive_name(name: str) -> str:
     """A relative path that unpacks inside the folder where it is unpacked, and nowhere else."""
-    printable = "".join(c if c.isprintable() else "_" for c in name.replace("\\", "/"))
-    parts = [_shortened(part) for part in printable.split("/") if part not in {"", ".", ".."}]
+    written = printable(name.replace("\\", "/"))
+    parts = [_shortened(part) for part in written.split("/") if part not in {"", ".", ".."}]
     return posixpath.join(*parts) if parts else "file"
 
 

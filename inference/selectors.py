@@ -53,8 +53,8 @@ def completed_job(*, user: User, job_id: int) -> Job:
 
 
 def jobs_of(*, user: User) -> list[Job]:
-    """The user's jobs, oldest first."""
-    return list(Job.objects.filter(user=user).order_by("pk"))
+    """The user's jobs, oldest first, with what a list of all of them tells."""
+    return list(Job.objects.filter(user=user).only("state", "dataset_id").order_by("pk"))
 
 
 def jobs_with_progress(*, user: User) -> QuerySet[Job]:

@@ -60,7 +60,7 @@ class Work:
         return DetectionOptions.parse(self.unit.job.options)
 
     def note_progress(self) -> None:
-        """Tell that the work goes on; raises WorkerStoppingError when it must not."""
+        """Tell that the work goes on; raises WorkerStoppingError or LeaseLostError else."""
         self.lease.note_progress()
         if self.should_stop():
             raise WorkerStoppingError

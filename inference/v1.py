@@ -1,12 +1,11 @@
 """Jobs, frame results and annotated files in /api/v1/."""
 
-import math
 from typing import Any, cast
 
 import django_filters
 from django.conf import settings
 from django.db.models import QuerySet
-from django.http import FileResponse, StreamingHttpResponse
+from django.http import FileResponse
 from django.http.response import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -297,9 +296,10 @@ class FrameFilters(StrictFilterSet):
 
 
 class OldestFirst(NewestFirst):
-    """Frame results in the order of their making."""
+    """Frame results in the order of their making, which may have 500 detections each."""
 
     ordering = "id"
+    max_page_size = 100
 
 
 class JobsView(generics.ListAPIView[Job]):
@@ -442,17 +442,11 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
         help_text="Detections from this confidence on; nothing is detected again for it.",
     )
 
-    def validate_minimum_confidence(self, value: float) -> float:
-        """No comparison refuses what is not a number."""
-        if math.isnan(value):
-            raise serializers.ValidationError("A valid number is required.", code="invalid")
-        return value
-
 
 class ExportView(APIView):
     """What a job found, in a format of the trade."""
 
-    refusals = (409,)
+    refusals = (409, 507)
 
     @extend_schema(
         parameters=[
@@ -494,12 +488,14 @@ def _finished_job(request: Request, job_id: int) -> Job:
 class AnnotatedZipView(APIView):
     """All annotated files of a job at once."""
 
-    refusals = (409,)
+    refusals = (409, 507)
 
     @extend_schema(responses={(200, "application/zip"): OpenApiTypes.BINARY})
-    def get(self, request: Request, job_id: int) -> StreamingHttpResponse:
+    def get(self, request: Request, job_id: int) -> FileResponse:
         """A zip of the annotated files of a job that has ended, aborted and failed ones too."""
         job = _finished_job(request, job_id)
-        response = StreamingHttpResponse(results.annotated_zip(job), content_type="application/zip")
-        response["Content-Disposition"] = f'attachment; filename="job-{job.pk}.zip"'
-        return response
+        return spooled_response(
+            results.annotated_zip(job),
+            content_type="application/zip",
+            file_name=f"job-{job.pk}.zip",
+        )

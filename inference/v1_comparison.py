@@ -96,7 +96,7 @@ class ComparisonSerializer(serializers.Serializer[Any]):
     minimum_confidence = serializers.FloatField()
     iou = serializers.FloatField()
     is_complete = serializers.BooleanField(
-        help_text=f"False when only the first {comparison.MAX_FRAMES:,} frames were compared."
+        help_text="False when there were too many frames, so that only the first were compared."
     )
     totals = TallySerializer()
     files = FileComparisonSerializer(many=True)

@@ -39,8 +39,13 @@ def _frames_ahead(job: Job) -> float:
     Of each job only the first few units stand in the queue (`services.enqueue_units`), so a long
     job is not waited for to its end.
     """
+    # That the jobs are unfinished too spares the units of all that ever were.
     waiting = (
-        UnitFile.objects.filter(unit__job__lt=job.pk, unit__state__in=WorkUnit.UNFINISHED)
+        UnitFile.objects.filter(
+            unit__job__lt=job.pk,
+            unit__job__state__in=Job.UNFINISHED,
+            unit__state__in=WorkUnit.UNFINISHED,
+        )
         .order_by()
         .values("unit__job_id")
         .annotate(

@@ -295,6 +295,9 @@ class TestJobs:
         assert confidences(class_name="car") == [0.9, 0.1]
         assert client.get(path, {"minimum_confidence": "nan"}).status_code == 400
         assert client.get(path, {"minimum_confidence": 2}).status_code == 400
+        # With 500 objects each, a hundred frames are as much as one answer should hold.
+        assert client.get(path, {"page_size": 100}).status_code == 200
+        assert client.get(path, {"page_size": 101}).status_code == 400
 
     def test_annotated_file_has_its_type(self, client, user, dataset, media_root):
         add_media_file(dataset)

@@ -1,6 +1,7 @@
 """Two jobs on one dataset side by side: numbers, pictures, and whose they are."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -198,6 +199,31 @@ def test_only_frames_that_both_looked_at_are_compared(owner, pair, monkeypatch):
     monkeypatch.setattr(comparison, "MAX_FRAMES", 1)
     document = client_of(owner).get(page(first, second)).json()
     assert (document["is_complete"], document["totals"]["frames"]) == (False, 1)
+
+
+@pytest.mark.django_db
+def test_comparison_ends_when_its_time_is_over(owner, pair, monkeypatch):
+    monkeypatch.setattr(comparison, "MAX_SECONDS", -1)
+    document = client_of(owner).get(page(*pair)).json()
+    assert (document["is_complete"], document["totals"]["frames"]) == (False, 0)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["comparison", "picture"])
+def test_comparisons_leave_threads_for_others(owner, pair, monkeypatch, kind):
+    client, admin = client_of(owner), browser_of(make_user(staff=True))
+    address = page(*pair)
+    if kind == "picture":
+        address = client.get(address).json()["files"][0]["picture_url"]
+    slots = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(comparison, f"_{kind}_slots", slots)
+    monkeypatch.setattr(comparison, "WAIT_SECONDS", 0)
+    with slots:
+        busy = client.get(address)
+        shown = admin.get(address.replace("/api/v1/jobs", "/admin/inference/job"))
+    assert (busy.status_code, busy.json()["code"]) == (503, "too_many_comparisons")
+    assert "Too many comparisons at once" in shown.content.decode()
+    assert client.get(address).status_code == 200
 
 
 @pytest.mark.django_db

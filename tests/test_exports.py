@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import tempfile
 import zipfile
 
 import numpy as np
@@ -170,6 +172,16 @@ def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
     ]
 
 
+def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
+    picture = add_media_file(dataset, name="a.png\n")
+    job = submitted(user)
+    found(job, picture)
+    services.abort_job(job_id=job.pk)
+    (image,) = json.loads(export(job, "coco"))["images"]
+    assert (image["file_name"], image["original_name"]) == ("a.png_", "a.png\n")
+    assert "images/a.png_," in texts_of(export(job, "yolo"))["files.csv"]
+
+
 def test_csv_has_a_row_for_every_detection(ended_job):
     rows = list(csv.DictReader(io.StringIO(export(ended_job, "csv").decode())))
     assert rows[0] == {
@@ -247,6 +259,19 @@ def test_confidence_that_is_none_is_refused(ended_job, confidence):
     )
     assert answer.status_code == 400
     assert [one["field"] for one in answer.json()["errors"]] == ["minimum_confidence"]
+
+
+@pytest.mark.parametrize("path", ["exports/coco/", "annotated-zip/"])
+def test_download_that_the_disk_does_not_take_is_a_507(ended_job, monkeypatch, path):
+    """It is put together on disk, so that a reader of one byte a second holds no thread."""
+
+    class FullDisk(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda max_size: FullDisk())
+    answer = client_of(ended_job.user).get(f"/api/v1/jobs/{ended_job.pk}/{path}")
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
 
 
 @pytest.mark.parametrize("kind", [*EXPORTS, "xml"])

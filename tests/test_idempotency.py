@@ -170,6 +170,19 @@ class TestOneAfterTheOther:
         assert beside["Retry-After"] == "1"
         assert effect.rows() == 0
 
+    def test_without_the_lock_still_one_takes_effect(self, make_effect, monkeypatch):
+        """As with a pool that gives every transaction another session of the database."""
+        effect = make_effect()
+        first = effect.send("k")
+        with monkeypatch.context() as patched:
+            # What a request sees that began before the first one had committed.
+            patched.setattr(idempotency.KeyedRequest, "kept_response", lambda keyed: None)
+            beside = effect.send("k")
+        assert (beside.status_code, beside.json()["code"]) == (409, "idempotency_key_in_use")
+        assert effect.rows() == 1
+        assert effect.send("k").json() == first.json()
+        assert ledger_breaches() == []
+
     @pytest.mark.parametrize("key", ["", " ", "a b", "é", "x" * 201])
     def test_what_is_no_key_is_refused(self, make_effect, key):
         effect = make_effect()

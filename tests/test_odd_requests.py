@@ -10,7 +10,7 @@ from accounts.selectors import UserNotFoundError, user_by_email
 from accounts.services import InvalidCredentialsError, log_in
 from datasets.models import Dataset
 from tests.clients import client_of
-from tests.factories import PASSWORD, make_dataset, make_user
+from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes
 
 pytestmark = pytest.mark.django_db
@@ -115,6 +115,27 @@ class TestNames:
     def test_name_of_any_script_is_taken(self, client, name):
         assert client.post("/api/v1/datasets/", {"name": name}, format="json").status_code == 201
         assert Dataset.objects.get().name == name
+
+    @pytest.mark.parametrize("name", ["a.png\n", "a\r\nX-Injected: 1", "caf\u00e9.png\n"])
+    def test_file_whose_name_ends_a_line_is_downloaded_under_a_name_without(
+        self, client, user, name
+    ):
+        picture = image_bytes("PNG")
+        file = add_media_file(make_dataset(user), name=name, content=picture)
+        answer = client.get(f"/api/v1/media-files/{file.pk}/content/")
+        assert answer.status_code == 200
+        assert b"".join(answer.streaming_content) == picture
+        assert "%0A" not in answer["Content-Disposition"]
+        assert not answer.has_header("X-Injected")
+
+    @pytest.mark.parametrize("path", ["jobs", "quotes"])
+    def test_option_whose_name_nobody_can_encode_is_refused(self, client, user, path):
+        dataset = make_dataset(user)
+        body = r'{"dataset_id": %d, "model_version": "YOLO8s_FSR", "options": {"\ud800": 1}}'
+        answer = client.generic(
+            "POST", f"/api/v1/{path}/", body % dataset.pk, content_type="application/json"
+        )
+        assert_refused(answer, r"options.'\ud800'")
 
     def test_part_whose_head_is_not_utf_8_is_told_about(self, client, user):
         make_dataset(user)

@@ -304,6 +304,7 @@ def test_code_planted_in_weights_is_not_run(tmp_path):
     with pytest.raises(WeightsError) as caught:
         load_detector(weights)
     assert caught.value.code == "weights_unreadable"
+    assert caught.value.detail == "planted.pt is no readable checkpoint."  # and names no path
     assert not trace.exists()
 
 

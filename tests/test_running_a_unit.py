@@ -21,6 +21,7 @@ from inference.models import FrameResult, Job, JobFile, WorkUnit
 from inference.pipeline.types import Detections
 from inference.results import annotated_zip, result_json
 from inference.selectors import files_of_job
+from inference.services import LeaseLostError
 from inference.worker import run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
@@ -257,6 +258,15 @@ class TestLease:
         told = threading.Event()
         with LeaseKeeper(claim=held, on_hang=told.set):
             assert told.wait(30)
+
+    def test_work_on_an_aborted_job_ends_at_its_next_step(self, held):
+        """Also where it stores nothing, as while a video is drawn."""
+        services.abort_job(job_id=held.job_id)
+        with LeaseKeeper(claim=held) as keeper:
+            keeper.note_progress()  # nobody has noticed yet
+            keeper.join(30)
+            with pytest.raises(LeaseLostError):
+                keeper.note_progress()
 
     def test_unit_of_somebody_else_is_not_renewed(self, held):
         services.reclaim_units(worker_name="w1")

@@ -18,11 +18,11 @@ from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
 from datasets.services import delete_dataset, mark_blocked
 from datasets.uploading import (
-    StorageFullError,
     UnacceptableMediaError,
     remove_orphaned_uploads,
     upload_content,
 )
+from odproject.core.files import StorageFullError
 from tests.factories import make_dataset, make_user
 from tests.mediafiles import image_bytes, noise, packet_spans, write_video
 

@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from inference import queue, services
@@ -56,7 +58,7 @@ class TestWaiting:
 
     @pytest.fixture
     def worker(self):
-        services.record_heartbeat(worker_name="w", loaded_versions=["YOLO8s_FSR"], device="cpu")
+        services.record_heartbeat(worker_name="w", loaded_weights=["f" * 64], device="cpu")
 
     def test_first_job_waits_for_nobody(self, client, user, dataset):
         add_media_file(dataset)
@@ -70,8 +72,23 @@ class TestWaiting:
         ahead, behind = submit(user), submit(user)
         assert wait_of(ahead) == Wait(jobs_ahead=0, seconds=0.0)
         assert wait_of(behind) == Wait(jobs_ahead=1, seconds=20.0)
-        services.record_heartbeat(worker_name="v", loaded_versions=["YOLO8s_FSR"], device="cpu")
+        services.record_heartbeat(worker_name="v", loaded_weights=["f" * 64], device="cpu")
         assert wait_of(behind) == Wait(jobs_ahead=1, seconds=10.0)
+
+    def test_jobs_of_the_past_are_not_looked_through(self, user, dataset, worker):
+        """The page of a waiting job is asked again and again, however many have ended."""
+        add_media_file(dataset)
+        job = submit(user)
+        with CaptureQueriesContext(connection) as queries:
+            wait_of(job)
+        of_units = next(one["sql"] for one in queries if "inference_unitfile" in one["sql"])
+        assert """"inference_job"."state" IN ('Pending', 'Running')""" in of_units
+        of_ended = next(one["sql"] for one in queries if "ORDER BY" in one["sql"])
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute(f"EXPLAIN {of_ended}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+        assert "Index Scan using job_completed_last" in plan
 
     def test_without_a_worker_nobody_can_say(self, user, dataset):
         add_media_file(dataset)

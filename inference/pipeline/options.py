@@ -100,7 +100,7 @@ class DetectionOptions:
         """
         known = {field.name for field in fields(cls)}
         faults = [
-            FieldFault(str(name), "unknown", f"There is no option {name!r}.")
+            FieldFault(_shown(name), "unknown", f"There is no option {_shown(name)}.")
             for name in raw
             if name not in known
         ]
@@ -125,6 +125,12 @@ class DetectionOptions:
         if self.class_names is not None:
             values["class_names"] = list(self.class_names)
         return values
+
+
+def _shown(name: object) -> str:
+    """A name that may hold anything, half a surrogate pair too, which nobody can encode."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
 
 
 def _parsed_tiling(raw: Mapping[str, Any]) -> Tiling:

@@ -8,6 +8,7 @@ merging at a time limit.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import threading
@@ -26,6 +27,7 @@ from inference.pipeline.heads import STRIDES, Candidates, decode
 from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
 
+logger = logging.getLogger(__name__)
 _BATCH_SIZES_CPU = (1, 2, 4, 8)
 _BATCH_SIZES_CUDA = (8, 16, 32, 64, 128)
 _CUDA_LANES = 2  # while one batch is computed, the next one is brought to the device
@@ -164,9 +166,13 @@ def load_model(weights: Path, config_dir: Path | None) -> Any:
 
         try:
             checkpoint, _ = torch_safe_load(str(weights), safe_only=True)
+        except MemoryError:
+            raise  # the machine's fault and not the file's
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+            # Its own sentence names a path of this machine, so it is for the log only.
+            logger.warning("%s cannot be read: %s", weights, error)
             raise WeightsError(
-                "weights_unreadable", f"{weights.name} is no readable checkpoint: {error}"
+                "weights_unreadable", f"{weights.name} is no readable checkpoint."
             ) from error
     model = checkpoint.get("ema") or checkpoint.get("model")
     if type(model).__name__ != "DetectionModel":

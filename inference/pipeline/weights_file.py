@@ -24,7 +24,7 @@ class WeightsFacts:
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Self:
-        """From JSON; raises KeyError, TypeError or ValueError."""
+        """From JSON; raises KeyError, TypeError, ValueError or OverflowError."""
         if facts["format"] not in FORMATS:
             raise ValueError(facts["format"])
         return cls(

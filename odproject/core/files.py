@@ -1,6 +1,8 @@
 """Stored files over HTTP: whole or in part, never as something that a browser runs."""
 
 import contextlib
+import errno
+import logging
 import re
 import shutil
 import tempfile
@@ -15,10 +17,45 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
+from odproject.core.errors import DomainError
 
+logger = logging.getLogger(__name__)
 SPOOL_IN_MEMORY_BYTES = 1024 * 1024
 NAMES_AT_A_TIME = 1000
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+
+class StorageUnavailableError(DomainError):
+    """Nothing can be stored or looked at now, for a reason that is not the client's."""
+
+    status = 503
+    code = "storage_unavailable"
+    title = "Not possible now"
+
+
+class StorageFullError(DomainError):
+    """The disk has no room."""
+
+    status = 507
+    code = "storage_full"
+    title = "No room to store it"
+
+
+@contextlib.contextmanager
+def storing(what: str) -> Iterator[None]:
+    """Tell that something cannot be dealt with for want of a disk or a process; `what` names it.
+
+    Raises StorageFullError (507) and StorageUnavailableError (503) for an OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.exception("No place for %s", what)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFullError(f"The service has no room for {what} now.") from error
+        raise StorageUnavailableError(
+            f"The service cannot handle {what} now; try again."
+        ) from error
 
 
 def spooled_response(
@@ -27,15 +64,18 @@ def spooled_response(
     """What an iterator makes, through a temporary file, in constant memory.
 
     The file is sent at the reader's pace without holding the thread that made it, so that slow
-    readers do not keep others from an answer.
+    readers do not keep others from an answer. Raises StorageFullError (507) and
+    StorageUnavailableError (503).
     """
     # The response closes it.
     spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES)  # noqa: SIM115
     try:
         for piece in pieces:
-            spooled.write(piece)
-        length_bytes = spooled.tell()
-        spooled.seek(0)
+            with storing("so large an answer"):
+                spooled.write(piece)
+        with storing("so large an answer"):
+            length_bytes = spooled.tell()
+            spooled.seek(0)
     except BaseException:
         spooled.close()
         raise
@@ -44,6 +84,11 @@ def spooled_response(
     )
     response["Content-Length"] = str(length_bytes)
     return response
+
+
+def printable(name: str) -> str:
+    """A name without what a header, a terminal or a path could take for more than a letter."""
+    return "".join(letter if letter.isprintable() else "_" for letter in name)
 
 
 class Slice:
@@ -113,7 +158,7 @@ def stored_file_response(
         content,
         status=206 if wanted else 200,
         as_attachment=True,
-        filename=file_name,
+        filename=printable(file_name),  # it is a stranger's: Django lets a last newline through
         content_type=content_type,
     )
     response["Content-Length"] = str(length_bytes)

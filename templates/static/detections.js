@@ -5,7 +5,7 @@
 import { ask, nextPath } from "./api.js";
 
 export const DRAWN_PERCENT = 25; // what annotated files show
-const FRAMES_ASKED_AT_ONCE = 500;
+const FRAMES_ASKED_AT_ONCE = 100; // as many as the service gives
 // The colours of the classes in annotated files, so that boxes drawn here look the same.
 const COLOURS = [
   "#ffcd1e", "#ff69b4", "#28dcff", "#be96ff", "#96ff5a", "#ff963c", "#5aaaff", "#f5f5f5",
