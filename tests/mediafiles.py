@@ -104,6 +104,7 @@ def write_video(
     container: str | None = None,
     with_audio: bool = False,
     sound: str = "",
+    sound_rate_hz: int = 48_000,
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     pix_fmt: str = "",
@@ -127,7 +128,7 @@ def write_video(
             stream.set_display_rotation(-rotation, hflip=hflip)
         if with_audio:
             _write_silence(output)
-        tone = output.add_stream(sound, rate=48_000, layout="mono") if sound else None
+        tone = output.add_stream(sound, rate=sound_rate_hz, layout="mono") if sound else None
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(paint(index))
             if times is not None:
@@ -140,11 +141,12 @@ def write_video(
 
 
 def _write_tone(output: av.container.OutputContainer, stream: Any, seconds: float) -> None:
-    wave = np.sin(np.arange(round(48_000 * seconds)) / 20).astype(np.float32) / 2
+    rate = stream.rate
+    wave = np.sin(np.arange(round(rate * seconds)) / 20).astype(np.float32) / 2
     frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
-    frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     size = stream.codec_context.frame_size or 1024
-    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", 48_000, frame_size=size)
+    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", rate, frame_size=size)
     for piece in [*resampler.resample(frame), *resampler.resample(None)]:
         output.mux(stream.encode(piece))
     output.mux(stream.encode(None))

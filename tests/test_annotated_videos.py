@@ -276,6 +276,26 @@ def test_sound_is_kept(tmp_path, name, coding, expected):
     assert times_of(out) == pytest.approx(times_of(source), abs=1e-3)
 
 
+def test_mp3_too_slow_for_mp4_is_encoded_anew(tmp_path):
+    source = write_video(
+        tmp_path / "x.mkv", codec="libx264", frames=50, sound="libmp3lame", sound_rate_hz=8000
+    )
+    found, start, end = sound_of(joined_with_sound(tmp_path, source))
+    assert (found, start) == ("aac", pytest.approx(0, abs=0.06))
+    assert end == pytest.approx(2, abs=0.25)
+
+
+def test_sound_that_mp4_refuses_is_left_out_at_once(tmp_path, monkeypatch):
+    source = write_video(
+        tmp_path / "x.mkv", codec="libx264", frames=10, sound="libmp3lame", sound_rate_hz=8000
+    )
+    monkeypatch.setattr("datasets.media.sound._LEAST_MP3_RATE_HZ", 0)  # so it is copied
+    out = joined_with_sound(tmp_path, source)
+    assert len(times_of(out)) == 10
+    with av.open(str(out)) as container:
+        assert not container.streams.audio
+
+
 def test_sound_that_begins_before_the_pictures_is_cut_to_them(tmp_path):
     times_ms = [400 + 40 * i for i in range(25)]
     source = write_video(

@@ -308,6 +308,12 @@ def test_code_planted_in_weights_is_not_run(tmp_path):
     assert not trace.exists()
 
 
+def test_torch_that_cannot_load_safely_loads_nothing(monkeypatch):
+    monkeypatch.delattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
+    with pytest.raises(WeightsError, match="cannot read weights safely"):
+        load_detector(WEIGHTS, device="cpu")
+
+
 def test_loading_leaves_the_process_as_it_was(tmp_path):
     """In a process of its own, because importing happens once."""
     script = f"""

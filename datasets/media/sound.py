@@ -17,6 +17,7 @@ from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.video import first_stamp_seconds, opened_container
 
 _COPIED_CODECS = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
+_LEAST_MP3_RATE_HZ = 16_000  # MP4 knows no MP3 below
 _AAC_FRAME_SAMPLES = 1024
 _AAC_RATES_HZ = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 _DEFAULT_RATE_HZ = 48000
@@ -37,7 +38,11 @@ class Sound:
     @property
     def is_copied(self) -> bool:
         """Whether the packets are taken as they are, instead of encoded to AAC."""
-        return self._stream.codec_context.codec.canonical_name in _COPIED_CODECS
+        context = self._stream.codec_context
+        coding = context.codec.canonical_name
+        if coding == "mp3" and context.sample_rate < _LEAST_MP3_RATE_HZ:
+            return False
+        return coding in _COPIED_CODECS
 
     def add_stream(self, output: Any) -> Any:
         """The stream for it in an MP4 file that is open for writing; raises SoundError."""

@@ -65,10 +65,19 @@ def _write(
         tracks: list[Iterable[tuple[float, Any]]] = [_pictures(segments, pictures, extradata)]
         if sound is not None:
             tracks.append(_timed(sound.packets(sound.add_stream(output))))
+            _begin(output)
         for count, (_, packet) in enumerate(heapq.merge(*tracks, key=lambda item: item[0])):
             _mux(output, packet, is_sound=packet.stream is not pictures)
             if count % _PROGRESS_EVERY_PACKETS == 0:
                 on_progress()
+
+
+def _begin(output: Any) -> None:
+    """Write the head of a file with sound, which alone can be what MP4 does not hold."""
+    try:
+        output.start_encoding()
+    except (av.FFmpegError, ValueError) as error:
+        raise SoundError(str(error)) from error
 
 
 def _mux(output: Any, packet: Any, *, is_sound: bool) -> None:

@@ -164,6 +164,11 @@ def load_model(weights: Path, config_dir: Path | None) -> Any:
     with ultralytics_kept_quiet(config_dir):
         from ultralytics.nn.tasks import torch_safe_load  # heavy, and configured by environment
 
+        # Without this, Ultralytics loads everything, and says nothing of it.
+        if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+            raise WeightsError(
+                "weights_unreadable", f"torch {torch.__version__} cannot read weights safely."
+            )
         try:
             checkpoint, _ = torch_safe_load(str(weights), safe_only=True)
         except MemoryError:
