@@ -157,6 +157,20 @@ def test_batch_is_halved_when_the_memory_does_not_suffice():
     assert [len(one) for one in found] == [len(expected)] * 3
 
 
+def test_photograph_too_large_for_the_device_is_made_small_before_it_goes_there(monkeypatch):
+    def too_large(device, views):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    image = draw_scene(1, (640, 360), 8, input_size=320).image
+    detector = small_detector("torch")
+    expected = detector.detect([image])[0]
+    monkeypatch.setattr("inference.pipeline.torch_network.lay_out_on", too_large)
+    detector.network._on_cuda = True  # all else runs on the processor as it does on a device
+    found = detector.detect([image])[0]
+    assert len(expected) > 0
+    np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
+
+
 def test_batch_that_another_lane_has_lowered_is_not_raised_again():
     detector = small_detector("torch")
     network = detector.network

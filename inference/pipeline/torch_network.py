@@ -30,7 +30,7 @@ from inference.pipeline.letterbox import PADDING_GREY
 logger = logging.getLogger(__name__)
 _BATCH_SIZES_CPU = (1, 2, 4, 8)
 _BATCH_SIZES_CUDA = (8, 16, 32, 64, 128)
-_CUDA_LANES = 2  # while one batch is computed, the next one is brought to the device
+_CUDA_LANES = 2  # while one batch is computed, another thread prepares the next one
 
 
 class TorchNetwork:
@@ -96,9 +96,13 @@ class TorchNetwork:
             torch.cuda.synchronize(self.device)
 
     def inputs(self, views: Sequence[View]) -> torch.Tensor:
-        """What the network sees: RGB (n, height, width, 3), values 0 to 255, on the device."""
+        """What the network sees: RGB (n, height, width, 3), values 0 to 255."""
         if self._on_cuda:
-            return lay_out_on(torch.device(self.device), views)
+            try:
+                return lay_out_on(torch.device(self.device), views)
+            except torch.OutOfMemoryError:
+                # A photograph may be larger than what the device has left; its inputs are not.
+                torch.cuda.empty_cache()
         return torch.from_numpy(lay_out(views))
 
     def run_network(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +132,7 @@ class TorchNetwork:
 
 
 def lay_out_on(device: torch.device, views: Sequence[View]) -> torch.Tensor:
-    """As `layout.lay_out`, on the device: every image is carried there once, in its own pixels.
+    """As `layout.lay_out`, on the device: an image is carried there once a batch, as it is.
 
     Bilinear without antialiasing and rounded, as `cv2.resize`; float32 (n, height, width, 3).
     """
