@@ -1,6 +1,7 @@
 """Training goes on where it was cut off, and leaves nothing of itself in the weights."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from inference.pipeline.network import load_detector
 from inference.pipeline.torch_network import load_model
 from inference.training.batches import BatchPlan, make_batch
 from inference.training.loop import Recipe, Trainer
-from inference.training.network import DetectionLoss, save_network
+from inference.training.network import DetectionLoss, mean_network, save_network
 from inference.training.superresolution import SuperResolution, focal_error, object_mask
 from tests.training_fakes import small_network, sources
 
@@ -121,3 +122,11 @@ def test_a_batch_without_any_vehicle_has_a_loss():
     model = small_network().train()
     parts = DetectionLoss(model)(model(batch["img"].float() / 255), batch)
     assert parts[0] == 0 and parts[2] == 0 and parts[1] > 0
+
+
+def test_the_mean_of_networks_is_that_of_their_weights(trained):
+    start, twice = small_network(), deepcopy(trained.averaged)
+    expected = (start.state_dict()["model.0.conv.weight"] + twice.model[0].conv.weight) / 2
+    mean = mean_network([start, twice])
+    torch.testing.assert_close(mean.state_dict()["model.0.conv.weight"], expected)
+    assert not torch.equal(expected, twice.model[0].conv.weight)

@@ -2,6 +2,7 @@
 
     python -m inference.training train WEIGHTS OUT --data FOLDER --steps 1000 --hold-out DJI_0013
     python -m inference.training export OUT NAME.pt
+    python -m inference.training mean ONE.pt OTHER.pt --out NAME.pt
     python -m inference.training grow SMALL.pt MEDIUM.pt
 
 `train` goes on where an earlier call with the same OUT ended, or was ended. `FOLDER` is the data
@@ -25,7 +26,7 @@ from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
 from inference.training.grow import grow
 from inference.training.loop import Recipe, Trainer, describe
-from inference.training.network import load_network, save_network
+from inference.training.network import load_network, mean_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
 _CLUTTER_SEEDS = range(20)
@@ -41,12 +42,16 @@ def main(arguments: list[str] | None = None) -> None:
     export.add_argument("start", type=Path, help="the checkpoint that training began with")
     export.add_argument("out", type=Path, help="the folder of the training")
     export.add_argument("weights", type=Path, help="the file to write")
+    mean = commands.add_parser("mean", help="the mean of weights that have one origin")
+    mean.add_argument("parts", type=Path, nargs="+", metavar="WEIGHTS")
+    mean.add_argument("--out", type=Path, required=True, help="the file to write")
     growing = commands.add_parser("grow", help="a YOLOv8m that computes what a YOLOv8s does")
     growing.add_argument("small", type=Path)
     growing.add_argument("medium", type=Path)
     growing.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    {"train": _train, "export": _export, "grow": _grow}[options.command](options)
+    steps = {"train": _train, "export": _export, "mean": _mean, "grow": _grow}
+    steps[options.command](options)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +121,11 @@ def _export(options: argparse.Namespace) -> None:
     state = torch.load(options.out / "checkpoint.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(state["averaged"])
     save_network(model, options.weights, note=(options.out / "recipe.json").read_text())
+
+
+def _mean(options: argparse.Namespace) -> None:
+    model = mean_network([load_network(path) for path in options.parts])
+    save_network(model, options.out, note="mean of " + ", ".join(p.name for p in options.parts))
 
 
 def _grow(options: argparse.Namespace) -> None:

@@ -65,6 +65,23 @@ class DetectionLoss:
         return parts
 
 
+def mean_network(models: Sequence[Any]) -> Any:
+    """The first of `models` with the mean of all their weights and statistics.
+
+    Of use for models that were trained on from one origin; raises KeyError or RuntimeError for
+    networks of different plans.
+    """
+    states = [model.state_dict() for model in models]
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(dim=0)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
+    models[0].load_state_dict(means)
+    return models[0]
+
+
 def save_network(model: Any, path: Path, *, note: str) -> None:
     """Writes `model` in half precision as the service reads it, and nothing beside it.
 
