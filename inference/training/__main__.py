@@ -1,7 +1,7 @@
 """The command line of training.
 
     python -m inference.training train WEIGHTS OUT --data FOLDER --steps 1000 --hold-out DJI_0013
-    python -m inference.training export OUT NAME.pt
+    python -m inference.training export WEIGHTS OUT NAME.pt
     python -m inference.training blend FIRST.pt SECOND.pt NAME.pt --share 0.6
     python -m inference.training grow SMALL.pt MEDIUM.pt
 
