@@ -120,7 +120,7 @@ def test_detector_describes_itself():
     detector = real_detector()
     assert detector.class_names == ("car", "truck", "bus", "minibus")
     assert (detector.device, detector.precision) == ("cpu", "fp32")
-    assert detector.sha256 == "42ed6700193f5791eb025c68435fff794c91226b90de1a6295b2b3df394b9e2c"
+    assert detector.sha256 == "aa765d1d22fbb0772e4de1d18ecea99659be0214521d0acd64a655bf1a11cfc2"
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
