@@ -108,8 +108,8 @@ def test_part_tells_of_what_it_shows_best(box, part, counts):
 
 
 def test_vehicles_too_small_for_the_whole_image_are_found_in_tiles_once_each():
-    # Drawn for an input of 768 pixels: at 320 they shrink to some ten pixels.
-    scene = draw_scene(11, (960, 540), 8, input_size=576)
+    # Drawn for an input of 1280 pixels: at 320 they shrink to some six pixels.
+    scene = draw_scene(11, (1280, 720), 8, input_size=1280)
     network = small_detector().network
     whole = small_detector().detect([scene.image])[0].above(0.25)
     chosen = DetectionOptions(image_size=320, tiling=Tiling(320, 0.2))
