@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-STRIDES = (8, 16, 32)
+from inference.pipeline.options import STRIDES
+
 MAX_CANDIDATES = 30_000  # of one input, as in Ultralytics, and of all inputs of one image
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import onnx
 
 from inference.pipeline.errors import WeightsError
+from inference.pipeline.options import STRIDES
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 IMAGE_CHANNELS = 3
+INPUT_AXES = 4  # picture, channel, row, column
 BOX_NUMBERS = 4
-STRIDES = (8, 16, 32)
 
 
 def read_onnx(path: Path) -> tuple[dict[int, str], int | None, int]:
@@ -106,7 +107,7 @@ def _fixed_image_size(model: Any) -> int | None:
     initialised = {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in initialised]
     shape = _shape(inputs[0]) if len(inputs) == 1 else []
-    if len(shape) != BOX_NUMBERS or shape[0] not in (1, None) or shape[1] != IMAGE_CHANNELS:
+    if len(shape) != INPUT_AXES or shape[0] not in (1, None) or shape[1] != IMAGE_CHANNELS:
         raise WeightsError("not_a_detector", "The model's input is not one picture (1, 3, h, w).")
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise WeightsError("not_a_detector", "The model's input must be of 32-bit floats.")

@@ -25,7 +25,8 @@ OVERLAP_METRICS: Final = get_args(OverlapMetric)
 DEFAULT_IMAGE_SIZE = 768
 DEFAULT_IOU = 0.5
 
-STRIDE_PIXELS = 32  # the sides of a network's input are multiples of it
+STRIDES = (8, 16, 32)  # of YOLOv8's output cells, in pixels of the input
+STRIDE_PIXELS = STRIDES[-1]  # the sides of a network's input are multiples of it
 MIN_IMAGE_SIZE_PIXELS, MAX_IMAGE_SIZE_PIXELS = 160, 2048
 MIN_TILE_PIXELS, MAX_TILE_PIXELS = 160, 2048
 MAX_OVERLAP = 0.5

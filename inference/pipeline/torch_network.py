@@ -23,9 +23,10 @@ from torch.nn import functional
 
 from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.errors import PipelineError, WeightsError
-from inference.pipeline.heads import STRIDES, Candidates, decode
+from inference.pipeline.heads import Candidates, decode
 from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
+from inference.pipeline.options import STRIDES
 
 logger = logging.getLogger(__name__)
 _BATCH_SIZES_CPU = (1, 2, 4, 8)
