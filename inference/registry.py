@@ -47,6 +47,7 @@ PRECISIONS_BY_FORMAT = {
     Format.ONNX: ["auto", "fp32", "bf16"],
 }
 TEST_ATTEMPTS = 3
+TWIN_SUFFIXES = (".int8.xml", ".int8.bin")  # beside weights, where they have a graph in int8
 # What a version may set for jobs that do not; the rest is a matter of the job.
 DEFAULTABLE_OPTIONS = frozenset(
     {
@@ -214,8 +215,7 @@ def _as_local_file(name: str) -> Path:
     with contextlib.suppress(NotImplementedError):
         return Path(default_storage.path(name))
     kept: Path = settings.DATA_DIR / name
-    for extension in ("", ".int8.xml", ".int8.bin"):
-        part = f"{name.rpartition('.')[0]}{extension}" if extension else name
+    for part in (name, *(str(Path(name).with_suffix(suffix)) for suffix in TWIN_SUFFIXES)):
         target = kept.with_name(Path(part).name)
         if not target.exists() and default_storage.exists(part):
             _fetch(part, target)
@@ -277,6 +277,40 @@ def register_package_models() -> int:
             ModelVersion.objects.filter(pk=row.pk).update(**facts, state=state)
             changed += 1
     return changed
+
+
+def keep_package_weights() -> int:
+    """Copy the package's weights into the storage, under their digest; returns how many are new.
+
+    Runs at every start. A later release may bring other weights in their place, and jobs that
+    wait then still find those they were submitted with. Nothing here is deleted: a job that is
+    run again years later may want them. A storage that fails is no reason not to start.
+    """
+    kept = 0
+    for package in package_models():
+        name = stored_name(package.sha256, Format.PT)
+        try:
+            copies = [_keep(package.path, name)]
+            for suffix in TWIN_SUFFIXES:
+                twin = package.path.with_suffix(suffix)
+                if twin.is_file():
+                    copies.append(_keep(twin, str(Path(name).with_suffix(suffix))))
+        except OSError:
+            logger.exception("The weights of %s are not kept", package.version)
+        else:
+            kept += any(copies)
+    return kept
+
+
+def _keep(path: Path, name: str) -> bool:
+    """Whether it had to be copied; a copy that broke off is made again."""
+    if default_storage.exists(name):
+        if default_storage.size(name) == path.stat().st_size:
+            return False
+        default_storage.delete(name)
+    with path.open("rb") as content:
+        default_storage.save(name, File(content))
+    return True
 
 
 def _differs(row: ModelVersion, facts: Mapping[str, Any]) -> bool:

@@ -1,6 +1,8 @@
 """Model versions from the package and from uploads, until they are retired."""
 
+import errno
 import hashlib
+import io
 import json
 from datetime import timedelta
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from django.contrib.auth.models import Permission
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile, TemporaryUploadedFile
+from django.core.management import call_command
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
@@ -168,6 +171,41 @@ def test_release_with_other_weights_leaves_old_jobs_their_digest(package, owner)
     job.refresh_from_db()
     assert job.weights_sha256 == hashlib.sha256(b"first weights").hexdigest()
     assert submit(owner, "small").weights_sha256 == row.weights_sha256
+
+
+def test_jobs_that_wait_find_their_weights_after_a_release_with_others(package):
+    (package / "small.int8.xml").write_text("<net/>")
+    (package / "small.int8.bin").write_bytes(b"numbers")
+    call_command("register_models", stdout=io.StringIO())
+    first = ModelVersion.objects.get(version="small").weights_sha256
+    (package / "small.pt").write_bytes(b"second weights, better ones")
+    (package / "small.int8.xml").write_text("<other/>")
+    call_command("register_models", stdout=io.StringIO())
+    kept = registry.local_weights(first)
+    assert kept.read_bytes() == b"first weights"
+    assert kept.with_suffix(".int8.xml").read_text() == "<net/>"
+    assert kept.with_suffix(".int8.bin").read_bytes() == b"numbers"
+    second = ModelVersion.objects.get(version="small").weights_sha256
+    assert registry.local_weights(second) == package / "small.pt"
+
+
+def test_copy_of_weights_that_broke_off_is_made_again(package):
+    register_package_models()
+    digest = ModelVersion.objects.get(version="small").weights_sha256
+    name = registry.stored_name(digest, "pt")
+    default_storage.save(name, ContentFile(b"first wei"))
+    assert registry.keep_package_weights() == 1
+    assert stored(name) == b"first weights"
+    assert registry.keep_package_weights() == 0
+
+
+def test_full_disk_keeps_no_weights_and_nobody_from_starting(package, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(default_storage, "save", full)
+    call_command("register_models", stdout=io.StringIO())
+    assert ModelVersion.objects.filter(version="small", state="active").exists()
 
 
 def test_release_does_not_offer_again_what_was_retired(package):

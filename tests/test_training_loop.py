@@ -14,7 +14,7 @@ from inference.training.network import DetectionLoss, save_network
 from inference.training.superresolution import SuperResolution, focal_error, object_mask
 from tests.training_fakes import small_network, sources
 
-PLAN = BatchPlan(sizes=((64, 2),), detailed=True)
+PLAN = BatchPlan(sizes=((64, 2),), detailed_share=0.5)
 RECIPE = Recipe(steps=4, warm_up_steps=1, detail_weight=1.0, plan=PLAN)
 
 

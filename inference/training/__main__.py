@@ -30,6 +30,7 @@ from inference.training.network import blended, load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
 _CLUTTER_SEEDS = range(20)
+_DETAILED_SHARE = 0.25  # rebuilding all of a batch would take longer than the network itself
 _VEHICLE_COUNTS = (10, 24, 0, 14)
 
 
@@ -98,7 +99,10 @@ def _train(options: argparse.Namespace) -> None:
         warm_up_steps=options.warm_up,
         averaging=options.averaging,
         detail_weight=options.detail_weight,
-        plan=BatchPlan(sizes=tuple(options.crops), detailed=options.detail_weight > 0),
+        plan=BatchPlan(
+            sizes=tuple(options.crops),
+            detailed_share=_DETAILED_SHARE if options.detail_weight > 0 else 0.0,
+        ),
     )
     options.out.mkdir(parents=True, exist_ok=True)
     described = {"hold_out": options.hold_out, "start": options.start.name, **describe(recipe)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Generator
@@ -23,23 +24,26 @@ class BatchPlan:
 
     sizes: tuple[tuple[int, int], ...] = ((320, 16), (320, 16), (320, 16), (576, 5))
     mix: Mix = field(default_factory=Mix)
-    detailed: bool = False  # whether the crops at twice the size come with them
+    # Of each batch's crops, the share that comes at twice the size, too: the first ones.
+    detailed_share: float = 0.0
 
 
 def make_batch(sources: Sources, plan: BatchPlan, seed: int, step: int) -> dict[str, Any]:
     """Batch number `step` as Ultralytics' loss takes it.
 
     `img` uint8 (n, 3, size, size), `batch_idx` (m,), `cls` (m, 1), `bboxes` (m, 4) as centre and
-    size relative to the crop, and `detailed` uint8 (n, 3, 2 size, 2 size) or None.
+    size relative to the crop, and `detailed` uint8 (k, 3, 2 size, 2 size) of the first k crops or
+    None.
     """
     size, count = plan.sizes[step % len(plan.sizes)]
+    detailed_count = math.ceil(plan.detailed_share * count)
     samples = [
         draw_sample(
             np.random.default_rng((seed, step, position)),
             sources,
             size,
             plan.mix,
-            detailed=plan.detailed,
+            detailed=position < detailed_count,
         )
         for position in range(count)
     ]

@@ -121,7 +121,9 @@ class Trainer:
         inputs = batch["img"].to(self.device, non_blocking=True).float().div_(255)
         with self._autocast():
             outputs = self.model(inputs)
-            rebuilt = self.decoder(inputs) if self.decoder is not None else None
+            rebuilt = None
+            if self.decoder is not None:
+                rebuilt = self.decoder(inputs[: len(batch["detailed"])])
         parts = self._loss(outputs, batch)
         total = parts.sum()
         logged = dict(zip(("box", "class", "sides"), parts.tolist(), strict=True))

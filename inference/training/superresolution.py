@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 # The layers of a YOLOv8 that the decoder reads: the C2f blocks at strides 4 and 8.
-_FINE_LAYER, _COARSE_LAYER = 2, 4
+_LAYERS = _FINE_LAYER, _COARSE_LAYER = 2, 4
 _FINE_STRIDE = 4
 
 
@@ -40,8 +40,7 @@ class SuperResolution(nn.Module):
         )
         self._maps: dict[int, torch.Tensor] = {}
         self._hooks = [
-            model.model[layer].register_forward_hook(self._keeper(layer))
-            for layer in (_FINE_LAYER, _COARSE_LAYER)
+            model.model[layer].register_forward_hook(self._keeper(layer)) for layer in _LAYERS
         ]
 
     def _keeper(self, layer: int) -> Any:
@@ -51,11 +50,10 @@ class SuperResolution(nn.Module):
         return keep
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The detailed picture; call it after the model has seen `inputs` (n, 3, h, w)."""
-        coarse = functional.interpolate(
-            self.coarse(self._maps.pop(_COARSE_LAYER)), scale_factor=2.0, mode="nearest"
-        )
-        details = self.body(self.fine(self._maps.pop(_FINE_LAYER)) + coarse)
+        """The detailed pictures of `inputs` (n, 3, h, w), the first that the model just saw."""
+        fine, coarse = (self._maps.pop(layer)[: len(inputs)] for layer in _LAYERS)
+        raised = functional.interpolate(self.coarse(coarse), scale_factor=2.0, mode="nearest")
+        details = self.body(self.fine(fine) + raised)
         # What interpolation gives for nothing need not be learnt.
         smooth = functional.interpolate(
             inputs, scale_factor=2.0, mode="bilinear", align_corners=False
@@ -84,7 +82,7 @@ def focal_error(
 
 
 def object_mask(batch: dict[str, Any], count: int, height: int, width: int) -> torch.Tensor:
-    """(count, height, width): 1 within a box of the batch and 0 elsewhere."""
+    """(count, height, width): 1 within a box of the first crops and 0 elsewhere."""
     mask = torch.zeros(count, height, width)
     scale = torch.tensor([width, height], dtype=torch.float32)
     centres, sizes = batch["bboxes"][:, :2] * scale, batch["bboxes"][:, 2:] * scale
@@ -92,5 +90,6 @@ def object_mask(batch: dict[str, Any], count: int, height: int, width: int) -> t
     ends = (centres + sizes / 2).ceil().long().tolist()
     owners = batch["batch_idx"].long().tolist()
     for owner, (left, top), (right, bottom) in zip(owners, starts, ends, strict=True):
-        mask[owner, top:bottom, left:right] = 1
+        if owner < count:
+            mask[owner, top:bottom, left:right] = 1
     return mask

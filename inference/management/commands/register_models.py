@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from inference.registry import register_package_models
+from inference.registry import keep_package_weights, register_package_models
 
 
 class Command(BaseCommand):
@@ -16,4 +16,5 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Register them."""
         changed = register_package_models()
+        keep_package_weights()
         self.stdout.write(f"Registered {changed} new or changed model versions.")
