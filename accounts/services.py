@@ -65,7 +65,7 @@ def register_user(
     if password != confirm_password:
         raise PasswordMismatchError(
             "The password and its confirmation differ.",
-            errors=(FieldError("confirmPassword", "mismatch", "Differs from the password."),),
+            errors=(FieldError("confirm_password", "mismatch", "Differs from the password."),),
         )
     user = User(email=User.objects.normalize_email(email))
     try:

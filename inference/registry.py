@@ -123,7 +123,7 @@ def active_version(*, model_id: str, version: str) -> ModelVersion:
     found = active.filter(model_id=model_id, version=version).first()
     if found is not None:
         return found
-    field = "modelVersion" if active.filter(model_id=model_id).exists() else "modelId"
+    field = "model_version" if active.filter(model_id=model_id).exists() else "model_id"
     choices = ", ".join(f"{one.model_id}/{one.version}" for one in active.order_by("pk"))
     detail = f"There is no model {model_id}/{version}; choose one of {choices or 'none'}."
     raise UnknownModelError(detail, errors=(FieldError(field, "unknown", detail),))

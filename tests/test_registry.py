@@ -487,6 +487,10 @@ def test_contract_maps_onto_the_registry(owner, admin, believed, monkeypatch):
     assert client.post("/inference/", keys).status_code == 200
     answer = client.post("/inference/", {**keys, "modelId": "YOLO9"})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "modelId")
+    dataset_id = Job.objects.get().dataset_id
+    keys = {"dataset_id": dataset_id, "model_id": "YOLO9", "model_version": "boats-1"}
+    answer = client.post("/api/v1/jobs/", keys)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "model_id")
     assert Job.objects.count() == 1
 
 

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from datasets.media.images import read_image
 from datasets.media.sniff import sniff
-from datasets.media.video import count_frames, iter_frames
-from inference.pipeline.bench_baseline import ultralytics_predict
+from datasets.media.video import count_frames
+from inference.pipeline.bench_baseline import Baseline, ultralytics_way
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.pipeline.errors import WeightsError
@@ -37,6 +37,7 @@ from inference.pipeline.network import load_detector
 from inference.pipeline.options import DetectionOptions, Tiling
 from inference.pipeline.run import ImageTask, process_images, process_video
 from inference.pipeline.tiles import plan
+from inference.pipeline.types import Image
 from inference.scenes import draw_scene, draw_video_scene
 
 _WEIGHTS = Path(__file__).parent.parent / "weights" / "YOLO8s_FSR.pt"
@@ -130,9 +131,6 @@ def _measure_video(
     frame_count = min(count_frames(video).frame_count, options.frames)
     plain = _baseline(options, detector)
 
-    def images() -> Iterator[np.ndarray]:
-        return (frame.image for frame in iter_frames(video, max_frames=frame_count))
-
     def ours(annotated: Path | None) -> None:
         process_video(
             video,
@@ -145,15 +143,15 @@ def _measure_video(
     (part,) = plan(count_frames(video).size_wh, detector.options)
     costs = _in_turns(
         {
-            "Ultralytics' steps": lambda: plain(images(), None),
-            "Ultralytics' steps, saved": lambda: plain(images(), folder / "theirs.mp4"),
+            plain.name: lambda: plain.watch(video, frame_count, None),
+            f"{plain.name}, saved": lambda: plain.watch(video, frame_count, folder),
             "ours, to results": lambda: ours(None),
             "ours, annotated": lambda: ours(folder / "ours.mp4"),
             "bare network": lambda: _run_bare(detector, part.letterbox.input_wh, frame_count),
         },
         options.rounds,
     )
-    _print_rates("frames/s", frame_count, costs)
+    _print_rates("frames/s", frame_count, costs, base=f"{plain.name}, saved")
 
 
 def _measure_photograph(
@@ -168,9 +166,8 @@ def _measure_photograph(
     tiles = parts[1:] or parts
     plain = _baseline(options, detector)
 
-    def cut() -> Iterator[np.ndarray]:
-        for (left, top), (right, bottom), *_ in parts:
-            yield image[top:bottom, left:right]
+    def cut() -> list[Image]:
+        return [image[top:bottom, left:right] for (left, top), (right, bottom), *_ in parts]
 
     def ours(annotated: Path | None) -> None:
         for _ in process_images([ImageTask(photograph, annotated)], tiled):
@@ -178,18 +175,18 @@ def _measure_photograph(
 
     costs = _in_turns(
         {
-            "Ultralytics' steps": lambda: plain(cut(), None),
+            plain.name: lambda: plain.look_at(cut()),
             "ours, to results": lambda: ours(None),
             "ours, annotated": lambda: ours(folder / "ours.jpg"),
             "bare network": lambda: _run_bare(detector, tiles[0].letterbox.input_wh, len(parts)),
         },
         options.rounds,
     )
-    _print_rates("tiles/s", len(parts), costs)
+    _print_rates("tiles/s", len(parts), costs, base=plain.name)
 
 
-def _baseline(options: argparse.Namespace, detector: YoloDetector) -> Callable:
-    return ultralytics_predict(
+def _baseline(options: argparse.Namespace, detector: YoloDetector) -> Baseline:
+    return ultralytics_way(
         options.weights,
         image_size=detector.image_size,
         device=detector.device,
@@ -228,15 +225,14 @@ def _in_turns(ways: Ways, rounds: int) -> dict[str, Cost]:
     return costs
 
 
-def _print_rates(unit: str, count: int, costs: dict[str, Cost]) -> None:
+def _print_rates(unit: str, count: int, costs: dict[str, Cost], *, base: str) -> None:
     rates = {way: count / cost.seconds for way, cost in costs.items()}
-    base = rates.get("Ultralytics' steps, saved", rates["Ultralytics' steps"])
     bare = rates["bare network"]
     for way, rate in rates.items():
         processor_milliseconds = 1000 * costs[way].processor_seconds / count
-        line = f"  {way:<27}{rate:8.2f} {unit} {processor_milliseconds:7.0f} ms of processors"
+        line = f"  {way:<29}{rate:8.2f} {unit} {processor_milliseconds:7.0f} ms of processors"
         if way.startswith("ours"):
-            line += f"   b/a {rate / base:5.2f}   b/c {rate / bare:5.2f}"
+            line += f"   b/a {rate / rates[base]:5.2f}   b/c {rate / bare:5.2f}"
         _say(line)
 
 

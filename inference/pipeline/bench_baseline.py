@@ -1,67 +1,145 @@
 """How a user of Ultralytics does it today, for the benchmark to compare with.
 
-`YOLO.predict` imports torchvision, which a CPU build of torch may not load, so these are its
-steps from Ultralytics' own modules: letterbox, network, suppression, scaling, and for
-`save=True` its drawing and its video writer, one frame at a time.
+That is `YOLO.predict(stream=True, save=True)`. It imports torchvision, which a CPU build of torch
+may not load; there, it is the same steps from Ultralytics' own modules, one frame at a time:
+letterbox, network, suppression, scaling, and for `save=True` its drawing and its video writer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
 
-from inference.pipeline.torch_network import load_model
+from datasets.media.video import iter_frames
+from inference.pipeline.torch_network import load_model, ultralytics_kept_quiet
 from inference.pipeline.types import Image
 
 FOUND_FROM, IOU = 0.25, 0.7  # the defaults of `predict`
+_IMAGES_A_BATCH = 8
 
-Predict = Callable[[Iterable[Image], Path | None], int]
+
+class Baseline(Protocol):
+    """Ultralytics' way with one network."""
+
+    name: str
+
+    def watch(self, video: Path, frame_count: int, saved_to: Path | None) -> int:
+        """Looks at the first frames of a video and writes them drawn if told into which folder;
+        returns how many objects it found.
+        """
+
+    def look_at(self, images: Sequence[Image]) -> int:
+        """Looks at RGB images; returns how many objects it found."""
 
 
-def ultralytics_predict(weights: Path, *, image_size: int, device: str, threads: int) -> Predict:
-    """A function that looks at RGB images, writes them drawn as a video if told where, and
-    returns how many objects it found.
-    """
-    module = load_model(weights, None).fuse(verbose=False).eval().to(device)
-    # Only here and in torch_network.py: the comparison is with Ultralytics, so it is what runs.
-    from ultralytics.data.augment import LetterBox
-    from ultralytics.engine.results import Results
-    from ultralytics.utils.nms import non_max_suppression
-    from ultralytics.utils.ops import scale_boxes
+def ultralytics_way(weights: Path, *, image_size: int, device: str, threads: int) -> Baseline:
+    """`predict` where it runs here, else its steps."""
+    chosen = _Predict if _torchvision_loads() else _Steps
+    return chosen(weights, image_size, device, threads)
 
-    letterbox = LetterBox(image_size, auto=True, stride=32)
 
-    def predict_one(image: Image) -> Results:
-        bgr = np.ascontiguousarray(image[..., ::-1])  # what OpenCV's readers give
-        fitted = letterbox(image=bgr)
-        inputs = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1)[None])
-        with torch.inference_mode():
-            raw = module(torch.from_numpy(inputs).to(device).float() / 255)[0]
-            found = non_max_suppression(raw, conf_thres=FOUND_FROM, iou_thres=IOU)[0]
-            found[:, :4] = scale_boxes(fitted.shape[:2], found[:, :4], bgr.shape[:2])
-        return Results(bgr, path="frame.jpg", names=module.names, boxes=found)
+def _torchvision_loads() -> bool:
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError):  # one that was built for another torch
+        return False
+    return True
 
-    def predict(images: Iterable[Image], save_to: Path | None) -> int:
-        torch.set_num_threads(threads)
+
+class _Predict:
+    """`YOLO.predict` as it comes."""
+
+    name = "Ultralytics' predict"
+
+    def __init__(self, weights: Path, image_size: int, device: str, threads: int) -> None:
+        with ultralytics_kept_quiet(None):
+            from ultralytics import YOLO  # heavy, and configured by environment
+        self._model = YOLO(weights)
+        self._threads = threads
+        self._settings: dict[str, Any] = {
+            "imgsz": image_size,
+            "device": device,
+            "conf": FOUND_FROM,
+            "iou": IOU,
+            "stream": True,
+            "verbose": False,
+        }
+
+    def watch(self, video: Path, frame_count: int, saved_to: Path | None) -> int:
+        """See `Baseline`."""
+        saving: dict[str, Any] = {"save": False}
+        if saved_to is not None:
+            saving = {"save": True, "project": str(saved_to), "name": "theirs", "exist_ok": True}
+        return self._predict(str(video), saving, frame_count)
+
+    def look_at(self, images: Sequence[Image]) -> int:
+        """See `Baseline`."""
+        bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]
+        return self._predict(bgr, {"save": False, "batch": _IMAGES_A_BATCH}, len(images))
+
+    def _predict(self, source: Any, settings: dict[str, Any], count: int) -> int:
+        torch.set_num_threads(self._threads)
+        results = self._model.predict(source, **self._settings, **settings)
+        return sum(len(result) for result in islice(results, count))
+
+
+class _Steps:
+    """What `predict` does, step by step."""
+
+    name = "Ultralytics' steps"
+
+    def __init__(self, weights: Path, image_size: int, device: str, threads: int) -> None:
+        self._module = load_model(weights, None).fuse(verbose=False).eval().to(device)
+        # Only here and in torch_network.py: the comparison is with Ultralytics, so it is what runs.
+        from ultralytics.data.augment import LetterBox
+
+        self._letterbox = LetterBox(image_size, auto=True, stride=32)
+        self._device = device
+        self._threads = threads
+
+    def watch(self, video: Path, frame_count: int, saved_to: Path | None) -> int:
+        """See `Baseline`."""
+        images = (frame.image for frame in iter_frames(video, max_frames=frame_count))
+        return self._look_at(images, saved_to)
+
+    def look_at(self, images: Sequence[Image]) -> int:
+        """See `Baseline`."""
+        return self._look_at(images, None)
+
+    def _look_at(self, images: Iterable[Image], saved_to: Path | None) -> int:
+        torch.set_num_threads(self._threads)
         found_count, writer = 0, None
         for image in images:
-            result = predict_one(image)
+            result = self._look_at_one(image)
             found_count += len(result)
-            if save_to is None:
+            if saved_to is None:
                 continue
             drawn = result.plot()
             if writer is None:
-                size_wh = drawn.shape[1], drawn.shape[0]
-                writer = cv2.VideoWriter(
-                    str(save_to), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, size_wh
-                )
+                name, size_wh = str(saved_to / "theirs.mp4"), (drawn.shape[1], drawn.shape[0])
+                writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), 25.0, size_wh)
             writer.write(drawn)
         if writer is not None:
             writer.release()
         return found_count
 
-    return predict
+    def _look_at_one(self, image: Image) -> Any:
+        from ultralytics.engine.results import Results
+        from ultralytics.utils.nms import non_max_suppression
+        from ultralytics.utils.ops import scale_boxes
+
+        bgr = np.ascontiguousarray(image[..., ::-1])  # what OpenCV's readers give
+        fitted = self._letterbox(image=bgr)
+        inputs = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1)[None])
+        with torch.inference_mode():
+            raw = self._module(torch.from_numpy(inputs).to(self._device).float() / 255)[0]
+            found = non_max_suppression(raw, conf_thres=FOUND_FROM, iou_thres=IOU)[0]
+            found[:, :4] = scale_boxes(fitted.shape[:2], found[:, :4], bgr.shape[:2])
+        return Results(bgr, path="frame.jpg", names=self._module.names, boxes=found)

@@ -4,7 +4,9 @@ import functools
 import ipaddress
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -109,17 +111,29 @@ def problem(
     return document
 
 
-def domain_problem(error: DomainError) -> dict[str, Any]:
-    """The problem document of a refusal by one of our services."""
+def domain_problem(error: DomainError, request: Any = None) -> dict[str, Any]:
+    """The problem document of a refusal by one of our services.
+
+    Fields have the names of the request's own API: services say `model_version`, which the
+    original API's clients know as `modelVersion`.
+    """
+    is_v1 = request is None or request.path.startswith("/api/v1/")
+    errors = tuple(
+        one if is_v1 else replace(one, field=_in_camel_case(one.field)) for one in error.errors
+    )
     document = problem(
         status=error.status,
         code=error.code,
         title=error.title,
         name=error.name,
         detail=error.detail,
-        errors=error.errors,
+        errors=errors,
     )
     return {**error.members, **document}
+
+
+def _in_camel_case(field: str) -> str:
+    return re.sub(r"_([a-z])", lambda letter: letter[1].upper(), field)
 
 
 def framework_problem(status: int, detail: str = "", **members: Any) -> dict[str, Any]:
@@ -146,7 +160,7 @@ def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]
     document = None
     match error:
         case DomainError():
-            document = domain_problem(error)
+            document = domain_problem(error, context.get("request"))
         case exceptions.ValidationError():
             document = _validation_problem(error)
         case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():

@@ -100,7 +100,8 @@ def test_both_versions_of_the_contract_work(customer, dataset, version):
 def test_unknown_model_or_version_is_400_and_costs_nothing(customer, dataset, model, version):
     before = customer.balance()
     keys = {"datasetName": dataset, "modelId": model, "modelVersion": version}
-    assert_problem(customer.call("POST", "/inference", keys), 400)
+    problem = assert_problem(customer.call("POST", "/inference", keys), 400)
+    assert {error["field"] for error in problem["errors"]} <= {"modelId", "modelVersion"}
     assert customer.balance() == before
 
 
