@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.pipeline.merge import iou_matrix, merge, overlap_matrix
+from inference.pipeline.merge import are_fragments, iou_matrix, merge, overlap_matrix
 from inference.pipeline.types import Detections
 
 RULES = st.fixed_dictionaries(
@@ -294,3 +294,67 @@ def test_confidence_of_exactly_the_limit_is_above_it():
     assert found.above(0.25).class_ids.tolist() == [0, 1]
     assert found.above(0.7).class_ids.tolist() == [0]
     assert len(Detections.empty().above(0.25)) == 0
+
+
+class TestFragments:
+    """A tile showed 180 of the 400 pixels of a truck that the whole image shows."""
+
+    TRUCK, PIECE = (100, 100, 500, 180), (100, 102, 280, 178)
+
+    def fragments(self, *, confidences=(0.6, 0.9), class_ids=(1, 1), is_cut=(False, True), **rest):
+        boxes = np.array(rest.pop("boxes", (self.TRUCK, self.PIECE)), np.float32)
+        return are_fragments(
+            np.array(class_ids), np.array(confidences, np.float32), boxes, np.array(is_cut), **rest
+        ).tolist()
+
+    def test_piece_of_an_object_that_is_there_as_a_whole_goes(self):
+        assert self.fragments() == [False, True]
+
+    def test_suppression_alone_would_have_kept_both(self):
+        boxes = np.array((self.TRUCK, self.PIECE), np.float32)
+        assert iou_matrix(boxes[:1], boxes[1:]) < 0.5
+
+    def test_box_that_no_edge_cuts_stays_wherever_it_lies(self):
+        assert self.fragments(is_cut=(False, False)) == [False, False]
+
+    def test_piece_stays_when_the_whole_is_much_less_certain(self):
+        assert self.fragments(confidences=(0.44, 0.9)) == [False, False]
+
+    def test_piece_of_another_class_goes_where_an_object_has_one_class(self):
+        assert self.fragments(class_ids=(1, 2)) == [False, False]
+        assert self.fragments(class_ids=(1, 2), one_class_per_object=True) == [False, True]
+
+    def test_neighbour_that_lies_mostly_outside_stays(self):
+        beside = (400, 150, 580, 226)
+        assert self.fragments(boxes=(self.TRUCK, beside)) == [False, False]
+
+    def test_pieces_do_not_drop_each_other(self):
+        assert self.fragments(is_cut=(True, True)) == [False, False]
+
+    def test_nothing_has_no_fragments(self):
+        assert self.fragments(confidences=(), class_ids=(), is_cut=(), boxes=np.zeros((0, 4))) == []
+
+    def test_crowd_of_pieces_is_judged_as_one_by_one(self):
+        rng = np.random.default_rng(1)
+        corners = rng.uniform(0, 300, (900, 2))
+        boxes = np.concatenate((corners, corners + rng.uniform(5, 90, (900, 2))), axis=1)
+        confidences, is_cut = rng.random(900), rng.random(900) < 0.7
+        expected = [
+            bool(is_cut[i])
+            and any(
+                not is_cut[j]
+                and np.prod(boxes[j, 2:] - boxes[j, :2]) > np.prod(boxes[i, 2:] - boxes[i, :2])
+                and confidences[j] >= confidences[i] / 2
+                and share(boxes[i], boxes[j], "ios") >= 0.7
+                for j in range(900)
+            )
+            for i in range(900)
+        ]
+        found = are_fragments(
+            np.zeros(900, np.int64),
+            confidences,  # type: ignore[arg-type]
+            boxes,  # type: ignore[arg-type]
+            is_cut,
+        )
+        assert 100 < sum(expected) < 600
+        assert found.tolist() == expected

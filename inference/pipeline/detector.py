@@ -14,7 +14,7 @@ import numpy.typing as npt
 from inference.pipeline.heads import MAX_CANDIDATES, Candidates
 from inference.pipeline.layout import View
 from inference.pipeline.letterbox import Letterbox
-from inference.pipeline.merge import merge
+from inference.pipeline.merge import are_fragments, merge
 from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
 from inference.pipeline.tiles import Part, plan
 from inference.pipeline.types import Detections, Image
@@ -131,17 +131,23 @@ class YoloDetector:
         boxes += np.array([*part.left_top, *part.left_top], np.float32)
         # What lies wholly in the grey margin has no area left on the image.
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & part.counts(boxes)
-        return Candidates(found.class_ids[kept], found.confidences[kept], boxes[kept])
+        placed = found._replace(boxes_xyxy=boxes, is_cut=part.cuts(boxes))
+        return placed.chosen(kept)
 
     def merged(self, found: Candidates, *, is_tiled: bool) -> Detections:
         """One box per object, from the placed candidates of all parts of an image."""
+        one_class = self.options.one_class_per_object
+        if is_tiled:
+            found = found.chosen(~are_fragments(*found, one_class_per_object=one_class))
         keep, merged_xyxy = merge(
-            *found,
+            found.class_ids,
+            found.confidences,
+            found.boxes_xyxy,
             rule=self.options.applied_rule(is_tiled=is_tiled),
             metric=self.options.metric,
             iou=self.options.iou,
             max_detections=self.options.max_detections,
-            one_class_per_object=self.options.one_class_per_object,
+            one_class_per_object=one_class,
         )
         return Detections(
             found.class_ids[keep].astype(np.int16), found.confidences[keep], merged_xyxy

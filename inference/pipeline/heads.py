@@ -24,17 +24,30 @@ class Candidates(NamedTuple):
     """Boxes of one input above the confidence floor, before any merging.
 
     `class_ids` int64 (n,), `confidences` float32 (n,), `boxes_xyxy` float32 (n, 4) in pixels of
-    the input.
+    the input. `is_cut` bool (n,): whether the object seems to go on beyond the input, which only
+    whoever has cut the image can tell.
     """
 
     class_ids: npt.NDArray[np.int64]
     confidences: npt.NDArray[np.float32]
     boxes_xyxy: npt.NDArray[np.float32]
+    is_cut: npt.NDArray[np.bool_]
+
+    @classmethod
+    def whole(
+        cls,
+        class_ids: npt.NDArray[np.int64],
+        confidences: npt.NDArray[np.float32],
+        boxes_xyxy: npt.NDArray[np.float32],
+    ) -> Candidates:
+        """None of which is cut, as far as a network knows."""
+        return cls(class_ids, confidences, boxes_xyxy, np.zeros(len(confidences), np.bool_))
 
     @classmethod
     def none(cls) -> Candidates:
         """No candidate."""
-        return cls(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+        nothing = np.zeros(0, np.float32)
+        return cls.whole(np.zeros(0, np.int64), nothing, nothing.reshape(0, 4))
 
     @classmethod
     def joined(cls, several: Sequence[Candidates]) -> Candidates:
@@ -49,7 +62,7 @@ class Candidates(NamedTuple):
 
     def chosen(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Candidates:
         """Those of these rows, a mask or indices."""
-        return Candidates(self.class_ids[rows], self.confidences[rows], self.boxes_xyxy[rows])
+        return Candidates(*(part[rows] for part in self))
 
 
 def decode(
@@ -82,7 +95,7 @@ def decode(
         ends = torch.bincount(images, minlength=len(logits)).cumsum(0).tolist()
     starts = [0, *ends[:-1]]
     return [
-        Candidates(class_ids[a:b], scores[a:b], boxes_xyxy[a:b]).best(MAX_CANDIDATES)
+        Candidates.whole(class_ids[a:b], scores[a:b], boxes_xyxy[a:b]).best(MAX_CANDIDATES)
         for a, b in zip(starts, ends, strict=True)
     ]
 

@@ -23,6 +23,8 @@ Indices = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
 
 _NOBODY = -1
+_PIECE = 0.7  # of a piece lies within the whole
+_MOST_WHOLES, _CUT_AT_A_TIME = 1000, 256  # bounds the memory of a crowd
 _AGREEMENT = 0.7  # the intersection over union from which on a dropped box has a vote
 
 
@@ -90,6 +92,39 @@ def merge(
     elif rule == "vote":
         _vote(kept, owners, confidences[order], ranked)
     return order[kept], ranked[kept].astype(np.float32)
+
+
+def are_fragments(
+    class_ids: npt.NDArray[np.integer],
+    confidences: npt.NDArray[np.float32],
+    boxes_xyxy: npt.NDArray[np.float32],
+    is_cut: npt.NDArray[np.bool_],
+    *,
+    one_class_per_object: bool = False,
+) -> npt.NDArray[np.bool_]:
+    """Which candidates (n,) are pieces of objects that are there as a whole.
+
+    A tile that is smaller than an object shows a piece of it, whose overlap with the whole is too
+    little for suppression. It goes where most of it lies within an uncut box that is larger, of
+    its class (of any, with `one_class_per_object`) and at least half as certain. `is_cut` (n,):
+    which boxes end at a tile's edge.
+    """
+    fragments = np.zeros(len(confidences), np.bool_)
+    cut = np.flatnonzero(is_cut)
+    if not len(cut):
+        return fragments
+    areas = _areas(boxes_xyxy.astype(np.float64))
+    large = np.flatnonzero(~is_cut & (areas > areas[cut].min()))
+    large = large[np.argsort(-confidences[large], kind="stable")[:_MOST_WHOLES]]
+    for rows in np.array_split(cut, len(cut) // _CUT_AT_A_TIME + 1):
+        # The smaller one is the piece, so the share is that of the piece.
+        within = overlap_matrix(boxes_xyxy[rows], boxes_xyxy[large], metric="ios") >= _PIECE
+        within &= areas[large] > areas[rows, None]
+        within &= confidences[large] >= confidences[rows, None] / 2
+        if not one_class_per_object:
+            within &= class_ids[large] == class_ids[rows, None]
+        fragments[rows] = within.any(axis=1)
+    return fragments
 
 
 class _Field:

@@ -100,7 +100,7 @@ def _decoded(output: npt.NDArray[np.float32], confidence_floor: float) -> Candid
     keep = confidences > confidence_floor
     centres, sizes = output[:2, keep].T, output[2:BOX_NUMBERS, keep].T
     boxes_xyxy = np.concatenate((centres - sizes / 2, centres + sizes / 2), axis=1)
-    return Candidates(
+    return Candidates.whole(
         class_ids[keep].astype(np.int64),
         np.clip(confidences[keep], 0, 1),
         np.ascontiguousarray(boxes_xyxy),

@@ -45,10 +45,15 @@ class Part(NamedTuple):
     def counts(self, boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Which of these boxes (n, 4), in pixels of the image, this part is the one to tell of."""
         longer = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1, initial=0)
+        is_fragment = self.cuts(boxes_xyxy) & (longer < self.fragment_pixels)
+        return (longer >= self.least_pixels) & ~is_fragment
+
+    def cuts(self, boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which of these boxes (n, 4) reach an edge beyond which a neighbour sees more."""
         left, top, right, bottom = self.inner_xyxy
-        is_cut = (boxes_xyxy[:, :2] < (left, top)).any(axis=1)
-        is_cut |= (boxes_xyxy[:, 2:] > (right, bottom)).any(axis=1)
-        return (longer >= self.least_pixels) & ~(is_cut & (longer < self.fragment_pixels))
+        starts_before = (boxes_xyxy[:, :2] < (left, top)).any(axis=1)
+        ends_behind = (boxes_xyxy[:, 2:] > (right, bottom)).any(axis=1)
+        return np.asarray(starts_before | ends_behind)
 
 
 def plan(size_wh: tuple[int, int], options: DetectionOptions) -> list[Part]:
