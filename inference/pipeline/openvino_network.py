@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from inference.pipeline.torch_network import load_model
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
 _BATCH_SIZES = (1, 2, 4)
-# A compiled graph holds the weights once more, in the layout of its processor: some 25 to 100 MB.
-_MAX_COMPILED = 10
+# A compiled graph holds the weights once more, in the layout of its processor, and takes about as
+# long to make as ten pictures to look at. Photographs of a dataset may have dozens of shapes.
+_COMPILED_BYTES = 1_200 * 1024**2
+_FEWEST_COMPILED = 4
 _EXAMPLE_SHAPE = (1, 3, 96, 128)
 _TWIN_KEY = ("odproject", "weights_sha256")
 
@@ -150,8 +153,9 @@ class OpenVinoNetwork:
         self.batch_size = 1
         self._graph = graph
         self._core = ov.Core()
-        self._compiled: OrderedDict[tuple[int, ...], _Requests] = OrderedDict()
-        self._compiling = threading.Lock()
+        self._compiled: OrderedDict[tuple[int, ...], Future[_Requests]] = OrderedDict()
+        self._most_compiled = max(_FEWEST_COMPILED, _COMPILED_BYTES // _weight_bytes(graph))
+        self._lock = threading.Lock()
 
     def candidates(self, views: Sequence[View], confidence_floor: float) -> list[Candidates]:
         """See `network.Network`. A short batch runs one by one: no graph is made for its length."""
@@ -173,7 +177,7 @@ class OpenVinoNetwork:
         self.batch_size = fastest_batch_size(
             lambda size: self.run_grey(size, input_wh), _BATCH_SIZES
         )
-        with self._compiling:
+        with self._lock:
             self._compiled.clear()
 
     def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
@@ -202,25 +206,42 @@ class OpenVinoNetwork:
             yield request
 
     def _requests(self, shape: tuple[int, ...]) -> _Requests:
-        with self._compiling:
-            requests = self._compiled.get(shape)
-            if requests is None:
-                # Graphs of fixed shape: a graph of any shape, run with several shapes, ended the
-                # process with a damaged heap (OpenVINO 2026.4).
-                graph = self._graph.clone()
-                graph.reshape(list(shape))
-                config = {
-                    "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
-                    "INFERENCE_NUM_THREADS": self.lanes,
-                    "NUM_STREAMS": self.lanes,
-                    "ENABLE_CPU_PINNING": False,
-                }
-                requests = _Requests(self._core.compile_model(graph, "CPU", config))
-                self._compiled[shape] = requests
-                while len(self._compiled) > _MAX_COMPILED:
+        with self._lock:
+            found = self._compiled.get(shape)
+            is_new = found is None
+            if found is None:
+                found = self._compiled[shape] = Future()
+                while len(self._compiled) > self._most_compiled:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(shape)
-            return requests
+        if is_new:  # lanes that want this shape wait for it, the others go on
+            try:
+                found.set_result(_Requests(self._compile(shape)))
+            except BaseException as error:
+                with self._lock:
+                    self._compiled.pop(shape, None)
+                found.set_exception(error)
+        return found.result()
+
+    def _compile(self, shape: tuple[int, ...]) -> ov.CompiledModel:
+        # Graphs of fixed shape: a graph of any shape, run with several shapes, ended the process
+        # with a damaged heap (OpenVINO 2026.4).
+        graph = self._graph.clone()
+        graph.reshape(list(shape))
+        config = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": self.lanes,
+            "NUM_STREAMS": self.lanes,
+            "ENABLE_CPU_PINNING": False,
+        }
+        return self._core.compile_model(graph, "CPU", config)
+
+
+def _weight_bytes(graph: ov.Model) -> int:
+    """What a compiled graph takes, about: its numbers as float32, also those stored in less."""
+    constants = (node for node in graph.get_ops() if node.get_type_name() == "Constant")
+    numbers = sum(int(np.prod(node.get_output_shape(0))) for node in constants)
+    return max(4 * numbers, 1)
 
 
 class _Requests:
