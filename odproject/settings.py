@@ -341,7 +341,8 @@ MAX_WEIGHTS_BYTES = env_int("OD_MAX_WEIGHTS_BYTES", 512 * 1024**2)
 # Of the confined process that reads or tries out weights; loading torch takes seconds of it.
 MODEL_CHILD_MEMORY_BYTES = env_int("OD_MODEL_CHILD_MEMORY_BYTES", 8 * 1024**3)
 MODEL_CHILD_SECONDS = env_int("OD_MODEL_CHILD_SECONDS", 180)
-COMPARISON_PICTURE_SECONDS = 30  # far into a long video it takes longer, and is refused
+# Far into a long video in which decoding cannot begin anywhere it takes longer, and is refused.
+COMPARISON_PICTURE_SECONDS = 30
 NETWORKS_IN_MEMORY = env_int("OD_NETWORKS_IN_MEMORY", 3)  # of a worker; the idlest one goes
 NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
