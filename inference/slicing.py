@@ -4,6 +4,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions
+from inference.pipeline.tiles import part_count
+
 MAX_SPAN_FRAMES = 8192
 """Of a range, looked at or not: to pass over a frame, it has to be decoded as well."""
 
@@ -18,6 +21,15 @@ class FrameRange:
     first_frame_index: int
     end_frame_index: int
     frame_count: int
+
+
+def network_looks(size_wh: tuple[int, int], options: DetectionOptions) -> int:
+    """The network's work for an image of this size, in looks of DEFAULT_IMAGE_SIZE; at least 1.
+
+    Each tile is a look, and one at twice the input size counts for four.
+    """
+    parts = part_count(size_wh, options)
+    return max(1, round(parts * options.image_size**2 / DEFAULT_IMAGE_SIZE**2))
 
 
 def sampled_count(frame_count: int, *, stride: int = 1) -> int:

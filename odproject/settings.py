@@ -355,7 +355,8 @@ UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
 UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
 UNIT_MAX_IMAGES = env_int("OD_UNIT_MAX_IMAGES", 16)  # a unit is a batch of so many images
-UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512)  # or a range of so many frames of a video
+# Or a range of so many frames of a video: of either, fewer where they are cut into tiles.
+UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512)
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
 SWEEP_INTERVAL_SECONDS = env_float("OD_SWEEP_INTERVAL_SECONDS", 2)
