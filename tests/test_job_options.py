@@ -168,7 +168,6 @@ def test_larger_inputs_leave_room_for_fewer_tiles(dataset, post):
     picture = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
     picture.update(width=14_000, height=14_000)
     tiles = {"tiling": {"tile": 590}}
-    assert post(tiles).status_code == 202  # 901 parts
     answer = post({**tiles, "image_size": 2048})
     assert answer.json()["code"] == "too_many_tiles"
     assert faults(answer) == [("options.tiling", "too_many_tiles")]
@@ -176,7 +175,7 @@ def test_larger_inputs_leave_room_for_fewer_tiles(dataset, post):
         "would be cut into 901 parts of 2048 x 2048 pixels for the network; choose tiles so large "
         "that no picture has more than 144 of them, or a smaller image_size."
     ) in answer.json()["detail"]
-    assert Job.objects.count() == 1
+    assert post(tiles).status_code == 202
 
 
 @pytest.mark.parametrize(
