@@ -10,13 +10,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from urllib.parse import urlencode
 
 from django.conf import settings
 
 from accounts.models import User
 from datasets.models import MediaFile
+from datasets.uploading import media_limits
 from inference.confined import ChildLimits, ConfinedChildError, answer_of_child, picture_of
 from inference.models import FrameResult, Job
 from inference.pipeline.compare import Matching, match
@@ -200,12 +201,14 @@ def _add_frame(
 def _frame_pairs(first: Job, second: Job) -> Iterator[tuple[FrameResult, FrameResult | None]]:
     """Frames of the first job by file and frame, as far as the second goes, and the second's.
 
-    None stands for a frame that the second has not looked at. No more than a slice is held.
+    None stands for a step without a pair: a frame that only one of them has looked at. So whoever
+    takes the pairs hears of every row that is read. No more than a slice is held.
     """
     others = _frames(second)
     other = next(others, None)
     for mine in _frames(first):
         while other is not None and _place(other) < _place(mine):
+            yield mine, None
             other = next(others, None)
         if other is None:
             return
@@ -272,7 +275,10 @@ def difference_picture(
     found = stored_detections(mine).above(rules.minimum_confidence)
     others = stored_detections(other).above(rules.minimum_confidence)
     matching = match(found, others, iou=rules.iou)
+    # Decoded from its beginning, a frame far into a long video would not come in time.
     task = {
+        "seek_plan": mine.media_file.seek_plan,
+        "media_limits": asdict(media_limits()),
         "is_video": mine.media_file.media_type == MediaFile.MediaType.VIDEO,
         "frame_index": frame_index,
         "both": found.boxes_xyxy[matching.pairs[:, 0]].tolist(),

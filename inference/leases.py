@@ -63,8 +63,8 @@ class LeaseKeeper(threading.Thread):
     def note_progress(self) -> None:
         """The work goes on; raises LeaseLostError once the unit is known to be another's.
 
-        A step that stores nothing for long, as drawing a video, would not notice otherwise that
-        its job was aborted.
+        Any thread may call it: the pipeline does from the one that decodes, too. A step that stores
+        nothing for long, as drawing a video, would not notice otherwise that its job was aborted.
         """
         if self._lost.is_set():
             raise LeaseLostError(f"Work unit {self._claim.unit_id} was taken away.")

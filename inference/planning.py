@@ -7,11 +7,11 @@ from typing import Any
 from billing.prices import PriceList, inference_price_hundredths
 from datasets.models import MediaFile
 from inference.models import ModelVersion
-from inference.pipeline.options import DetectionOptions, OptionsError
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions, OptionsError
 from inference.pipeline.tiles import MAX_PARTS, part_count
 from inference.registry import default_options
 from inference.selectors import offered_precisions
-from inference.slicing import sampled_count
+from inference.slicing import network_looks, sampled_count
 from odproject.core.errors import DomainError, FieldError
 
 
@@ -30,7 +30,7 @@ class PrecisionNotAvailableError(DomainError):
 
 
 class TooManyTilesError(DomainError):
-    """A picture would be cut into more tiles than its price pays for."""
+    """A picture would be cut into more, or larger inputs, than its price pays for."""
 
     code = "too_many_tiles"
     title = "Too many tiles"
@@ -115,15 +115,27 @@ def _field_error(name: str, code: str, detail: str) -> FieldError:
 
 
 def _refuse_too_many_tiles(media_file: MediaFile, options: DetectionOptions) -> None:
-    """Raise TooManyTilesError: a picture has one price, however often the network looks at it."""
+    """Raise TooManyTilesError: a picture has one price, however often the network looks at it.
+
+    With any options it costs at most what MAX_PARTS looks at the default input size do, which
+    leaves room for 100 megapixels in tiles of 640 pixels.
+    """
     width, height = media_file.width, media_file.height
     count = part_count((width, height), options)
+    if count <= MAX_PARTS and network_looks((width, height), options) <= MAX_PARTS:
+        return
+    detail = (
+        f"{media_file.name} has {width} x {height} pixels and would be cut into {count:,} parts"
+    )
     if count > MAX_PARTS:
-        detail = (
-            f"{media_file.name} has {width} x {height} pixels and would be cut into {count:,} "
-            f"parts; choose tiles so large that no picture has more than {MAX_PARTS:,}."
+        detail += f"; choose tiles so large that no picture has more than {MAX_PARTS:,}."
+    else:
+        most = int(MAX_PARTS * DEFAULT_IMAGE_SIZE**2 / options.image_size**2)
+        detail += (
+            f" of {options.image_size} x {options.image_size} pixels for the network; choose tiles "
+            f"so large that no picture has more than {most:,} of them, or a smaller image_size."
         )
-        raise TooManyTilesError(detail, errors=(_field_error("tiling", "too_many_tiles", detail),))
+    raise TooManyTilesError(detail, errors=(_field_error("tiling", "too_many_tiles", detail),))
 
 
 def plan_job(

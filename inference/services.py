@@ -39,9 +39,10 @@ from inference.models import (
     job_payload,
     progress_percent,
 )
+from inference.pipeline.options import DetectionOptions
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
-from inference.slicing import frame_ranges
+from inference.slicing import frame_ranges, network_looks
 from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
@@ -234,38 +235,47 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
     job.save(update_fields=["hold"])
     for file in files:
         file.job = job
-    _make_units(job, JobFile.objects.bulk_create(files), stride=plan.options.frame_stride)
+    _make_units(job, JobFile.objects.bulk_create(files), options=plan.options)
     append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
     transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
     return job
 
 
-def _make_units(job: Job, files: Sequence[JobFile], *, stride: int) -> None:
+def _make_units(job: Job, files: Sequence[JobFile], *, options: DetectionOptions) -> None:
     """Cut the files of a new job into work units, in the order of the files.
 
-    Of videos every `stride`-th frame is looked at.
+    However much the network does for a picture, it does about as much for a unit, so that others
+    soon have their turn. A video is cut no finer than at its seek points, which lie at least
+    `seeking.SPACING_FRAMES` apart: that bounds the number of units.
     """
     units: list[WorkUnit] = []
     parts: list[UnitFile] = []
     batch: WorkUnit | None = None
-    images_in_batch = 0
+    images_in_batch = looks_in_batch = 0
 
     def add_unit(kind: WorkUnit.Kind, file: JobFile) -> WorkUnit:
         units.append(WorkUnit(job=job, kind=kind, position=file.position))
         return units[-1]
 
     for file in files:
+        looks = network_looks((file.media_file.width, file.media_file.height), options)
         if file.media_file.media_type == MediaFile.MediaType.IMAGE:
-            if batch is None or images_in_batch == settings.UNIT_MAX_IMAGES:
-                batch, images_in_batch = add_unit(WorkUnit.Kind.IMAGES, file), 0
+            is_full = (
+                images_in_batch == settings.UNIT_MAX_IMAGES
+                or looks_in_batch + looks > settings.UNIT_MAX_FRAMES
+            )
+            if batch is None or is_full:
+                batch = add_unit(WorkUnit.Kind.IMAGES, file)
+                images_in_batch = looks_in_batch = 0
             images_in_batch += 1
+            looks_in_batch += looks
             parts.append(UnitFile(unit=batch, job_file=file, end_frame_index=1, frame_count=1))
             continue
         for one in frame_ranges(
             frame_count=file.media_file.frame_count,
             seek_indexes=file.media_file.seek_indexes,
-            max_frames=settings.UNIT_MAX_FRAMES,
-            stride=stride,
+            max_frames=max(1, settings.UNIT_MAX_FRAMES // looks),
+            stride=options.frame_stride,
         ):
             unit = add_unit(WorkUnit.Kind.FRAMES, file)
             parts.append(

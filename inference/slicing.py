@@ -4,6 +4,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions
+from inference.pipeline.tiles import part_count
+
+MAX_SPAN_FRAMES = 8192
+"""Of a range, looked at or not: to pass over a frame, it has to be decoded as well."""
+
 
 @dataclass(frozen=True)
 class FrameRange:
@@ -15,6 +21,15 @@ class FrameRange:
     first_frame_index: int
     end_frame_index: int
     frame_count: int
+
+
+def network_looks(size_wh: tuple[int, int], options: DetectionOptions) -> int:
+    """The network's work for an image of this size, in looks of DEFAULT_IMAGE_SIZE; at least 1.
+
+    Each tile is a look, and one at twice the input size counts for four.
+    """
+    parts = part_count(size_wh, options)
+    return max(1, round(parts * options.image_size**2 / DEFAULT_IMAGE_SIZE**2))
 
 
 def sampled_count(frame_count: int, *, stride: int = 1) -> int:
@@ -29,14 +44,16 @@ def frame_ranges(
 
     A range begins at the first frame or at one of the ascending `seek_indexes`, where decoding
     can begin: so no frame is decoded twice. It is as long as possible while at most `max_frames`
-    of its frames are looked at; longer only where no seek point comes in time, so that a video
-    without any stays in one piece. Every range has at least one frame that is looked at.
+    of its frames are looked at and it spans at most MAX_SPAN_FRAMES; longer only where no seek
+    point comes in time, so that a video without any stays in one piece, and by frames at its end
+    that nobody looks at. Every range has at least one frame that is looked at.
     """
+    max_span = min(max_frames * stride, MAX_SPAN_FRAMES)
     cuts = [index for index in seek_indexes if 0 < index < frame_count]
     ranges: list[FrameRange] = []
     first = 0
     while first < frame_count:
-        end = _range_end(first, frame_count, cuts, max_frames * stride)
+        end = _range_end(first, frame_count, cuts, max_span)
         count = sampled_count(end, stride=stride) - sampled_count(first, stride=stride)
         if count or not ranges:
             ranges.append(FrameRange(first, end, count))

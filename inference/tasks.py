@@ -18,12 +18,13 @@ from inference import registry, services
 from inference.leases import while_database_is_away
 from inference.networks import Detectors
 from inference.queue import RUN_UNIT, TEST_MODEL
-from inference.worker import Heartbeat, run_unit, uses_too_much_memory
+from inference.worker import Heartbeat, ProcessHealth, run_unit, uses_too_much_memory
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 detectors = Detectors()
+health = ProcessHealth()
 
 
 def worker_name() -> str:
@@ -66,7 +67,9 @@ def start_worker(**_: Any) -> None:
 
 @shared_task(name=RUN_UNIT)
 def run_unit_task(unit_id: int) -> None:
-    """Run a work unit, if it still waits."""
+    """Run a work unit, if it still waits and this worker does not stop."""
+    if is_stopping():
+        return  # the hint is repeated, for another worker
     close_old_connections()
     run_unit(
         unit_id=unit_id,
@@ -74,7 +77,13 @@ def run_unit_task(unit_id: int) -> None:
         detector_of=detectors.for_job,
         should_stop=is_stopping,
         on_hang=end_at_once,
+        health=health,
     )
+    if health.is_lost:
+        # Its supervisor starts another one, later and later if that lives for a short time only.
+        logger.critical("This worker can do no work any more and ends; another takes its place")
+        worker_state.should_stop = os.EX_SOFTWARE
+        return
     if uses_too_much_memory():
         logger.warning("This worker has grown too large and ends; another takes its place")
         worker_state.should_stop = os.EX_OK

@@ -60,7 +60,10 @@ class Work:
         return DetectionOptions.parse(self.unit.job.options)
 
     def note_progress(self) -> None:
-        """Tell that the work goes on; raises WorkerStoppingError or LeaseLostError else."""
+        """Tell that the work goes on; raises WorkerStoppingError or LeaseLostError else.
+
+        Any thread may call it, so it asks no database.
+        """
         self.lease.note_progress()
         if self.should_stop():
             raise WorkerStoppingError

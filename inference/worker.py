@@ -9,6 +9,7 @@ import logging
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import (
@@ -25,12 +26,33 @@ from inference.leases import LeaseKeeper, while_database_is_away
 from inference.models import Job
 from inference.networks import Detectors
 from inference.pipeline.detector import Detector
-from inference.pipeline.errors import DrawingError, WeightsError
+from inference.pipeline.errors import DrawingError, WeightsError, is_device_fault
 from inference.pipeline.options import OptionsError
 from inference.services import Claim, FileFault, LeaseLostError
 from inference.unit_work import WorkerStoppingError, process_unit
 
 logger = logging.getLogger(__name__)
+MOST_FAILURES_IN_A_ROW = 5
+# A broken device is not the unit's fault, so it counts as no try; but what a unit holds may be what
+# breaks it, every time. So only the first few attempts are forgiven, whichever workers made them:
+# then it counts, an image of a batch alone, and the unit ends after three more.
+FORGIVEN_ATTEMPTS = 5
+
+
+@dataclass
+class ProcessHealth:
+    """What the units that a process has run say about the process itself."""
+
+    failures_in_a_row: int = 0
+    is_device_broken: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process should take the place of this one.
+
+        A single file that breaks off is the file's fault, several in a row hardly are.
+        """
+        return self.is_device_broken or self.failures_in_a_row >= MOST_FAILURES_IN_A_ROW
 
 
 class Heartbeat(threading.Thread):
@@ -81,13 +103,16 @@ def run_unit(
     detector_of: Callable[[Job], Detector],
     should_stop: Callable[[], bool] = lambda: False,
     on_hang: Callable[[], None] = lambda: None,
+    health: ProcessHealth | None = None,
 ) -> bool:
     """Run one work unit to its end; returns whether it was there to be taken.
 
     A file that cannot be processed fails its unit alone. Whatever else goes wrong puts the unit
-    back, to be tried again a bounded number of times. A database that is away is waited for.
-    `on_hang` is called from another thread when there is no progress for too long.
+    back, to be tried again a bounded number of times, and is noted in `health`. A database that is
+    away is waited for. `on_hang` is called from another thread when there is no progress for too
+    long.
     """
+    health = health or ProcessHealth()
     claim = while_database_is_away(
         lambda: services.claim_unit(unit_id=unit_id, worker_name=worker_name)
     )
@@ -96,24 +121,41 @@ def run_unit(
     try:
         with LeaseKeeper(claim=claim, on_hang=on_hang) as lease:
             process_unit(claim=claim, detector_of=detector_of, should_stop=should_stop, lease=lease)
+        health.failures_in_a_row = 0
     except LeaseLostError as error:
         logger.info("%s", error)
     except WorkerStoppingError:
         logger.info("Handing unit %s back", unit_id)
         _hand_back(claim, counts_as_try=False)
-    except (MediaError, DrawingError, WeightsError) as error:
-        fault = FileFault(error.code, error.detail)
+    except Exception as error:
+        fault = None if is_device_fault(error) else _fault_of_file(error)
+        if fault is None:
+            logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
+            _hand_back(claim, counts_as_try=_counts_as_try(error, claim, health))
+            return True
         with contextlib.suppress(LeaseLostError):
             while_database_is_away(lambda: services.fail_unit(claim=claim, fault=fault))
-    except OptionsError as error:
+    return True
+
+
+def _fault_of_file(error: Exception) -> FileFault | None:
+    """What is told to the owner of a file that is at fault; None for any other failure."""
+    if isinstance(error, MediaError | DrawingError | WeightsError):
+        return FileFault(error.code, error.detail)
+    if isinstance(error, OptionsError):
         # The classes of the model were not known yet when the job was submitted.
-        unfit = FileFault("invalid_options", str(error))
-        with contextlib.suppress(LeaseLostError):
-            while_database_is_away(lambda: services.fail_unit(claim=claim, fault=unfit))
-    except Exception as error:
-        logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
-        # That the database was away is not the file's fault.
-        _hand_back(claim, counts_as_try=not isinstance(error, OperationalError | InterfaceError))
+        return FileFault("invalid_options", str(error))
+    return None
+
+
+def _counts_as_try(error: Exception, claim: Claim, health: ProcessHealth) -> bool:
+    """Whether a failure may be the unit's fault; notes what it says about the process."""
+    if isinstance(error, OperationalError | InterfaceError) and not connection.is_usable():
+        return False  # the database was away; else it has refused this very statement
+    if is_device_fault(error):
+        health.is_device_broken = True
+        return claim.attempt > FORGIVEN_ATTEMPTS
+    health.failures_in_a_row += 1
     return True
 
 

@@ -341,7 +341,8 @@ MAX_WEIGHTS_BYTES = env_int("OD_MAX_WEIGHTS_BYTES", 512 * 1024**2)
 # Of the confined process that reads or tries out weights; loading torch takes seconds of it.
 MODEL_CHILD_MEMORY_BYTES = env_int("OD_MODEL_CHILD_MEMORY_BYTES", 8 * 1024**3)
 MODEL_CHILD_SECONDS = env_int("OD_MODEL_CHILD_SECONDS", 180)
-COMPARISON_PICTURE_SECONDS = 30  # far into a long video it takes longer, and is refused
+# Far into a long video in which decoding cannot begin anywhere it takes longer, and is refused.
+COMPARISON_PICTURE_SECONDS = 30
 NETWORKS_IN_MEMORY = env_int("OD_NETWORKS_IN_MEMORY", 3)  # of a worker; the idlest one goes
 NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
@@ -354,7 +355,8 @@ UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
 UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
 UNIT_MAX_IMAGES = env_int("OD_UNIT_MAX_IMAGES", 16)  # a unit is a batch of so many images
-UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512)  # or a range of so many frames of a video
+# Or a range of so many frames of a video: of either, fewer where they are cut into tiles.
+UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512)
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
 SWEEP_INTERVAL_SECONDS = env_float("OD_SWEEP_INTERVAL_SECONDS", 2)

@@ -1,17 +1,24 @@
 """Two jobs on one dataset side by side: numbers, pictures, and whose they are."""
 
 import io
+import itertools
+import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from django.test import Client
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as limited
 from hypothesis import strategies as st
 from PIL import Image
 from rest_framework.test import APIClient
 
-from inference import comparison, queue, services
+from datasets.media import video
+from datasets.media.inspection import inspect_here
+from datasets.uploading import media_limits
+from inference import comparison, picture_child, queue, services
 from inference.confined import ConfinedChildError
 from inference.models import FrameResult, Job, WorkUnit
 from inference.pipeline.compare import FIRST_RGB, SECOND_RGB, draw_difference, match
@@ -61,7 +68,7 @@ SOME_BOXES = st.lists(
 ).map(lambda rows: detections(*((CAR, 0.5, (x, y, x + w, y + h)) for x, y, w, h in rows)))
 
 
-@settings(max_examples=60, deadline=None)
+@limited(max_examples=60, deadline=None)
 @given(first=SOME_BOXES, second=SOME_BOXES)
 def test_each_detection_is_in_one_pair_or_left_over(first, second):
     found = match(first, second, iou=0.5)
@@ -209,6 +216,20 @@ def test_comparison_ends_when_its_time_is_over(owner, pair, monkeypatch):
 
 
 @pytest.mark.django_db
+def test_time_is_over_also_while_frames_are_passed_over_that_only_one_looked_at(pair, monkeypatch):
+    first, second = pair
+    FrameResult.objects.filter(job=first).exclude(frame_index=2).delete()  # the last of four stays
+    seconds = itertools.count()  # one for each look at the clock
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(comparison, "MAX_SECONDS", 3)
+    short = comparison.compare(first, second, rules=comparison.Rules())
+    assert (short.is_complete, short.tally.frames) == (False, 0)
+    monkeypatch.setattr(comparison, "MAX_SECONDS", 4)
+    enough = comparison.compare(first, second, rules=comparison.Rules())
+    assert (enough.is_complete, enough.tally.frames) == (True, 1)
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("kind", ["comparison", "picture"])
 def test_comparisons_leave_threads_for_others(owner, pair, monkeypatch, kind):
     client, admin = client_of(owner), browser_of(make_user(staff=True))
@@ -242,6 +263,44 @@ def test_picture_shows_what_only_one_found(owner, pair):
         assert (abs(below - np.array(SECOND_RGB)).sum(axis=2) < 90).any()
         left = picture[-120:, :50]
         assert not (abs(left - np.array(SECOND_RGB)).sum(axis=2) < 90).any()
+
+
+@pytest.mark.django_db
+def test_picture_far_into_a_video_is_decoded_from_the_last_point_before_it(
+    owner, monkeypatch, tmp_path, settings
+):
+    settings.MAX_IMAGE_PIXELS = 123_456
+    monkeypatch.setattr("datasets.media.seeking.SPACING_FRAMES", 10)
+    source = write_video(tmp_path / "long.avi", frames=60, codec="mjpeg")
+    facts = inspect_here(source, limits=media_limits())
+    dataset = make_dataset(owner, "long")
+    media_file = add_media_file(
+        dataset,
+        name="long.avi",
+        content=source,
+        media_type="video",
+        frame_count=60,
+        image_format="avi",
+        seek_plan=facts.seek_plan,
+    )
+    first, second = (finished_job(owner, found, name="long") for found in (FIRST, SECOND))
+    tasks = []
+    monkeypatch.setattr(
+        comparison, "answer_of_child", lambda _, task, *rest: tasks.append(task) or {"picture": ""}
+    )
+    comparison.difference_picture(
+        first, second, media_file_id=media_file.pk, frame_index=55, rules=comparison.Rules()
+    )
+    (task,) = json.loads(json.dumps(tasks))
+    assert task["seek_plan"] == facts.seek_plan
+    assert task["media_limits"]["max_pixels"] == 123_456
+    decoded = []
+    check_size = video._check_size
+    monkeypatch.setattr(
+        video, "_check_size", lambda *size: (decoded.append(size), check_size(*size))
+    )
+    assert picture_child.draw(task, source)["picture"]
+    assert len(decoded) <= 7  # that of the container, and the frames from 50 on
 
 
 @pytest.mark.django_db

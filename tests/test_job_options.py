@@ -163,6 +163,36 @@ def test_smallest_tiles_of_a_huge_picture_are_refused_with_its_name(dataset, pos
     assert post({"tiling": "auto"}).status_code == 202
 
 
+def test_larger_inputs_leave_room_for_fewer_tiles(dataset, post):
+    """What a picture costs the network is bounded: it has one price."""
+    picture = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
+    picture.update(width=14_000, height=14_000)
+    tiles = {"tiling": {"tile": 590}}
+    answer = post({**tiles, "image_size": 2048})
+    assert answer.json()["code"] == "too_many_tiles"
+    assert faults(answer) == [("options.tiling", "too_many_tiles")]
+    assert (
+        "would be cut into 901 parts of 2048 x 2048 pixels for the network; choose tiles so large "
+        "that no picture has more than 144 of them, or a smaller image_size."
+    ) in answer.json()["detail"]
+    assert post(tiles).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "options"),
+    [
+        ((7680, 4320), {"tiling": "auto", "image_size": 768}),
+        ((12_000, 8333), {"tiling": {"tile": 640}}),
+        ((14_000, 14_000), {"tiling": "auto", "image_size": 2048}),
+    ],
+    ids=["8K", "100 megapixels", "auto"],
+)
+def test_large_photographs_may_be_tiled(dataset, post, size_wh, options):
+    picture = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
+    picture.update(width=size_wh[0], height=size_wh[1])
+    assert post(options).status_code == 202
+
+
 def test_int8_takes_calibrated_weights_and_a_worker_that_runs_them(user, dataset):
     version = ModelVersion.objects.get(version="YOLO8s_FSR")
     assert "int8" in version.precisions  # the package has a twin of these weights

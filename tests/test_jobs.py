@@ -11,7 +11,7 @@ from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
 from billing.models import Hold, Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
-from datasets.models import Dataset
+from datasets.models import Dataset, MediaFile
 from datasets.services import delete_dataset
 from inference import queue, services
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
@@ -355,7 +355,7 @@ class TestSlices:
         settings.UNIT_MAX_IMAGES = 2
         settings.UNIT_MAX_FRAMES = 10
 
-    def submit(self, user, *, images=0, videos=()):
+    def submit(self, user, *, images=0, videos=(), size_wh=(640, 480), **options):
         """Videos can be decoded from every fifth frame."""
         dataset = make_dataset(user)
         for number in range(images):
@@ -369,8 +369,13 @@ class TestSlices:
                 frame_count=frame_count,
                 seek_plan=plan,
             )
+        MediaFile.objects.filter(dataset=dataset).update(width=size_wh[0], height=size_wh[1])
         return services.submit_job(
-            user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+            user=user,
+            dataset_name="street",
+            model_id="YOLO8",
+            model_version="YOLO8s_FSR",
+            options=options,
         )
 
     def claim_next(self, job):
@@ -405,6 +410,22 @@ class TestSlices:
             ("frames", [(3, 20, 23)]),
         ]
         assert (job.frame_count, job.quoted_hundredths) == (26, 3 * 150 + 23 * 100)
+
+    def test_tiles_make_units_smaller_so_that_others_have_their_turn(self, user, settings):
+        settings.UNIT_MAX_IMAGES = 16
+        settings.UNIT_MAX_FRAMES = 20
+        seven_parts = {"tiling": "auto", "size_wh": (1920, 1080)}
+        job = self.submit(user, images=5, videos=[30], **seven_parts)
+        units = WorkUnit.objects.filter(job=job).order_by("position", "pk")
+        sizes = [(unit.kind, sum(part.frame_count for part in unit.parts.all())) for unit in units]
+        assert sizes == [("images", 2), ("images", 2), ("images", 1)] + [("frames", 5)] * 6
+        assert job.quoted_hundredths == 5 * 150 + 30 * 100
+
+    def test_picture_of_more_tiles_than_a_unit_has_is_a_unit_of_its_own(self, user, settings):
+        settings.UNIT_MAX_IMAGES = 16
+        settings.UNIT_MAX_FRAMES = 6
+        job = self.submit(user, images=3, tiling="auto", size_wh=(1920, 1080))
+        assert [unit.parts.count() for unit in WorkUnit.objects.filter(job=job)] == [1, 1, 1]
 
     def test_bad_image_of_a_batch_fails_alone(self, user):
         job = self.submit(user, images=2)

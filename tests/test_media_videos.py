@@ -401,6 +401,43 @@ def test_every_nth_frame_is_one_whose_index_is_a_multiple(tmp_path):
     assert [frame.frame_index for frame in part] == [5, 10, 15]
 
 
+def test_frames_passed_over_count_as_progress(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=220)
+    told = []
+    part = iter_frames(path, first_frame_index=90, frame_stride=100, on_progress=told.append)
+    assert [(frame.frame_index, list(told)) for frame in part] == [
+        (100, [50, 100]),
+        (200, [50, 100, 150, 200]),
+    ]
+
+
+def test_what_the_listener_raises_ends_the_decoding_and_closes_the_file(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=220)
+    before = open_files()
+
+    def stop(count):
+        raise KeyError(count)
+
+    with pytest.raises(KeyError, match="50"):
+        next(iter_frames(path, first_frame_index=200, on_progress=stop))
+    assert open_files() == before
+
+
+def test_stride_begins_at_the_last_point_before_the_frame_that_is_wanted(
+    tmp_path, close_points, monkeypatch
+):
+    path = write_video(tmp_path / "x.avi", frames=60, codec="mjpeg")
+    plan = count_frames(path).seek_plan
+    decoded = []
+    check_size = video._check_size
+    monkeypatch.setattr(
+        video, "_check_size", lambda *size: (decoded.append(size), check_size(*size))
+    )
+    part = iter_frames(path, first_frame_index=10, frame_stride=50, max_frames=1, seek_plan=plan)
+    assert [frame.frame_index for frame in part] == [50]
+    assert len(decoded) <= 2  # the size in the container, and the frame
+
+
 # -- slices and life time
 
 

@@ -184,6 +184,44 @@ def test_callback_that_raises_ends_everything_and_leaves_no_file(tmp_path, faili
     assert files_in(tmp_path) == ["in.mp4"]
 
 
+@pytest.mark.parametrize("thread", ["decode", "other"])
+def test_work_is_ended_as_well_while_frames_are_passed_over(tmp_path, thread):
+    """What is raised where nobody waits for a frame arrives as itself, and leaves no file."""
+    source = write_video(tmp_path / "in.mp4", grey_frames(150))
+    detector = FakeDetector()
+
+    def stop():
+        if (threading.current_thread().name == "decode") == (thread == "decode"):
+            raise StopError
+
+    with pytest.raises(StopError):
+        process_video(
+            source,
+            detector,
+            annotated=tmp_path / "out.mp4",
+            on_frames=lambda _: None,
+            first_frame_index=1,
+            frame_stride=120,
+            on_progress=stop,
+        )
+    assert detector.image_count == (0 if thread == "decode" else 1)
+    assert files_in(tmp_path) == ["in.mp4"]
+
+
+def test_drawing_what_is_known_is_ended_as_well_while_frames_are_passed_over(tmp_path):
+    source = write_video(tmp_path / "in.mp4", grey_frames(150))
+    drawn = tmp_path / "out.mp4"
+
+    def stop():
+        if threading.current_thread().name == "decode":
+            raise StopError
+
+    found = [FrameDetections(120, 4.8, one_car())]
+    with pytest.raises(StopError):
+        draw_video(source, found, ("car",), annotated=drawn, frame_stride=120, on_progress=stop)
+    assert files_in(tmp_path) == ["in.mp4"]
+
+
 def test_detector_that_raises_ends_everything_and_leaves_no_file(tmp_path):
     def fail():
         raise StopError

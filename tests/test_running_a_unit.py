@@ -1,11 +1,15 @@
 """What a worker does with a unit, with a fake detector: the network has its own tests."""
 
+import os
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from celery.worker import state as worker_state
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import OperationalError
@@ -15,14 +19,15 @@ from billing.selectors import balance_hundredths
 from datasets.media.inspection import inspect_here
 from datasets.media.video import count_frames, iter_frames
 from datasets.uploading import media_limits
-from inference import queue, services
+from inference import queue, services, tasks
 from inference.leases import LeaseKeeper
 from inference.models import FrameResult, Job, JobFile, WorkUnit
+from inference.pipeline.errors import PipelineError, WeightsError
 from inference.pipeline.types import Detections
 from inference.results import annotated_zip, result_json
 from inference.selectors import files_of_job
 from inference.services import LeaseLostError
-from inference.worker import run_unit
+from inference.worker import ProcessHealth, run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
 from tests.pipeline_fakes import OneByOne
@@ -142,7 +147,7 @@ def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, 
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
     job = submit(user)
-    detector = FakeDetector(error=RuntimeError("the GPU fell off"))
+    detector = FakeDetector(error=RuntimeError("nobody knows why"))
     for attempt in (1, 2):
         _, unit = run(job, detector)
         assert (unit.state, unit.tries) == ("pending", attempt)
@@ -152,6 +157,106 @@ def test_unexpected_error_is_tried_three_times_and_costs_nothing(user, dataset, 
     assert run(job, detector)[0] is False
     assert detector.calls == 3
     assert balance_hundredths(user=user) == 100_000
+
+
+def out_of_memory():
+    error = PipelineError("out_of_memory", "The device's memory does not suffice for one image.")
+    error.__cause__ = torch.OutOfMemoryError("CUDA error: out of memory")
+    return error
+
+
+def hidden_device_fault():
+    error = WeightsError("weights_unreadable", "x.pt is no readable checkpoint.")
+    error.__cause__ = RuntimeError("CUDA error: unspecified launch failure")
+    return error
+
+
+DEVICE_FAULT = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.django_db
+class TestProcessThatIsLost:
+    """What breaks the process fails nobody's files, and ends the process rather than the jobs."""
+
+    @pytest.fixture
+    def job(self, user, dataset, tmp_path):
+        write_image(tmp_path / "a.png", size_wh=(64, 48))
+        add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+        return submit(user)
+
+    @pytest.mark.parametrize(
+        "error",
+        [DEVICE_FAULT, RuntimeError("CUDA error: device not ready"), hidden_device_fault()],
+        ids=["torch", "text", "behind another"],
+    )
+    def test_broken_device_ends_the_process_and_is_no_try(self, job, error):
+        health = ProcessHealth()
+        _, unit = run(job, FakeDetector(error=error), health=health)
+        assert (unit.state, unit.tries, job.state) == ("pending", 0, "Running")
+        assert health.is_lost
+        assert JobFile.objects.get().error == ""
+
+    def test_memory_that_does_not_suffice_is_a_try_and_the_process_goes_on(self, job):
+        health = ProcessHealth()
+        _, unit = run(job, FakeDetector(error=out_of_memory()), health=health)
+        assert (unit.state, unit.tries) == ("pending", 1)
+        assert not health.is_lost
+
+    def test_picture_that_breaks_every_device_ends_all_the_same(self, job, user):
+        detector = FakeDetector(error=DEVICE_FAULT)
+        tries = [run(job, detector, health=ProcessHealth())[1].tries for _ in range(8)]
+        assert tries == [0, 0, 0, 0, 0, 1, 2, 3]
+        assert (job.state, detector.calls) == ("Failed", 8)
+        assert JobFile.objects.get().error == "The file could not be processed in 3 attempts."
+        assert balance_hundredths(user=user) == 100_000
+
+    def test_failures_in_a_row_end_the_process_but_not_with_a_success_between(self, user, job):
+        health = ProcessHealth()
+        others = [submit(user) for _ in range(9)]
+        for other in others[:4]:
+            run(other, FakeDetector(error=ValueError("odd")), health=health)
+        assert not health.is_lost
+        run(job, FakeDetector(), health=health)
+        assert job.state == "Completed"
+        for other in others[4:8]:
+            run(other, FakeDetector(error=ValueError("odd")), health=health)
+        assert not health.is_lost
+        run(others[8], FakeDetector(error=ValueError("odd")), health=health)
+        assert health.is_lost
+
+    def test_files_at_fault_say_nothing_about_the_process(self, user, dataset):
+        health = ProcessHealth()
+        for number in range(6):
+            add_media_file(dataset, name=f"{number}.png", content=b"none", image_format="png")
+        for _ in range(6):
+            run(submit(user), FakeDetector(), health=health)
+        assert Job.objects.filter(state="Failed").count() == 6
+        assert (health.failures_in_a_row, health.is_lost) == (0, False)
+
+    def test_worker_stops_with_a_failure_and_takes_no_unit_any_more(self, job, monkeypatch):
+        monkeypatch.setattr(worker_state, "should_stop", None)
+        monkeypatch.setattr(tasks, "health", ProcessHealth())
+        monkeypatch.setattr(tasks, "close_old_connections", lambda: None)  # the test needs its own
+        detector = FakeDetector(error=DEVICE_FAULT)
+        monkeypatch.setattr(tasks.detectors, "for_job", lambda job: detector)
+        unit = WorkUnit.objects.get()
+        tasks.run_unit_task(unit.pk)
+        assert worker_state.should_stop == os.EX_SOFTWARE
+        tasks.run_unit_task(unit.pk)
+        unit.refresh_from_db()
+        assert (unit.state, unit.attempt, unit.tries, detector.calls) == ("pending", 1, 0, 1)
+
+    @pytest.mark.parametrize(("answers", "tries"), [(True, 1), (False, 0)])
+    def test_statement_that_fails_is_a_try_unless_the_database_is_away(
+        self, job, monkeypatch, answers, tries
+    ):
+        if not answers:
+            away = SimpleNamespace(is_usable=lambda: False)
+            monkeypatch.setattr("inference.worker.connection", away)
+        error = OperationalError("index row size exceeds the maximum")
+        health = ProcessHealth()
+        _, unit = run(job, FakeDetector(error=error), health=health)
+        assert (unit.state, unit.tries, health.failures_in_a_row) == ("pending", tries, tries)
 
 
 @pytest.mark.django_db

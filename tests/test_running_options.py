@@ -1,6 +1,7 @@
 """A worker does with a unit what the job's options say, and follows objects when all is found."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,31 @@ def test_every_third_frame_is_looked_at_drawn_and_charged(dataset):
     assert count_frames(drawn).frame_count == 4
     seconds = [frame.time_seconds for frame in iter_frames(drawn)]
     assert seconds == pytest.approx([frame["time"] for frame in entry["frames"]], abs=0.001)
+
+
+def test_worker_that_is_told_to_stop_need_not_decode_up_to_the_next_frame_of_a_stride(
+    dataset, tmp_path
+):
+    MediaFile.objects.filter(dataset=dataset).delete()
+    add_media_file(
+        dataset,
+        name="b.mp4",
+        content=write_video(tmp_path / "b.mp4", frames=120),
+        media_type="video",
+        frame_count=120,
+        image_format="mp4",
+    )
+    job = submit(dataset, frame_stride=110)
+    asked_by = []
+
+    def should_stop():
+        asked_by.append(threading.current_thread().name)
+        return asked_by[-1] == "decode"
+
+    unit = run_next(job, should_stop=should_stop)
+    assert (unit.state, unit.tries, job.state) == ("pending", 0, "Running")
+    assert asked_by.count("decode") == 1
+    assert not FrameResult.objects.filter(frame_index=110).exists()
 
 
 def test_tracked_video_is_followed_and_drawn_when_all_of_it_is_found(dataset):

@@ -2,10 +2,12 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.slicing import FrameRange, frame_ranges, sampled_count
+from inference.pipeline.options import DetectionOptions, Tiling
+from inference.slicing import FrameRange, frame_ranges, network_looks, sampled_count
 
 
 def ranges(frame_count, seek_indexes=(), max_frames=512, stride=1):
@@ -51,6 +53,33 @@ def test_frames_that_nobody_looks_at_make_no_range_of_their_own():
         FrameRange(0, 9, 1),
         FrameRange(9, 25, 2),
     ]
+
+
+def test_range_spans_no_more_frames_than_are_decoded_in_a_bounded_time():
+    every_256th = range(256, 100_000, 256)
+    assert ranges(30_000, every_256th, stride=10_000) == [
+        FrameRange(0, 8192, 1),
+        FrameRange(8192, 16_384, 1),
+        FrameRange(16_384, 30_000, 1),  # whose last frames nobody looks at, nor decodes
+    ]
+    assert ranges(30_000, stride=10_000) == [FrameRange(0, 30_000, 3)]
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "tiling", "image_size", "looks"),
+    [
+        ((640, 480), "off", 768, 1),
+        ((1920, 1080), "auto", 768, 7),
+        ((1920, 1080), "off", 1536, 4),
+        ((1920, 1080), "off", 160, 1),
+        ((7680, 4320), Tiling(640), 1280, 378),
+    ],
+)
+def test_work_of_the_network_is_counted_in_looks_at_the_default_size(
+    size_wh, tiling, image_size, looks
+):
+    options = DetectionOptions(tiling=tiling, image_size=image_size)
+    assert network_looks(size_wh, options) == looks
 
 
 @given(

@@ -280,6 +280,7 @@ def iter_frames(
     frame_stride: int = 1,
     seek_plan: SeekPlan | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[VideoFrame]:
     """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
 
@@ -288,7 +289,9 @@ def iter_frames(
     `max_frames` of them. Those before are passed over: decoding begins at the last point of
     `seek_plan` before them, or else with the video, which is the only way to reach a frame
     exactly in every codec. A damaged packet is skipped, a damaged tail ends the video.
-    Transparent pixels are put over white. Raises MediaError: 400 for a container that cannot be
+    Transparent pixels are put over white. `on_progress` is called now and then with the number of
+    frames decoded so far, those passed over included; what it raises ends the decoding and passes
+    through. Raises MediaError: 400 for a container that cannot be
     opened, 415 for something that is no video, 422 for a video without pictures, with pictures
     above `limits.max_frame_pixels` or without a decoder.
     """
@@ -297,8 +300,11 @@ def iter_frames(
             return
     painter = _Painter()
     given = 0
-    with closing(_decoded_from(path, format, limits, seek_plan, first_frame_index)) as decoded:
-        for item in decoded:
+    first_wanted = -(-first_frame_index // frame_stride) * frame_stride
+    with closing(_decoded_from(path, format, limits, seek_plan, first_wanted)) as decoded:
+        for count, item in enumerate(decoded, 1):
+            if on_progress is not None and count % _PROGRESS_EVERY_FRAMES == 0:
+                on_progress(count)
             painter.see(item)
             if item.frame_index < first_frame_index or item.frame_index % frame_stride:
                 continue

@@ -147,7 +147,8 @@ def process_video(
     it raises ends the work at once: threads are joined, no annotated file is left.
     `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
     `seek_plan` says where decoding may begin for it. `on_progress` is called as by
-    `Detector.stream`.
+    `Detector.stream`, and now and then by the thread that decodes, also while it passes over
+    frames; what it raises there ends the work as well, and is raised here.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -158,6 +159,7 @@ def process_video(
         frame_stride=frame_stride,
         seek_plan=seek_plan,
         limits=limits,
+        on_progress=lambda _: on_progress(),
     )
     return process_frames(
         frames, detector, annotated=annotated, on_frames=on_frames, on_progress=on_progress
@@ -177,11 +179,16 @@ def draw_video(
     """Writes the drawn copy of a video whose detections are known, in the order of its frames.
 
     Frames without an entry in `found` are left out, and so are entries without a frame.
-    `on_progress` is called after each frame, and
-    ends the work by what it raises. Raises MediaError and DrawingError as `process_video` does.
+    `on_progress` is called after each frame, and as by `process_video` while frames are decoded;
+    it ends the work by what it raises. Raises MediaError and DrawingError as `process_video` does.
     """
     with contextlib.ExitStack() as stack:
-        frames = iter_frames(source, frame_stride=frame_stride, limits=limits)
+        frames = iter_frames(
+            source,
+            frame_stride=frame_stride,
+            limits=limits,
+            on_progress=lambda _: on_progress(),
+        )
         ahead = stack.enter_context(_read_ahead(frames, lambda frame: frame.held_bytes))
         painter = stack.enter_context(_Painter(annotated, class_names))
         known = iter(found)
