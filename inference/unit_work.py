@@ -151,6 +151,7 @@ def _process_range(work: Work, detector: Detector) -> None:
             seek_plan=SeekPlan.from_json(media_file.seek_plan),
             on_progress=work.note_progress,
             limits=media_limits(),
+            is_damaged=bool(media_file.warning),
         )
         if options.tracking:
             while_database_is_away(lambda: services.complete_range(claim=work.claim, segment=""))

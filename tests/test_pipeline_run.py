@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 
 from datasets.media.errors import MediaError
 from datasets.media.video import VideoFrame, count_frames, iter_frames
+from inference.pipeline import run
 from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.run import (
@@ -38,6 +39,12 @@ def no_thread_is_left():
     assert set(threading.enumerate()) <= before
 
 
+@pytest.fixture(params=[1, 3], ids=["cpu", "beside a card"])
+def spare_cores(request, monkeypatch):
+    """How many threads decode and make pictures beside the detector."""
+    monkeypatch.setattr(run, "_cores_to_spare", lambda detector, most: request.param)
+
+
 def write_video(path: Path, frames) -> Path:
     frames = list(frames)
     size_wh = frames[0].image.shape[1], frames[0].image.shape[0]
@@ -51,6 +58,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_every_frame_is_detected_once_in_order(tmp_path):
     source = write_video(tmp_path / "in.mp4", grey_frames(10))
     detector, calls = FakeDetector(), []
@@ -66,6 +74,7 @@ def test_every_frame_is_detected_once_in_order(tmp_path):
     assert greys == pytest.approx([40 + i for i in range(10)], abs=3)
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_range_of_frames_keeps_its_numbers_and_times(tmp_path):
     source = write_video(tmp_path / "in.mp4", grey_frames(10))
     calls = []
@@ -168,6 +177,7 @@ def test_written_colours_are_the_drawn_ones(tmp_path):
         np.testing.assert_allclose(frame.image.mean((0, 1)), colour, atol=6)
 
 
+@pytest.mark.usefixtures("spare_cores")
 @pytest.mark.parametrize("failing_call", [1, 3])
 def test_callback_that_raises_ends_everything_and_leaves_no_file(tmp_path, failing_call):
     source = write_video(tmp_path / "in.mp4", grey_frames(60))
@@ -184,6 +194,7 @@ def test_callback_that_raises_ends_everything_and_leaves_no_file(tmp_path, faili
     assert files_in(tmp_path) == ["in.mp4"]
 
 
+@pytest.mark.usefixtures("spare_cores")
 @pytest.mark.parametrize("thread", ["decode", "other"])
 def test_work_is_ended_as_well_while_frames_are_passed_over(tmp_path, thread):
     """What is raised where nobody waits for a frame arrives as itself, and leaves no file."""
@@ -222,6 +233,7 @@ def test_drawing_what_is_known_is_ended_as_well_while_frames_are_passed_over(tmp
     assert files_in(tmp_path) == ["in.mp4"]
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_detector_that_raises_ends_everything_and_leaves_no_file(tmp_path):
     def fail():
         raise StopError
@@ -236,6 +248,7 @@ def test_detector_that_raises_ends_everything_and_leaves_no_file(tmp_path):
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_decoder_that_fails_midway_is_reported_and_leaves_no_file(tmp_path):
     closed = []
 
@@ -346,6 +359,7 @@ def test_image_is_detected_upright_and_drawn(tmp_path):
         assert (np.asarray(drawn) != scene.image).any(axis=2).mean() < 0.1
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_images_that_cannot_be_read_or_drawn_fail_alone(tmp_path):
     for name in ("first.png", "broken.png", "last.png"):
         PilImage.new("RGB", (64, 48), "red").save(tmp_path / name)
@@ -368,6 +382,44 @@ def test_images_that_cannot_be_read_or_drawn_fail_alone(tmp_path):
     assert [outcome.summary is not None for outcome in outcomes] == [True, False, False, True]
     assert detector.image_count == 3
     assert files_in(tmp_path) == ["broken.png", "first.jpg", "first.png", "last.png"]
+
+
+def test_only_a_graphics_card_leaves_cores_to_spare(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    detector = FakeDetector()
+    assert run._cores_to_spare(detector, 4) == 1
+    detector.device = "cuda:0"
+    assert run._cores_to_spare(detector, 4) == 4
+    assert run._cores_to_spare(detector, 32) == 8
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert run._cores_to_spare(detector, 4) == 1
+
+
+@pytest.mark.parametrize(("is_damaged", "threads"), [(False, 3), (True, 2)])
+def test_damaged_video_is_decoded_as_it_was_when_it_was_counted(
+    tmp_path, monkeypatch, is_damaged, threads
+):
+    source = write_video(tmp_path / "in.mp4", grey_frames(4))
+    asked = []
+
+    def frames(path, *, decoder_threads, **options):
+        asked.append(decoder_threads)
+        return iter_frames(path, decoder_threads=decoder_threads, **options)
+
+    monkeypatch.setattr(run, "iter_frames", frames)
+    monkeypatch.setattr(run, "_cores_to_spare", lambda detector, most: 3)
+    process_video(
+        source, FakeDetector(), annotated=None, on_frames=lambda _: None, is_damaged=is_damaged
+    )
+    assert asked == [threads]
+
+
+def test_frames_made_by_several_threads_come_in_their_order():
+    def make(number):
+        time.sleep(0.02 if number % 3 == 0 else 0)  # the first of three is the last to be ready
+        return number
+
+    assert list(run._made_in_order(range(20), make, 3)) == list(range(20))
 
 
 def test_large_images_are_in_memory_a_few_at_a_time(tmp_path, monkeypatch):
@@ -397,6 +449,7 @@ def test_drawing_goes_on_where_a_known_frame_is_missing(tmp_path):
     assert [frame.time_seconds for frame in iter_frames(out)] == pytest.approx([0, 4 / 25])
 
 
+@pytest.mark.usefixtures("spare_cores")
 def test_images_whose_outcomes_are_not_wanted_any_more_end_at_once(tmp_path):
     PilImage.new("RGB", (64, 48), "red").save(tmp_path / "in.png")
     detector = FakeDetector()

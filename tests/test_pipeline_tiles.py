@@ -137,6 +137,7 @@ class CrowdedNetwork:
 
     class_names = ("car",)
     lanes, batch_size = 2, 4
+    device = "cpu"
 
     def __init__(self, count):
         corners = np.stack([10 * np.arange(count) % 120, 12 * np.arange(count) % 130], axis=1)
@@ -199,3 +200,20 @@ def test_progress_that_raises_ends_the_work_within_an_image():
     with pytest.raises(InterruptedError):
         list(crowded.stream([image], lambda one: one, on_progress=stop))
     assert sum(seen) < 145 / 2
+
+
+@pytest.mark.parametrize(("held_images", "sizes"), [(100, {4}), (6, {2}), (1, {1})])
+def test_batches_are_small_where_images_are_so_large_that_few_can_be_held(
+    monkeypatch, held_images, sizes
+):
+    """A batch that never fills up would let the network wait for all others to be done."""
+    network, asked = CrowdedNetwork(2), []
+    network.lanes = 1
+    find = network.candidates
+    monkeypatch.setattr(
+        network, "candidates", lambda views, floor: asked.append(len(views)) or find(views, floor)
+    )
+    images = [np.zeros((160, 160, 3), np.uint8)] * 8
+    monkeypatch.setattr(detector, "HELD_BYTES", held_images * images[0].nbytes)
+    assert len(YoloDetector(network, DetectionOptions(image_size=160)).detect(images)) == 8
+    assert set(asked) == sizes

@@ -48,9 +48,9 @@ _DEMUXERS = {
     "gif": "gif",
 }
 _READ_BUFFER_BYTES = 64 * 1024
-# One number for everybody, not a parameter: how many frames of a damaged video decode depends on
-# it (measured with damaged H.264 and AV1), and the upload must bill what the pipeline will see.
-_DECODER_THREADS = 2
+# How many frames of a damaged video decode depends on this number (measured with damaged H.264 and
+# AV1), and the upload must bill what the pipeline will see: only sound videos may have another.
+DECODER_THREADS = 2
 _DEFAULT_RATE_FPS = 25.0
 _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
@@ -281,6 +281,7 @@ def iter_frames(
     seek_plan: SeekPlan | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
+    decoder_threads: int = DECODER_THREADS,
 ) -> Iterator[VideoFrame]:
     """Decode a video frame by frame, in constant memory; closing the iterator closes the file.
 
@@ -291,9 +292,10 @@ def iter_frames(
     exactly in every codec. A damaged packet is skipped, a damaged tail ends the video.
     Transparent pixels are put over white. `on_progress` is called now and then with the number of
     frames decoded so far, those passed over included; what it raises ends the decoding and passes
-    through. Raises MediaError: 400 for a container that cannot be
-    opened, 415 for something that is no video, 422 for a video without pictures, with pictures
-    above `limits.max_frame_pixels` or without a decoder.
+    through. More `decoder_threads` decode a sound video faster, and a damaged one may then have
+    another number of frames than `count_frames` told. Raises MediaError: 400 for a container
+    that cannot be opened, 415 for something that is no video, 422 for a video without pictures,
+    with pictures above `limits.max_frame_pixels` or without a decoder.
     """
     if max_frames is not None and max_frames <= 0:
         with _opened(path, format, limits):
@@ -301,7 +303,11 @@ def iter_frames(
     painter = _Painter()
     given = 0
     first_wanted = -(-first_frame_index // frame_stride) * frame_stride
-    with closing(_decoded_from(path, format, limits, seek_plan, first_wanted)) as decoded:
+    with closing(
+        _decoded_from(
+            path, format, limits, decoder_threads, plan=seek_plan, first_frame_index=first_wanted
+        )
+    ) as decoded:
         for count, item in enumerate(decoded, 1):
             if on_progress is not None and count % _PROGRESS_EVERY_FRAMES == 0:
                 on_progress(count)
@@ -319,6 +325,8 @@ def _decoded_from(
     path: Path,
     container_format: str | None,
     limits: MediaLimits,
+    decoder_threads: int,
+    *,
     plan: SeekPlan | None,
     first_frame_index: int,
 ) -> Generator[_Decoded, None, None]:
@@ -327,14 +335,17 @@ def _decoded_from(
     if plan is not None and point is not None:
         try:
             with (
-                _opened(path, container_format, limits) as video,
+                _opened(path, container_format, limits, decoder_threads) as video,
                 closing(_decode_from_point(video, plan, point)) as decoded,
             ):
                 yield from decoded
                 return
         except _SeekMissedError:
             pass  # nothing was given yet
-    with _opened(path, container_format, limits) as video, closing(_decode(video)) as decoded:
+    with (
+        _opened(path, container_format, limits, decoder_threads) as video,
+        closing(_decode(video)) as decoded,
+    ):
         yield from decoded
 
 
@@ -527,8 +538,7 @@ class _Painter:
     """Turns decoded frames into upright RGB arrays, all of the size of the first one."""
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-        self._lock = threading.Lock()  # frames may be painted by other threads
+        self._tools = threading.local()  # frames may be painted by other threads
         self._size_wh: tuple[int, int] | None = None
 
     def see(self, item: _Decoded) -> tuple[int, int]:
@@ -563,20 +573,20 @@ class _Painter:
 
     def paint(self, item: _Decoded) -> np.ndarray:
         """The upright picture, RGB uint8 (h, w, 3). Raises MediaError 422 if it has no colours."""
-        with self._lock:
-            return self._painted(item)
-
-    def _painted(self, item: _Decoded) -> np.ndarray:
         width, height = item.turn.size_wh(*self.see(item))
         has_alpha = any(component.is_alpha for component in item.frame.format.components)
         try:
-            plain = self._reformatter.reformat(
-                item.frame,
-                width=width,
-                height=height,
-                format="rgba" if has_alpha else "rgb24",
-                threads=1,
-            ).to_ndarray()
+            plain = (
+                self._reformatter()
+                .reformat(
+                    item.frame,
+                    width=width,
+                    height=height,
+                    format="rgba" if has_alpha else "rgb24",
+                    threads=1,
+                )
+                .to_ndarray()
+            )
         except (av.FFmpegError, ValueError) as error:
             _raise_if_out_of_memory(error)
             raise refused(
@@ -584,6 +594,12 @@ class _Painter:
                 f"Pictures of the pixel format {item.frame.format.name} cannot be shown.",
             ) from error
         return item.turn.apply(_over_white(plain) if has_alpha else plain)
+
+    def _reformatter(self) -> VideoReformatter:
+        if not hasattr(self._tools, "reformatter"):
+            self._tools.reformatter = VideoReformatter()
+        reformatter: VideoReformatter = self._tools.reformatter
+        return reformatter
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
@@ -594,9 +610,14 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path, container_format: str | None, limits: MediaLimits) -> Iterator[_OpenVideo]:
+def _opened(
+    path: Path,
+    container_format: str | None,
+    limits: MediaLimits,
+    decoder_threads: int = DECODER_THREADS,
+) -> Iterator[_OpenVideo]:
     with opened_container(path, container_format, limits) as (container, known_format):
-        yield _prepare(container, known_format, limits)
+        yield _prepare(container, known_format, limits, decoder_threads)
 
 
 @contextmanager
@@ -653,7 +674,9 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> Any:
     raise PermissionError("A video may not refer to another file.")
 
 
-def _prepare(container: InputContainer, container_format: str, limits: MediaLimits) -> _OpenVideo:
+def _prepare(
+    container: InputContainer, container_format: str, limits: MediaLimits, decoder_threads: int
+) -> _OpenVideo:
     """Choose the stream, check its size before anything is decoded, and set up its decoder."""
     stream = _video_stream(container)
     context = stream.codec_context
@@ -662,7 +685,7 @@ def _prepare(container: InputContainer, container_format: str, limits: MediaLimi
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     context.thread_type = "AUTO"
-    context.thread_count = _DECODER_THREADS
+    context.thread_count = decoder_threads
     context.options = _decoder_options(limits)
     rate_fps = _nominal_rate_fps(stream) or _DEFAULT_RATE_FPS
     return _OpenVideo(

@@ -26,6 +26,8 @@ Item = TypeVar("Item")
 
 HELD_BYTES = 512 * 1024**2
 """Of images that wait for results; one image may be larger than that."""
+# A graphics card's batches are larger, and so is the memory beside it.
+_HELD_BYTES_BESIDE_A_CARD = 3 * 1024**3
 
 
 class Detector(Protocol):
@@ -192,6 +194,8 @@ class _Assembly(Generic[Item]):
         self._network = detector.network
         self._pool = pool
         self._slots: deque[_Slot[Item]] = deque()
+        on_cpu = self._network.device == "cpu"
+        self._most_held_bytes = HELD_BYTES if on_cpu else _HELD_BYTES_BESIDE_A_CARD
         self._held_bytes = 0
         self._waiting: dict[tuple[int, int], list[tuple[_Slot[Item], int]]] = {}
         self._running: deque[tuple[Future[list[Candidates]], list[tuple[_Slot[Item], int]]]] = (
@@ -209,9 +213,9 @@ class _Assembly(Generic[Item]):
         for position, part in enumerate(slot.parts):
             group = self._waiting.setdefault(part.letterbox.input_wh, [])
             group.append((slot, position))
-            if len(group) >= self._network.batch_size:
+            if len(group) >= self._batch_size(slot):
                 self._start(part.letterbox.input_wh)
-        if self._held_bytes > HELD_BYTES or len(self._slots) > self._most_slots:
+        if self._held_bytes > self._most_held_bytes or len(self._slots) > self._most_slots:
             self.drain()
 
     def finished(self) -> Iterator[tuple[Item, Detections]]:
@@ -233,6 +237,12 @@ class _Assembly(Generic[Item]):
             self._start(input_wh)
         while self._running:
             self._settle()
+
+    def _batch_size(self, slot: _Slot[Item]) -> int:
+        """The network's, or less where images are so large that some would have to wait for all."""
+        batches = 2 * self._network.lanes + 1  # as many are under way, and one is filling
+        image_count = self._most_held_bytes // (batches * max(slot.image.nbytes, 1))
+        return min(self._network.batch_size, max(image_count, 1) * len(slot.parts))
 
     @property
     def _most_slots(self) -> int:

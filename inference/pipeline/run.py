@@ -8,6 +8,7 @@ whatever the length of a video.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from datasets.media.errors import MediaError
 from datasets.media.images import read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.seeking import SeekPlan
-from datasets.media.video import VideoFrame, iter_frames
+from datasets.media.video import DECODER_THREADS, VideoFrame, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.channel import Channel, ChannelClosedError
 from inference.pipeline.detector import HELD_BYTES, Detector
@@ -32,6 +33,7 @@ from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Detections, FrameDetections, Image, MediaSummary
 
 Item = TypeVar("Item")
+Source = TypeVar("Source")
 
 OnFrames = Callable[[list[FrameDetections]], None]
 
@@ -40,6 +42,8 @@ _FRAMES_AHEAD = 8
 _REPORT_EVERY_FRAMES = 16
 _REPORT_EVERY_SECONDS = 1.0
 _IMAGES_BEING_DRAWN = 2
+# Beside a graphics card, at most; on a CPU the network has the cores.
+_MOST_DECODER_THREADS, _MOST_PREPARING_THREADS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,15 @@ def process_images(
     called as by `Detector.stream`.
     """
 
-    def read() -> Iterator[_LoadedImage]:
-        for task in tasks:
-            try:
-                yield _LoadedImage(task, read_image(task.source, limits=limits))
-            except MediaError as error:
-                yield _LoadedImage(task, None, error)
+    def read(task: ImageTask) -> _LoadedImage:
+        try:
+            return _LoadedImage(task, read_image(task.source, limits=limits))
+        except MediaError as error:
+            return _LoadedImage(task, None, error)
 
     with contextlib.ExitStack() as stack:
-        loaded = stack.enter_context(_read_ahead(read(), _image_bytes))
+        images = _made_in_order(tasks, read, _cores_to_spare(detector, _MOST_PREPARING_THREADS))
+        loaded = stack.enter_context(_read_ahead(images, _image_bytes))
         found = stack.enter_context(
             contextlib.closing(
                 detector.stream(loaded, lambda one: one.image, on_progress=on_progress)
@@ -140,6 +144,7 @@ def process_video(
     seek_plan: SeekPlan | None = None,
     on_progress: Callable[[], None] = lambda: None,
     limits: MediaLimits = DEFAULT_LIMITS,
+    is_damaged: bool = False,
 ) -> MediaSummary:
     """Detects in the frames of a video and writes the drawn copy as MP4.
 
@@ -148,7 +153,8 @@ def process_video(
     `first_frame_index` and `max_frames` choose a range, `frame_stride` every n-th frame of it;
     `seek_plan` says where decoding may begin for it. `on_progress` is called as by
     `Detector.stream`, and now and then by the thread that decodes, also while it passes over
-    frames; what it raises there ends the work as well, and is raised here.
+    frames; what it raises there ends the work as well, and is raised here. `is_damaged` says that
+    `count_frames` warned of the video: then it is decoded exactly as there, if more slowly.
     Raises MediaError for a file that is no sound video or has no frame in the range,
     DrawingError when the copy cannot be written.
     """
@@ -160,6 +166,9 @@ def process_video(
         seek_plan=seek_plan,
         limits=limits,
         on_progress=lambda _: on_progress(),
+        decoder_threads=DECODER_THREADS
+        if is_damaged
+        else max(DECODER_THREADS, _cores_to_spare(detector, _MOST_DECODER_THREADS)),
     )
     return process_frames(
         frames, detector, annotated=annotated, on_frames=on_frames, on_progress=on_progress
@@ -215,7 +224,9 @@ def process_frames(
 ) -> MediaSummary:
     """As `process_video`, over frames from anywhere; closes `frames` when it can be closed."""
     with contextlib.ExitStack() as stack:
-        ahead = iter(stack.enter_context(_read_ahead(frames, _frame_bytes)))
+        threads = _cores_to_spare(detector, _MOST_PREPARING_THREADS)
+        painted = _made_in_order(frames, _painted, threads)
+        ahead = iter(stack.enter_context(_read_ahead(painted, lambda frame: frame.held_bytes)))
         first = next(ahead, None)
         if first is None:
             raise MediaError("no_frames", "Not a single frame of the video could be decoded.", 422)
@@ -243,9 +254,55 @@ def _frame_image(frame: VideoFrame) -> Image:
     return frame.image
 
 
-def _frame_bytes(frame: VideoFrame) -> int:
-    _ = frame.image  # made here, by the thread that decodes
-    return frame.held_bytes
+def _painted(frame: VideoFrame) -> VideoFrame:
+    _ = frame.image  # made here, and not where it is first looked at
+    return frame
+
+
+def _cores_to_spare(detector: Detector, most: int) -> int:
+    """How many threads may decode beside the detector."""
+    if getattr(detector, "device", "cpu") == "cpu":
+        return 1
+    return max(1, min(most, len(os.sched_getaffinity(0)) // 2))
+
+
+def _made_in_order(
+    sources: Iterable[Source], make: Callable[[Source], Item], threads: int
+) -> Generator[Item, None, None]:
+    """What `make` makes of each, in order, some ahead where there is more than one thread.
+
+    What `sources` raises comes after what was made of those before. Closing it closes `sources`
+    when that can be closed.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+    under_way: deque[Future[Item]] = deque()
+    error: Exception | None = None
+    try:
+        remaining = iter(sources)
+        while True:
+            try:
+                source = next(remaining)
+            except StopIteration:
+                break
+            except Exception as raised:
+                error = raised
+                break
+            if threads == 1:
+                yield make(source)
+                continue
+            under_way.append(pool.submit(make, source))
+            del source
+            if len(under_way) > threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+        if error is not None:
+            raise error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        close = getattr(sources, "close", None)
+        if close is not None:
+            close()
 
 
 class _Report:
