@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from inference.evaluation.data import LabelledData
 from inference.evaluation.evaluate import Evaluation
 from inference.evaluation.metrics import Figures
 
@@ -29,6 +30,14 @@ ROWS = (
 # Colours that people with any kind of colour vision tell apart (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _LINE_STYLES = ("-", "--", ":")
+
+
+def left_out(data: LabelledData) -> list[str]:
+    """A sentence for each kind of box that is not measured."""
+    lines = [f"Left out: {count} of {name}." for name, count in data.left_out.items()]
+    if data.empty_box_count:
+        lines.append(f"Left out: boxes without an area, {data.empty_box_count} of them.")
+    return lines
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
