@@ -5,14 +5,13 @@
     python -m inference.training blend FIRST.pt SECOND.pt NAME.pt --share 0.6
     python -m inference.training grow SMALL.pt MEDIUM.pt
 
-`train` goes on where an earlier call with the same OUT ended, or was ended. `FOLDER` is the data
-folder: aerial_vehicles/ with images and labels, original_samples/ with road photographs.
+`train` goes on where an earlier call with the same OUT and recipe ended, or was ended. `FOLDER` is
+the data folder: aerial_vehicles/ with images and labels, original_samples/ with road photographs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from inference.training.batches import BatchPlan
 from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
 from inference.training.grow import grow
-from inference.training.loop import Recipe, Trainer, describe
+from inference.training.loop import OtherRecipeError, Recipe, Trainer, describe, keep_recipe
 from inference.training.network import blended, load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
@@ -106,7 +105,10 @@ def _train(options: argparse.Namespace) -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     described = {"hold_out": options.hold_out, "start": options.start.name, **describe(recipe)}
-    (options.out / "recipe.json").write_text(json.dumps(described, indent=1))
+    try:
+        keep_recipe(options.out, described)
+    except OtherRecipeError as error:
+        sys.exit(str(error))
     trainer = Trainer(load_network(options.start), recipe, options.out, options.device)
     if trainer.resume():
         sys.stderr.write(f"Going on after step {trainer.step}.\n")
