@@ -78,7 +78,7 @@ def _coco_image(
 ) -> LabelledImage:
     boxes = np.array([one["bbox"] for one in annotations], np.float64).reshape(-1, 4)
     areas = [one.get("area", box[2] * box[3]) for one, box in zip(annotations, boxes, strict=True)]
-    has_area = (boxes[:, 2:] > 0).all(axis=1)
+    has_area = boxes[:, 2:].min(axis=1) > 0
     labelled = LabelledImage(
         _coco_image_path(str(image["file_name"]), path),
         np.array([int(one["category_id"]) for one in annotations], np.int64),

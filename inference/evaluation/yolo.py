@@ -142,7 +142,7 @@ def _labelled_image(path: Path, labels: Path | None) -> LabelledImage:
         if line.strip():
             rows.append(_row(line.split(), f"{labels}, line {number}"))
     table = np.array(rows, np.float64).reshape(-1, NUMBERS_PER_BOX)
-    has_area = (table[:, 3:] > 0).all(axis=1)
+    has_area = table[:, 3:].min(axis=1) > 0
     labelled = LabelledImage(path, table[:, 0].astype(np.int64), table[:, 1:]).kept(has_area)
     return replace(labelled, empty_box_count=int((~has_area).sum()))
 
