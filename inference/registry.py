@@ -24,7 +24,7 @@ from django.core.files import File
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, connection, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
@@ -32,7 +32,7 @@ from accounts.models import User
 from inference import queue
 from inference.confined import ChildLimits
 from inference.model_checks import TryOutReport, read_facts, try_out
-from inference.models import ModelVersion
+from inference.models import Job, ModelVersion
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.options import DetectionOptions, OptionsError
 from inference.pipeline.weights_file import WeightsFacts
@@ -224,12 +224,11 @@ def _as_local_file(name: str) -> Path:
 
 def _fetch(name: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        default_storage.open(name) as source,
-        tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy,
-    ):
-        shutil.copyfileobj(source, copy)
-    Path(copy.name).replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetched-") as folder:
+        copy = Path(folder) / target.name
+        with default_storage.open(name) as source, copy.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        copy.replace(target)
 
 
 def _precisions(weights_format: str, *, has_int8_twin: bool) -> list[str]:
@@ -290,11 +289,12 @@ def keep_package_weights() -> int:
     for package in package_models():
         name = stored_name(package.sha256, Format.PT)
         try:
-            copies = [_keep(package.path, name)]
-            for suffix in TWIN_SUFFIXES:
-                twin = package.path.with_suffix(suffix)
-                if twin.is_file():
-                    copies.append(_keep(twin, str(Path(name).with_suffix(suffix))))
+            with _alone_with(package.sha256):
+                copies = [_save(package.path, name)]
+                for suffix in TWIN_SUFFIXES:
+                    twin = package.path.with_suffix(suffix)
+                    if twin.is_file():
+                        copies.append(_save(twin, str(Path(name).with_suffix(suffix))))
         except OSError:
             logger.exception("The weights of %s are not kept", package.version)
         else:
@@ -302,15 +302,49 @@ def keep_package_weights() -> int:
     return kept
 
 
-def _keep(path: Path, name: str) -> bool:
-    """Whether it had to be copied; a copy that broke off is made again."""
+def _save(path: Path, name: str) -> bool:
+    """Put a file into the storage under this very name; whether it had to be copied.
+
+    A copy of another size broke off earlier and is made again; one that breaks off now is
+    removed. To be called by whoever is alone with the digest.
+    """
     if default_storage.exists(name):
         if default_storage.size(name) == path.stat().st_size:
             return False
         default_storage.delete(name)
-    with path.open("rb") as content:
-        default_storage.save(name, File(content))
+    try:
+        with path.open("rb") as content:
+            saved = default_storage.save(name, File(content))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            default_storage.delete(name)
+        raise
+    if saved != name:  # somebody who does not know of the lock has stored it meanwhile
+        default_storage.delete(saved)
+        return False
     return True
+
+
+@contextlib.contextmanager
+def _alone_with(sha256: str) -> Iterator[None]:
+    """Be the only one who stores, records or removes the weights of this digest.
+
+    Otherwise a half-written file could be taken for one that broke off, and a file be removed
+    under a row that is about to be committed. The lock is the database session's, and ends with
+    it; who does not get it in time raises OperationalError (503).
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"weights {sha256}"])
+    try:
+        yield
+    finally:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [f"weights {sha256}"]
+                )
+        except (DatabaseError, InterfaceError):
+            connection.close()
 
 
 def _differs(row: ModelVersion, facts: Mapping[str, Any]) -> bool:
@@ -423,20 +457,27 @@ def check_default_options(raw: Mapping[str, Any], *, image_size: int | None) -> 
 
 @contextlib.contextmanager
 def _stored(path: Path, sha256: str, weights_format: str) -> Iterator[None]:
-    """Put weights into the storage for the transaction in the block; without it they go again."""
+    """Put weights into the storage for the transaction in the block.
+
+    Without it they go again, if this call brought them and nobody else names them: the weights of
+    an older release are named by the jobs that wait for them only.
+    """
     name = stored_name(sha256, weights_format)
-    if not default_storage.exists(name):
-        with path.open("rb") as content:
-            saved = default_storage.save(name, File(content))
-        if saved != name:  # somebody else stored the same bytes at the same time
-            default_storage.delete(saved)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):
-            if not ModelVersion.objects.filter(weights_sha256=sha256).exists():
-                default_storage.delete(name)
-        raise
+    with _alone_with(sha256):
+        is_new = _save(path, name)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                if is_new and not _is_named(sha256):
+                    default_storage.delete(name)
+            raise
+
+
+def _is_named(sha256: str) -> bool:
+    return any(
+        model.objects.filter(weights_sha256=sha256).exists() for model in (ModelVersion, Job)
+    )
 
 
 @transaction.atomic
@@ -589,8 +630,8 @@ def _claim_test(version_id: int) -> TryOutClaim | None:
 def run_test(*, version_id: int) -> bool:
     """Try a version out in a confined process, in a worker; returns whether it was there to do.
 
-    Weights that cannot be run stay a draft with the reason. A worker that dies over it is
-    followed by others, TEST_ATTEMPTS in all.
+    Weights that cannot be run, or not by their defaults, stay a draft with the reason. A worker
+    that dies over it is followed by others, TEST_ATTEMPTS in all.
     """
     claim = _claim_test(version_id)
     if claim is None:
@@ -608,6 +649,8 @@ def run_test(*, version_id: int) -> bool:
         )
     except WeightsError as error:
         _end_test(claim=claim, error=error.detail)
+    except OptionsError as error:  # the service's or the version's defaults are out of range
+        _end_test(claim=claim, error=f"The default options are not valid: {error}")
     else:
         _keep_report(claim, row, report)
     return True

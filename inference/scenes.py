@@ -181,19 +181,25 @@ def draw_video_scene(
 
 
 def match_boxes(true_xyxy: Boxes, found_xyxy: Boxes, iou: float = 0.5) -> tuple[int, int]:
-    """How many true boxes were found, and how many found boxes are false.
+    """How many true boxes were found, and how many found boxes are false, by `pair_boxes`."""
+    found_count = len(pair_boxes(true_xyxy, found_xyxy, iou))
+    return found_count, len(found_xyxy) - found_count
+
+
+def pair_boxes(true_xyxy: Boxes, found_xyxy: Boxes, iou: float = 0.5) -> list[tuple[int, int]]:
+    """Which true box was found by which found one, as positions in both.
 
     Pairs are made one to one, the greatest overlap first, as long as it is at least `iou`;
     classes do not count. Boxes (n, 4) and (m, 4) in pixels.
     """
     overlaps = _overlaps(np.asarray(true_xyxy, float), np.asarray(found_xyxy, float))
-    found_count = 0
+    pairs = []
     while overlaps.size and overlaps.max() >= iou:
         true_index, found_index = np.unravel_index(overlaps.argmax(), overlaps.shape)
         overlaps[true_index, :] = -1
         overlaps[:, found_index] = -1
-        found_count += 1
-    return found_count, len(found_xyxy) - found_count
+        pairs.append((int(true_index), int(found_index)))
+    return pairs
 
 
 def _overlaps(boxes_xyxy: Points, others_xyxy: Points) -> Points:

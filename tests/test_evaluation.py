@@ -12,11 +12,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from inference.evaluation.data import for_model, read_data
+from inference.evaluation.data import for_model
 from inference.evaluation.errors import EvaluationDataError
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.metrics import Scores
-from inference.evaluation.report import as_json, draw_curves, table
+from inference.evaluation.read import read_data
+from inference.evaluation.report import as_json, draw_curves, left_out, table
 from inference.pipeline.types import Detections
 from inference.scenes import draw_scene
 from tests.pipeline_fakes import WEIGHTS, OneByOne
@@ -318,13 +319,17 @@ class TestReading:
         ("text", "reason"),
         [
             ("0 0.5 0.5 0.1", "line 1: 4 words"),
-            ("0 0.5 0.5 0.1 0.1\n\n0 a b c d", "line 3: '0 a b c d' are not five numbers"),
+            ("0 0.5 0.5 0.1 0.1\n\n0 a b c d", "line 3: '0 a b c d' are not all numbers"),
             ("0.5 0.5 0.5 0.1 0.1", "the class 0.5 is no whole number"),
             ("-1 0.5 0.5 0.1 0.1", "the class -1 is no whole number"),
-            ("0 0.5 0.5 nan 0.1", "line 1: the class 0"),
+            ("1e999 0.5 0.5 0.1 0.1", "the class 1e999 is no whole number"),
+            ("0 0.5 0.5 nan 0.1", "line 1: 0.5 0.5 nan 0.1 is no box"),
             ("0 320 240 20 20", "320 240 20 20 is no box"),
-            ("0 0.5 0.5 0 0.1", "is no box"),
-            ("0 0.1 0.1 0.2 0.1 0.2 0.2", "7 words"),
+            ("0 0.5 0.5 0.1 1.0011", "line 1: 0.5 0.5 0.1 1.0011 is no box"),
+            ("0 0.5 0.5 -0.0011 0.1", "is no box"),
+            ("0 0.5 0.5 0.1 0.1 0.9", "6 words"),
+            ("0 0.1 0.1 0.2 0.1 0.2 0.2 0.3", "8 words"),
+            ("0 0.1 0.1 0.2 0.1 0.2 7.2", "0.1 0.1 0.2 0.1 0.2 7.2 is no polygon"),
             (b"\xff\xfe\x00", "cannot be read as text"),
         ],
     )
@@ -335,6 +340,37 @@ class TestReading:
             read_data(tmp_path)
         assert reason in str(refusal.value)
         assert "a.txt" in str(refusal.value)
+
+    def test_polygon_counts_as_the_box_around_it(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [(1, 0.1, 0.5, 0.4, 0.2, 0.3, 0.6), self.ROW])
+        [one] = read_data(tmp_path).images
+        assert one.class_ids.tolist() == [1, 1]
+        np.testing.assert_allclose(one.boxes_xywh, [[0.1, 0.2, 0.3, 0.4], [0.4, 0.4, 0.2, 0.2]])
+
+    def test_share_that_was_rounded_beyond_the_image_is_clipped(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [(1, 0.5, 0.5, 1.0000001, 1.001), (1, -0.001, 0, 0.2, 1)])
+        [one] = read_data(tmp_path).images
+        np.testing.assert_array_equal(one.boxes_xywh, [[0, 0, 1, 1], [-0.1, -0.5, 0.2, 1]])
+
+    def test_boxes_without_an_area_are_left_out_and_told_of(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        flat, none, line = (0, 0.5, 0.5, 0.1, 0), (0, 0.5, 0.5, -0.0001, 0.1), (0, *[0.1, 0.5] * 3)
+        write_labels(tmp_path / "a.txt", [flat, self.ROW, none, line])
+        data = for_model(read_data(tmp_path), CLASSES)
+        assert data.images[0].class_ids.tolist() == [1]
+        assert (data.object_count, data.empty_box_count, data.left_out) == (1, 3, {})
+        assert left_out(data) == ["Left out: boxes without an area, 3 of them."]
+
+    def test_coco_boxes_without_an_area_are_left_out(self, street, tmp_path):
+        folder = street.write_coco(tmp_path)
+        document = street.coco()
+        document["annotations"][3].update(bbox=[1, 2, 0, 3], area=0)
+        (folder / "annotations.json").write_text(json.dumps(document))
+        data = read_data(folder)
+        assert (data.object_count, data.empty_box_count) == (468, 1)
+        assert len(data.images[0].areas) == len(data.images[0].class_ids) == 399
 
     def test_folders_that_hold_no_labelled_image(self, tmp_path):
         with pytest.raises(EvaluationDataError, match="no folder or file"):
@@ -370,7 +406,7 @@ class TestReading:
             (lambda d: d["images"].clear(), "there is no image 1"),
             (lambda d: d["categories"].clear(), "there is no category"),
             (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "is no box"),
-            (lambda d: d["annotations"][0].update(bbox=[1, 2, 0, 3]), "is no box"),
+            (lambda d: d["annotations"][0].update(bbox=[1, 2, -1, 3]), "is no box"),
             (lambda d: d["annotations"][0].update(bbox="x"), "is no COCO file: ValueError"),
             (lambda d: d["images"][0].update(file_name="b.png"), "The image b.png of"),
         ],
@@ -410,6 +446,106 @@ class TestReading:
         (folder / "images/3.png").write_bytes(b"no picture")
         with pytest.raises(EvaluationDataError, match=r"3\.png cannot be read"):
             street.scores(folder)
+
+
+class TestSplits:
+    """A data set as Ultralytics lays it out: `images/val`, `labels/val`, and a `data.yaml`."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        for split, count in (("train", 3), ("val", 2), ("test", 1)):
+            for number in range(count):
+                write_image(tmp_path / f"images/{split}/{number}.png")
+                write_labels(tmp_path / f"labels/{split}/{number}.txt", [(1, 0.5, 0.5, 0.1, 0.1)])
+        self.write_yaml(tmp_path)
+        return tmp_path
+
+    @staticmethod
+    def write_yaml(folder: Path, **changes) -> Path:
+        document = {f"{name}": f"images/{name}" for name in ("train", "val", "test")}
+        document |= {"path": ".", "names": ["van", "car"], **changes}
+        (folder / "data.yaml").write_text(json.dumps(document))
+        return folder / "data.yaml"
+
+    @staticmethod
+    def names(data) -> list[str]:
+        return [f"{one.path.parent.name}/{one.path.stem}" for one in data.images]
+
+    def test_folder_of_one_split_has_its_labels_beside_and_its_names_two_folders_above(
+        self, folder
+    ):
+        data = read_data(folder / "images/val")
+        assert self.names(data) == ["val/0", "val/1"]
+        assert (data.object_count, data.class_names) == (2, {0: "van", 1: "car"})
+
+    def test_split_named_from_within_itself(self, folder, monkeypatch):
+        monkeypatch.chdir(folder / "images/val")
+        data = read_data(Path())
+        assert (data.object_count, data.class_names) == (2, {0: "van", 1: "car"})
+
+    def test_last_folder_of_images_in_the_path_is_the_one_that_counts(self, tmp_path):
+        write_image(tmp_path / "images/mine/images/a.png")
+        write_labels(tmp_path / "images/mine/labels/a.txt", [(1, 0.5, 0.5, 0.1, 0.1)])
+        write_labels(tmp_path / "labels/mine/images/a.txt", [(0, 0.5, 0.5, 0.1, 0.1)] * 2)
+        assert read_data(tmp_path / "images/mine").images[0].class_ids.tolist() == [1]
+
+    @pytest.mark.parametrize("named", [".", "data.yaml"])
+    @pytest.mark.parametrize(
+        ("split", "expected"),
+        [
+            (None, ["val/0", "val/1"]),
+            ("test", ["test/0"]),
+            ("train", ["train/0", "train/1", "train/2"]),
+            ("all", ["test/0", "train/0", "train/1", "train/2", "val/0", "val/1"]),
+        ],
+    )
+    def test_only_the_split_is_measured_that_was_asked_for(self, folder, named, split, expected):
+        data = read_data(folder / named, split=split)
+        assert (self.names(data), data.split) == (expected, split or "val")
+        assert data.class_names == {0: "van", 1: "car"}
+
+    def test_path_is_relative_to_the_folder_of_the_file(self, folder, tmp_path, monkeypatch):
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir("/")
+        data_file = self.write_yaml(elsewhere, path="..", val=["images/val", "images/test"])
+        assert self.names(read_data(data_file)) == ["test/0", "val/0", "val/1"]
+
+    def test_split_that_roboflow_names_from_a_folder_further_down(self, folder):
+        data_file = self.write_yaml(folder, val="../images/test")
+        assert self.names(read_data(data_file)) == ["test/0"]
+
+    def test_split_may_be_a_list_of_images(self, folder):
+        (folder / "some.txt").write_text("./images/train/1.png\n\nimages/val/0.png\n")
+        data_file = self.write_yaml(folder, val="some.txt")
+        assert self.names(read_data(data_file)) == ["train/1", "val/0"]
+
+    @pytest.mark.parametrize(
+        ("changes", "split", "reason"),
+        [
+            ({"val": None}, None, r"data\.yaml names no split val; it names train, test\."),
+            ({"val": "images/valid"}, None, r"data\.yaml, val: .*images/valid is no folder"),
+            ({"val": "labels/val"}, None, r"data\.yaml, val: there is no image in .*labels/val"),
+            ({"path": "gone"}, "test", r"data\.yaml, test: .*gone/images/test is no folder"),
+            ({"val": "some.txt"}, None, r"some\.txt, line 2: there is no image .*gone\.png"),
+            ({"names": None}, None, r"data\.yaml names no classes"),
+            ({"val": 3}, None, r"data\.yaml, val: .*3 is no folder"),
+        ],
+    )
+    def test_file_whose_split_cannot_be_read_is_named(self, folder, changes, split, reason):
+        (folder / "some.txt").write_text("images/val/0.png\ngone.png\n")
+        with pytest.raises(EvaluationDataError, match=reason):
+            read_data(self.write_yaml(folder, **changes), split=split)
+
+    def test_folder_without_splits_has_none_to_choose(self, folder):
+        with pytest.raises(
+            EvaluationDataError, match=r"no split test of .*val: no data\.yaml in it"
+        ):
+            read_data(folder / "images/val", split="test")
+        (folder / "data.yaml").write_text("names: [van, car]")
+        with pytest.raises(EvaluationDataError, match="names no split val; it names none"):
+            read_data(folder / "data.yaml")
+        assert len(read_data(folder).images) == 6
 
 
 def test_report_has_table_json_and_picture(street, yolo_folder, tmp_path):
@@ -477,6 +613,7 @@ def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tm
     [
         (["YOLO9", "."], "YOLO9 is neither a file nor a model version"),
         (["YOLO8s_FSR", "nowhere"], "There is no folder or file nowhere"),
+        (["YOLO8s_FSR", ".", "--split", "test"], r"There is no split test of \.: no data\.yaml"),
         (["YOLO8s_FSR", ".", "--tiling", "wild"], "tiling must be"),
         (["YOLO8s_FSR", ".", "--image-size", "100"], "image_size must be a multiple of 32"),
         (["YOLO8s_FSR", ".", "--confidence-floor", "0"], "confidence_floor must be"),

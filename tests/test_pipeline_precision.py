@@ -15,7 +15,7 @@ from tests.pipeline_fakes import WEIGHTS
 
 SIZE_WH = (640, 384)
 STREETS = [draw_scene(seed, SIZE_WH, 8, input_size=640) for seed in range(500, 510)]
-MOST_THAT_MAY_BE_LOST = {"bf16": 0.01, "int8": 0.01}
+MOST_THAT_MAY_BE_LOST = {"bf16": 0.01, "fp16": 0.01, "int8": 0.01}
 
 
 def average_precisions(precision: str, runtime: str = "auto") -> dict[str, float]:
@@ -49,11 +49,13 @@ def test_openvino_loses_nothing_in_full_precision(reference):
     assert average_precisions("fp32", "openvino") == pytest.approx(reference, abs=1e-3)
 
 
-@pytest.mark.parametrize("runtime", ["torch", "openvino"])
-def test_bf16_costs_at_most_a_hundredth(reference, runtime):
-    figures = average_precisions("bf16", runtime)
-    assert figures["ap_50"] >= reference["ap_50"] - MOST_THAT_MAY_BE_LOST["bf16"]
-    assert figures["ap"] >= reference["ap"] - MOST_THAT_MAY_BE_LOST["bf16"]
+@pytest.mark.parametrize(
+    ("precision", "runtime"), [("bf16", "torch"), ("bf16", "openvino"), ("fp16", "torch")]
+)
+def test_half_the_bits_cost_at_most_a_hundredth(reference, precision, runtime):
+    figures = average_precisions(precision, runtime)
+    assert figures["ap_50"] >= reference["ap_50"] - MOST_THAT_MAY_BE_LOST[precision]
+    assert figures["ap"] >= reference["ap"] - MOST_THAT_MAY_BE_LOST[precision]
 
 
 def test_int8_costs_at_most_a_point_of_map50(reference):

@@ -36,11 +36,12 @@ from inference.registry import (
     upload_model,
 )
 from inference.worker import run_unit
+from odproject.core.files import StorageFullError
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image
 from tests.pipeline_fakes import real_detector
-from tests.weights_makers import Evil, tiny_model, write_checkpoint
+from tests.weights_makers import Evil, onnx_model, tiny_model, write_checkpoint, write_onnx
 
 pytestmark = pytest.mark.django_db
 
@@ -395,6 +396,13 @@ class TestRefusedUploads:
         with pytest.raises(InvalidDefaultsError, match="take pictures of 640 pixels at most"):
             upload(admin, default_options={"image_size": 768})
 
+    def test_export_whose_input_no_job_could_ask_for(self, admin, tmp_path, sent):
+        path = write_onnx(tmp_path / "large.onnx", onnx_model(input_shape=[1, 3, 2560, 2560]))
+        answer = post_upload(client_of(admin), path.read_bytes())
+        assert (answer.status_code, answer.json()["reason"]) == (422, "not_a_detector")
+        assert "it must have 160 to 2048" in answer.json()["detail"]
+        assert sent == []
+
     def test_pickle_that_means_harm_is_never_executed(self, admin, tmp_path, sent):
         marker = tmp_path / "it-was-executed"
         path = write_checkpoint(tmp_path / "evil.pt", Evil(marker))
@@ -546,6 +554,16 @@ class TestTestRuns:
         tried_out(version, monkeypatch)
         assert (version.state, version.test_error) == ("tested", "")
 
+    def test_defaults_out_of_range_are_a_reason_too(self, version):
+        ModelVersion.objects.filter(pk=version.pk).update(image_size=2560)
+        assert run_test(version_id=version.pk)
+        version.refresh_from_db()
+        assert (version.state, version.test_requested_at) == ("draft", None)
+        assert version.test_error == (
+            "The default options are not valid: image_size must be a multiple of 32 from 160 to "
+            "2048."
+        )
+
     def test_two_workers_do_not_both_have_it(self, version):
         first = registry._claim_test(version.pk)
         assert (first.version_id, first.attempt) == (version.pk, 1)
@@ -612,6 +630,64 @@ def test_upload_that_the_disk_does_not_take_is_a_507_without_a_trace(
     assert not ModelVersion.objects.filter(version="boats-1").exists()
 
 
+def test_upload_that_breaks_off_on_the_disk_leaves_no_half_of_it(
+    admin, believed, monkeypatch, media_root
+):
+    def half(name, content):
+        (media_root / "models").mkdir(parents=True)
+        (media_root / name).write_bytes(CONTENT[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(registry.default_storage, "save", half)
+    with pytest.raises(StorageFullError):
+        upload(admin)
+    assert list((media_root / "models").iterdir()) == []
+
+
+def test_half_a_file_of_a_save_that_crashed_is_not_taken_for_the_weights(admin, believed):
+    default_storage.save(f"models/{DIGEST}.pt", ContentFile(CONTENT[:5]))
+    upload(admin)
+    assert stored(f"models/{DIGEST}.pt") == CONTENT
+
+
+class TestUploadsThatFail:
+    """They take away what they brought, and nothing that others need."""
+
+    NAME = f"models/{DIGEST}.pt"
+
+    def test_weights_that_were_there_before_stay(self, admin, believed):
+        default_storage.save(self.NAME, ContentFile(CONTENT))
+        with pytest.raises(ModelVersionExistsError):
+            self._upload_under_a_name_that_was_taken(admin)
+        assert stored(self.NAME) == CONTENT
+
+    def test_weights_that_only_a_waiting_job_names_stay_even_if_they_had_to_be_stored_again(
+        self, admin, believed, owner
+    ):
+        Job.objects.filter(pk=submit(owner).pk).update(weights_sha256=DIGEST)
+        with pytest.raises(ModelVersionExistsError):
+            self._upload_under_a_name_that_was_taken(admin)
+        assert stored(self.NAME) == CONTENT
+
+    def test_weights_that_nobody_names_go_again(self, admin, believed):
+        with pytest.raises(ModelVersionExistsError):
+            self._upload_under_a_name_that_was_taken(admin)
+        assert not default_storage.exists(self.NAME)
+
+    def _upload_under_a_name_that_was_taken(self, admin):
+        """The name is found taken only when the row is written."""
+        with pytest.MonkeyPatch.context() as patch:
+            check, calls = registry._check_name_is_free, []
+
+            def too_early(*names):
+                calls.append(names)
+                if len(calls) > 1:
+                    check(*names)
+
+            patch.setattr(registry, "_check_name_is_free", too_early)
+            upload(admin, version="YOLO8s_FSR")
+
+
 def test_large_upload_that_arrives_as_a_file_is_taken(admin, believed):
     content = TemporaryUploadedFile("boats.pt", "application/octet-stream", len(CONTENT), None)
     content.write(CONTENT)
@@ -648,6 +724,22 @@ def test_weights_of_a_storage_that_is_no_folder_are_fetched_once(monkeypatch, se
     assert (path.read_bytes(), path.with_suffix(".int8.xml").read_bytes()) == (CONTENT, b"<net/>")
     assert registry.local_weights(DIGEST) == path
     assert elsewhere.opened == names
+
+
+def test_fetch_that_breaks_off_leaves_nothing_behind(monkeypatch, settings, tmp_path):
+    class BreaksOff(ContentFile):
+        def read(self, size=None):
+            if self.tell():
+                raise OSError("the connection was reset")
+            return super().read(5)
+
+    settings.DATA_DIR = tmp_path / "data"
+    elsewhere = Elsewhere({f"models/{DIGEST}.pt": CONTENT})
+    monkeypatch.setattr(elsewhere, "open", lambda name: BreaksOff(CONTENT))
+    monkeypatch.setattr(registry, "default_storage", elsewhere)
+    with pytest.raises(OSError, match="the connection was reset"):
+        registry.local_weights(DIGEST)
+    assert list((tmp_path / "data/models").iterdir()) == []
 
 
 def test_job_whose_weights_are_gone_fails_in_words_and_costs_nothing(owner):

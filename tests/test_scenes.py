@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from inference.pipeline.options import DEFAULT_IMAGE_SIZE
-from inference.scenes import draw_scene, draw_video_scene, match_boxes
+from inference.scenes import draw_scene, draw_video_scene, match_boxes, pair_boxes
 from tests.pipeline_fakes import real_detector
 
 
@@ -68,6 +68,7 @@ def test_pairs_are_made_one_to_one():
     true = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
     twice = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], np.float32)
     assert match_boxes(true, twice) == (1, 2)
+    assert pair_boxes(true, twice[::-1]) == [(0, 2)]
     assert match_boxes(true, true) == (2, 0)
     assert match_boxes(true, np.zeros((0, 4), np.float32)) == (0, 0)
     assert match_boxes(np.zeros((0, 4), np.float32), twice) == (0, 3)

@@ -1,6 +1,7 @@
 """Training goes on where it was cut off, and leaves nothing of itself in the weights."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,22 @@ def test_a_run_cut_in_two_gives_the_weights_of_one_without_interruption(trained,
     assert same_weights(resumed.model, trained.model)
     assert same_weights(resumed.averaged, trained.averaged)
     assert same_weights(resumed.decoder, trained.decoder)
+
+
+def test_two_runs_from_one_seed_are_the_same_and_another_seed_gives_others(trained, tmp_path):
+    again = trainer(tmp_path / "again")
+    again.run(sources())
+    assert same_weights(again.model, trained.model)
+    assert same_weights(again.averaged, trained.averaged)
+    assert losses(again) == losses(trained)
+    other = Trainer(small_network(), replace(RECIPE, seed=2), tmp_path / "other", "cpu")
+    other.run(sources())
+    assert not same_weights(other.averaged, trained.averaged)
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def test_training_moves_the_weights_and_their_average_follows(trained):

@@ -190,6 +190,8 @@ class TestOnnx:
             ({"input_shape": [8, 3, 64, 64]}, "not_a_detector", "input is not one picture"),
             ({"input_shape": [1, 3, 64, 96]}, "not_a_detector", "must be square"),
             ({"input_shape": [1, 3, 70, 70]}, "not_a_detector", "must be square"),
+            ({"input_shape": [1, 3, 96, 96]}, "not_a_detector", "a side of 96 pixels; it must"),
+            ({"input_shape": [1, 3, 2560, 2560]}, "not_a_detector", "it must have 160 to 2048"),
         ],
     )
     def test_what_is_no_detector_of_ours_is_refused(self, changes, code, reason, tmp_path):

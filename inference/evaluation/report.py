@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from inference.evaluation.data import LabelledData
 from inference.evaluation.evaluate import Evaluation
 from inference.evaluation.metrics import Figures
 
@@ -31,6 +32,14 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _LINE_STYLES = ("-", "--", ":")
 
 
+def left_out(data: LabelledData) -> list[str]:
+    """A sentence for each kind of box that is not measured."""
+    lines = [f"Left out: {count} of {name}." for name, count in data.left_out.items()]
+    if data.empty_box_count:
+        lines.append(f"Left out: boxes without an area, {data.empty_box_count} of them.")
+    return lines
+
+
 def table(evaluations: Sequence[Evaluation]) -> str:
     """The figures side by side: for each evaluation without and with regard to classes."""
     heads = [("", [""] + ["any class", "by class"] * len(evaluations))]
@@ -40,8 +49,8 @@ def table(evaluations: Sequence[Evaluation]) -> str:
         cells = [label]
         for one in evaluations:
             cells += [
-                _share(getattr(one.scores.class_agnostic, member)),
-                _share(getattr(one.scores.mean_over_classes, member)),
+                share(getattr(one.scores.class_agnostic, member)),
+                share(getattr(one.scores.mean_over_classes, member)),
             ]
         body.append(cells)
     classes = ["", *(part for one in evaluations for part in ("AP50", "AP50-95"))]
@@ -50,12 +59,13 @@ def table(evaluations: Sequence[Evaluation]) -> str:
         cells = [name]
         for one in evaluations:
             figures = one.scores.by_class[name]
-            cells += [_share(figures.ap_50), _share(figures.ap)]
+            cells += [share(figures.ap_50), share(figures.ap)]
         by_class.append(cells)
     return _aligned([names, heads[0][1], *body, [""], classes, *by_class])
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A share with three decimals, or a dash where there is nothing to measure it on."""
     return "-" if value is None else f"{value:.3f}"
 
 
@@ -84,9 +94,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def draw_curves(evaluations: Sequence[Evaluation], target: Path, *, title: str) -> None:
-    """Precision over recall at an overlap of 0.5, as a PNG: without and with regard to classes.
+    """Precision over recall at an overlap of 0.5: without and with regard to classes.
 
-    A colour for each class, a line style for each evaluation. Raises OSError.
+    As WebP where `target` is called so, else as PNG. A colour for each class, a line style for
+    each evaluation. Raises OSError.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -117,8 +128,9 @@ def draw_curves(evaluations: Sequence[Evaluation], target: Path, *, title: str) 
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(loc="lower left", fontsize="small")
     agnostic.set_ylabel("precision at IoU 0.5")
-    figure.savefig(target, format="png", dpi=120)
+    picture_format = "webp" if target.suffix == ".webp" else "png"
+    figure.savefig(target, format=picture_format, dpi=120)
 
 
 def _aps(figures: Figures) -> str:
-    return f"AP50 {_share(figures.ap_50)}, AP50-95 {_share(figures.ap)}"
+    return f"AP50 {share(figures.ap_50)}, AP50-95 {share(figures.ap)}"

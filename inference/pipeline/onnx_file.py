@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from inference.pipeline.errors import WeightsError
-from inference.pipeline.options import STRIDES
+from inference.pipeline.options import MAX_IMAGE_SIZE_PIXELS, MIN_IMAGE_SIZE_PIXELS, STRIDES
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 IMAGE_CHANNELS = 3
@@ -118,6 +118,13 @@ def _fixed_image_size(model: Any) -> int | None:
         raise WeightsError(
             "not_a_detector",
             "The model's input must be square with sides that are a multiple of 32, or left open.",
+        )
+    # No detection could ask for it: its options know these sizes only.
+    if not MIN_IMAGE_SIZE_PIXELS <= height <= MAX_IMAGE_SIZE_PIXELS:
+        raise WeightsError(
+            "not_a_detector",
+            f"The model's input has a side of {height} pixels; it must have "
+            f"{MIN_IMAGE_SIZE_PIXELS} to {MAX_IMAGE_SIZE_PIXELS}, or be left open.",
         )
     return height
 

@@ -4,15 +4,15 @@
     python -m inference.training export WEIGHTS OUT NAME.pt
     python -m inference.training blend FIRST.pt SECOND.pt NAME.pt --share 0.6
     python -m inference.training grow SMALL.pt MEDIUM.pt
+    python -m inference.training card WEIGHTS LABELLED --out CARD.md --only "DJI_0013*"
 
-`train` goes on where an earlier call with the same OUT ended, or was ended. `FOLDER` is the data
-folder: aerial_vehicles/ with images and labels, original_samples/ with road photographs.
+`train` goes on where an earlier call with the same OUT and recipe ended, or was ended. `FOLDER` is
+the data folder: aerial_vehicles/ with images and labels, original_samples/ with road photographs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,12 +20,19 @@ from pathlib import Path
 import cv2
 import torch
 
-from inference.pipeline.options import STRIDE_PIXELS
+from inference.evaluation.errors import EvaluationDataError
+from inference.pipeline.errors import PipelineError
+from inference.pipeline.options import (
+    PRECISIONS,
+    STRIDE_PIXELS,
+    DetectionOptions,
+    OptionsError,
+)
 from inference.training.batches import BatchPlan
 from inference.training.clutter import draw_clutter
 from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
 from inference.training.grow import grow
-from inference.training.loop import Recipe, Trainer, describe
+from inference.training.loop import OtherRecipeError, Recipe, Trainer, describe, keep_recipe
 from inference.training.network import blended, load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
@@ -52,8 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     growing.add_argument("small", type=Path)
     growing.add_argument("medium", type=Path)
     growing.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(arguments)
-    {"train": _train, "export": _export, "blend": _blend, "grow": _grow}[options.command](options)
+    _add_card(commands.add_parser("card", help="measure weights for their model card"))
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    options.given = given
+    {"train": _train, "export": _export, "blend": _blend, "grow": _grow, "card": _card}[
+        options.command
+    ](options)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +93,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
 
 
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    defaults = DetectionOptions()
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("labelled", type=Path, help="a folder, a data.yaml or COCO JSON")
+    parser.add_argument("--out", type=Path, required=True, help="pictures are written beside it")
+    parser.add_argument("--only", nargs="+", default=[], help='file names, such as "DJI_0013*"')
+    parser.add_argument("--ignore", nargs="+", default=[], help="classes to leave out")
+    parser.add_argument("--split", help="of those that data.yaml names, or all; val by default")
+    parser.add_argument("--recipe", type=Path, help="the recipe.json of the training")
+    parser.add_argument("--image-size", type=int, default=defaults.image_size)
+    parser.add_argument("--precision", choices=PRECISIONS, default=defaults.precision)
+    parser.add_argument("--streets", type=int, default=12, help="how many to draw")
+    parser.add_argument("--clutter", type=int, default=10, help="how many pictures to draw")
+    parser.add_argument("--device", help="as torch names it")
+    parser.add_argument("--threads", type=int)
+
+
 def _crops(text: str) -> tuple[int, int]:
     """'320x16' as a side in pixels and a count."""
     side, count = (int(part) for part in text.split("x"))
@@ -106,7 +135,10 @@ def _train(options: argparse.Namespace) -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     described = {"hold_out": options.hold_out, "start": options.start.name, **describe(recipe)}
-    (options.out / "recipe.json").write_text(json.dumps(described, indent=1))
+    try:
+        keep_recipe(options.out, described)
+    except OtherRecipeError as error:
+        sys.exit(str(error))
     trainer = Trainer(load_network(options.start), recipe, options.out, options.device)
     if trainer.resume():
         sys.stderr.write(f"Going on after step {trainer.step}.\n")
@@ -137,6 +169,34 @@ def _blend(options: argparse.Namespace) -> None:
 def _grow(options: argparse.Namespace) -> None:
     medium = grow(load_network(options.small), seed=options.seed)
     save_network(medium, options.medium, note=f"grown from {options.small.name}")
+
+
+def _card(options: argparse.Namespace) -> None:
+    # pycocotools and matplotlib, which no training needs.
+    from inference.training.card import CardError, CardPlan, write_card
+
+    # Folders are those of one machine, so that a card names files only.
+    words = [Path(one).name if os.sep in one else one for one in options.given]
+    plan = CardPlan(
+        weights=options.weights,
+        data=options.labelled,
+        out=options.out,
+        only=options.only,
+        ignore=options.ignore,
+        split=options.split,
+        image_size=options.image_size,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        recipe=options.recipe,
+        street_count=options.streets,
+        clutter_count=options.clutter,
+        repeat=["python", "-m", "inference.training", *words],
+    )
+    try:
+        write_card(plan)
+    except (CardError, EvaluationDataError, OptionsError, PipelineError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from inference.training.data import Sources
 from inference.training.network import DetectionLoss
 from inference.training.superresolution import SuperResolution, focal_error
 
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -62,7 +64,7 @@ class Trainer:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     def resume(self) -> bool:
         """Goes back to the last checkpoint of the folder; False when there is none."""
@@ -182,4 +184,50 @@ def _optimizer(parameters: dict[str, torch.nn.Parameter], recipe: Recipe) -> tor
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON holds it, for the log and the model card."""
-    return asdict(recipe)
+    described: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return described
+
+
+class OtherRecipeError(ValueError):
+    """The folder holds the checkpoint of a training by another recipe."""
+
+
+def keep_recipe(folder: Path, described: dict[str, Any]) -> None:
+    """Writes `recipe.json`, what decides the result, into the folder of a training.
+
+    Where there is a checkpoint it must be of the same recipe; what only one of them names, because
+    it was written before there was such a figure, does not count. Raises OtherRecipeError.
+    """
+    path = folder / "recipe.json"
+    if (folder / CHECKPOINT).is_file() and path.is_file():
+        differing = _differing(_read_recipe(path), described)
+        if differing:
+            raise OtherRecipeError(
+                f"{folder} holds a training by another recipe: {', '.join(differing)}. Go on with "
+                "its own figures, or take another folder."
+            )
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(described, indent=1))
+    partial.replace(path)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise OtherRecipeError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise OtherRecipeError(f"{path} is no recipe.")
+    return stored
+
+
+def _differing(stored: dict[str, Any], asked: dict[str, Any], within: str = "") -> list[str]:
+    """A phrase for each figure of both that is not the same in both."""
+    found = []
+    for name in stored.keys() & asked.keys():
+        one, other = stored[name], asked[name]
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differing(one, other, f"{within}{name}.")
+        elif one != other:
+            found.append(f"{within}{name} {json.dumps(one)} there, {json.dumps(other)} here")
+    return sorted(found)

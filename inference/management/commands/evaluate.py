@@ -12,10 +12,12 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError
 from tqdm import tqdm
 
-from inference.evaluation.data import LabelledData, for_model, read_data
+from inference.evaluation.data import LabelledData, for_model
 from inference.evaluation.errors import EvaluationDataError
 from inference.evaluation.evaluate import Evaluation, evaluate
-from inference.evaluation.report import as_json, draw_curves, table
+from inference.evaluation.read import read_data
+from inference.evaluation.report import as_json, draw_curves, left_out, table
+from inference.evaluation.yolo import ALL_SPLITS, SPLITS
 from inference.models import ModelVersion
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError
@@ -38,7 +40,14 @@ class Command(BaseCommand):
         """The model, the data, and how to look at them."""
         defaults = DetectionOptions()
         parser.add_argument("model", help="a registered version, or a path to weights")
-        parser.add_argument("data", type=Path, help="a folder of images with labels, or COCO JSON")
+        parser.add_argument(
+            "data", type=Path, help="a folder of images with labels, a data.yaml, or COCO JSON"
+        )
+        parser.add_argument(
+            "--split",
+            choices=(*SPLITS, ALL_SPLITS),
+            help="of those that data.yaml names; val by default",
+        )
         parser.add_argument(
             "--tiling",
             nargs="+",
@@ -66,7 +75,7 @@ class Command(BaseCommand):
                 precision=options["precision"],
             )
             tilings = {word: replace(base, tiling=_tiling(word)) for word in options["tiling"]}
-            raw = read_data(options["data"], only=options["only"])
+            raw = read_data(options["data"], only=options["only"], split=options["split"])
             network = _load(weights, base, options["device"])
             data = for_model(raw, network.class_names, ignored=options["ignore"])
             evaluations = [
@@ -89,8 +98,8 @@ class Command(BaseCommand):
         self, data: LabelledData, evaluations: list[Evaluation], options: dict[str, Any]
     ) -> None:
         self.stdout.write(_title(data, evaluations, options))
-        for name, count in data.left_out.items():
-            self.stdout.write(f"Left out: {count} of {name}.")
+        for line in left_out(data):
+            self.stdout.write(line)
         self.stdout.write(table(evaluations))
 
     def _write(
@@ -105,10 +114,12 @@ class Command(BaseCommand):
             "model": {"name": options["model"], **about},
             "data": {
                 "name": options["data"].name,
+                "split": data.split,
                 "images": len(data.images),
                 "objects": data.object_count,
                 "sizes": evaluations[0].scores.sizes,
                 "left_out": data.left_out,
+                "boxes_without_area": data.empty_box_count,
             },
             "results": results,
         }
@@ -123,9 +134,10 @@ class Command(BaseCommand):
 
 
 def _title(data: LabelledData, evaluations: list[Evaluation], options: dict[str, Any]) -> str:
+    split = f", {data.split}" if data.split else ""
     told = ", ".join(f"{count} {size}" for size, count in evaluations[0].scores.sizes.items())
     return (
-        f"{options['model']} on {options['data'].name}: {len(data.images)} images, "
+        f"{options['model']} on {options['data'].name}{split}: {len(data.images)} images, "
         f"{data.object_count} objects ({told})"
     )
 

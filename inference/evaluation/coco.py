@@ -1,0 +1,105 @@
+"""Labelled images of a COCO file.
+
+A JSON file with `images`, `annotations` and `categories`, in a folder, in its subfolder
+`annotations`, or named itself. Boxes without an area, which nothing can match, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.evaluation.data import LabelledData, LabelledImage
+from inference.evaluation.errors import EvaluationDataError
+
+
+def find_coco(source: Path) -> Path | None:
+    """The annotations of a COCO data set; None where the folder has none.
+
+    Raises EvaluationDataError for a folder that has several.
+    """
+    if source.is_file():
+        return source
+    if (source / "labels").is_dir():
+        return None  # whatever JSON lies beside YOLO's labels
+    found = [
+        path
+        for folder in (source, source / "annotations")
+        for path in sorted(folder.glob("*.json"))
+    ]
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(source)) for path in found)
+        raise EvaluationDataError(f"{source} has several annotation files; name one of {names}.")
+    return found[0] if found else None
+
+
+def read_coco(path: Path) -> LabelledData:
+    """The images that the file lists, with their labels; raises EvaluationDataError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        images = {int(one["id"]): one for one in document["images"]}
+        names = {int(one["id"]): str(one["name"]) for one in document["categories"]}
+        by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
+        for annotation in document["annotations"]:
+            _check_annotation(annotation, path, images=images, names=names)
+            by_image[int(annotation["image_id"])].append(annotation)
+        found = tuple(_coco_image(images[one], by_image[one], path) for one in images)
+    except OSError as error:
+        raise EvaluationDataError(f"{path} cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationDataError(
+            f"{path} is no COCO file: {type(error).__name__}: {error}"
+        ) from error
+    if not found:
+        raise EvaluationDataError(f"{path} lists no image.")
+    return LabelledData(found, names)
+
+
+def _check_annotation(
+    annotation: dict[str, Any], path: Path, *, images: dict[int, Any], names: dict[int, str]
+) -> None:
+    where = f"{path}, annotation {annotation.get('id')}"
+    if int(annotation["image_id"]) not in images:
+        raise EvaluationDataError(f"{where}: there is no image {annotation['image_id']}.")
+    if int(annotation["category_id"]) not in names:
+        raise EvaluationDataError(f"{where}: there is no category {annotation['category_id']}.")
+    box = np.array(annotation["bbox"], np.float64)
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
+        raise EvaluationDataError(
+            f"{where}: {annotation['bbox']} is no box of left, top, width and height in pixels."
+        )
+
+
+def _coco_image(
+    image: dict[str, Any], annotations: list[dict[str, Any]], path: Path
+) -> LabelledImage:
+    boxes = np.array([one["bbox"] for one in annotations], np.float64).reshape(-1, 4)
+    areas = [one.get("area", box[2] * box[3]) for one, box in zip(annotations, boxes, strict=True)]
+    has_area = boxes[:, 2:].min(axis=1) > 0
+    labelled = LabelledImage(
+        _coco_image_path(str(image["file_name"]), path),
+        np.array([int(one["category_id"]) for one in annotations], np.int64),
+        boxes,
+        is_relative=False,
+        areas=np.array(areas, np.float64),
+        is_crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool),
+        size_wh=(int(image["width"]), int(image["height"])),
+        empty_box_count=int((~has_area).sum()),
+    )
+    return labelled.kept(has_area)
+
+
+def _coco_image_path(name: str, annotations: Path) -> Path:
+    """Where the image lies: beside the file, in `images`, or in the folder of its split."""
+    here, above = annotations.parent, annotations.parent.parent
+    split = annotations.stem.removeprefix("instances_")
+    folders = [here, here / "images", above, above / "images", above / split]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise EvaluationDataError(
+        f"The image {name} of {annotations} is in none of {', '.join(map(str, folders))}."
+    )
