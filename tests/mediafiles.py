@@ -1,10 +1,12 @@
 """Makes images, videos and archives of all sorts, sound and hostile, for the tests of every app."""
 
+import contextlib
 import io
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,19 @@ def write_gif(path: Path, *, frames: int, size_wh: tuple[int, int] = (1, 1)) -> 
 # -- videos
 
 
+@contextlib.contextmanager
+def _priority_kept() -> Iterator[None]:
+    """SVT-AV1, run by root, gives the thread that opens it real-time priority, for good.
+
+    Whatever spins in that thread later keeps all others, which it may wait for, from running.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_video(
     path: Path,
     *,
@@ -117,7 +132,10 @@ def write_video(
     """
     paint = paint or (lambda index: noise(size_wh, seed=index))
     times = None if times_ms is None else list(times_ms)
-    with av.open(str(path), "w", format=container, options=options or {}) as output:
+    with (
+        _priority_kept(),
+        av.open(str(path), "w", format=container, options=options or {}) as output,
+    ):
         stream = output.add_stream(codec, rate=rate_fps)
         stream.width, stream.height = size_wh
         stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
