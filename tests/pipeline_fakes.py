@@ -1,6 +1,7 @@
 """What the tests of the pipeline share: the real detector, loaded once, and a fake one."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,12 @@ from inference.pipeline.types import Detections
 
 REPOSITORY = Path(__file__).parent.parent
 WEIGHTS = REPOSITORY / "inference" / "weights" / "YOLO8s_FSR.pt"
+
+
+def digest_on_the_card(weights: Path) -> str:
+    """The SHA-256 that the model card beside a weights file names."""
+    found = re.search(r"SHA-256 \| `([0-9a-f]{64})`", weights.with_suffix(".md").read_text())
+    return found[1] if found else ""
 
 
 @cache

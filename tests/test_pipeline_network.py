@@ -1,5 +1,6 @@
 """The network finds what Ultralytics' own steps find, on images of any size."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -22,7 +23,14 @@ from inference.pipeline.run import process_video
 from inference.pipeline.tiles import plan
 from inference.pipeline.torch_network import lay_out_on
 from inference.scenes import draw_scene, draw_video_scene, match_boxes
-from tests.pipeline_fakes import REPOSITORY, WEIGHTS, real_detector, shared_data, small_detector
+from tests.pipeline_fakes import (
+    REPOSITORY,
+    WEIGHTS,
+    digest_on_the_card,
+    real_detector,
+    shared_data,
+    small_detector,
+)
 
 SIZES_WH = [(320, 180), (181, 320), (640, 640), (33, 97), (1, 1), (1000, 3)]
 
@@ -120,7 +128,13 @@ def test_detector_describes_itself():
     detector = real_detector()
     assert detector.class_names == ("car", "truck", "bus", "minibus")
     assert (detector.device, detector.precision) == ("cpu", "fp32")
-    assert detector.sha256 == "aa765d1d22fbb0772e4de1d18ecea99659be0214521d0acd64a655bf1a11cfc2"
+    assert detector.sha256 == digest_on_the_card(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["YOLO8s_FSR", "YOLO8m_FSR"])
+def test_model_cards_name_the_weights_that_lie_beside_them(name):
+    weights = WEIGHTS.with_name(f"{name}.pt")
+    assert digest_on_the_card(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
