@@ -113,11 +113,11 @@ def test_vehicles_too_small_for_the_whole_image_are_found_in_tiles_once_each():
     network = small_detector().network
     whole = small_detector().detect([scene.image])[0].above(0.25)
     chosen = DetectionOptions(image_size=320, tiling=Tiling(320, 0.2))
-    tiled = YoloDetector(network, chosen).detect([scene.image])[0].above(0.25)
+    tiled = YoloDetector(network, chosen).detect([scene.image])[0].above(0.4)
     assert match_boxes(scene.boxes_xyxy, whole.boxes_xyxy)[0] < 4
     found, false = match_boxes(scene.boxes_xyxy, tiled.boxes_xyxy)
     assert found >= 7
-    assert false <= 1
+    assert false == 0  # with less confidence, a roof or two
 
 
 def test_large_vehicle_survives_tiles_that_each_show_a_part_of_it():
