@@ -62,7 +62,9 @@ class Candidates(NamedTuple):
 
     def chosen(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Candidates:
         """Those of these rows, a mask or indices."""
-        return Candidates(*(part[rows] for part in self))
+        return Candidates(
+            self.class_ids[rows], self.confidences[rows], self.boxes_xyxy[rows], self.is_cut[rows]
+        )
 
 
 def decode(
