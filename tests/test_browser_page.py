@@ -450,7 +450,7 @@ def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, se
     count_from(25)
     expect(card.locator("figure svg rect")).to_have_count(0)  # as annotated
     # How sure the network is of which vehicle is its own affair.
-    narrow = next(percent for percent in range(30, 100, 2) if count_from(percent) < all_of_them)
+    narrow = next(percent for percent in range(30, 100, 5) if count_from(percent) < all_of_them)
     some = count_from(narrow)
     assert 0 < some < all_of_them
     expect(boxes).to_have_count(some)
