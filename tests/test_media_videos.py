@@ -290,14 +290,18 @@ def test_frames_from_a_seek_point_are_those_of_the_whole(tmp_path, close_points,
             np.testing.assert_array_equal(frame.image, whole[frame.frame_index].image)
 
 
+def sizes_checked(monkeypatch):
+    """The size of the container's stream and of each frame decoded, as they come from now on."""
+    sizes = []
+    check_size = video._check_size
+    monkeypatch.setattr(video, "_check_size", lambda *size: (sizes.append(size), check_size(*size)))
+    return sizes
+
+
 def test_frames_before_a_seek_point_are_not_decoded(tmp_path, close_points, monkeypatch):
     path = write_video(tmp_path / "x.avi", frames=60, codec="mjpeg")
     plan = count_frames(path).seek_plan
-    decoded = []
-    check_size = video._check_size
-    monkeypatch.setattr(
-        video, "_check_size", lambda *size: (decoded.append(size), check_size(*size))
-    )
+    decoded = sizes_checked(monkeypatch)
     list(iter_frames(path, first_frame_index=50, seek_plan=plan))
     assert len(decoded) <= 11
 
@@ -428,11 +432,7 @@ def test_stride_begins_at_the_last_point_before_the_frame_that_is_wanted(
 ):
     path = write_video(tmp_path / "x.avi", frames=60, codec="mjpeg")
     plan = count_frames(path).seek_plan
-    decoded = []
-    check_size = video._check_size
-    monkeypatch.setattr(
-        video, "_check_size", lambda *size: (decoded.append(size), check_size(*size))
-    )
+    decoded = sizes_checked(monkeypatch)
     part = iter_frames(path, first_frame_index=10, frame_stride=50, max_frames=1, seek_plan=plan)
     assert [frame.frame_index for frame in part] == [50]
     assert len(decoded) <= 2  # the size in the container, and the frame
