@@ -56,6 +56,7 @@ def start_worker(**_: Any) -> None:
     try:
         # The first beat says that nothing is loaded, whatever an earlier life has said last.
         heartbeat.start()
+        detectors.check_device()
         while_database_is_away(lambda: services.reclaim_units(worker_name=worker_name()))
         if first := while_database_is_away(registry.first_active_weights):
             detectors.load(first)

@@ -348,6 +348,10 @@ NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
 MAX_DETECTIONS_PER_FRAME = 500
+# A device as torch names it: then a worker that does not find it ends, instead of computing on the
+# CPU without a word. Empty: the best there is.
+NETWORK_DEVICE = env("OD_NETWORK_DEVICE")
+NETWORK_RUNTIME = env("OD_NETWORK_RUNTIME", "auto")  # or torch, or openvino
 TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 
 # -- jobs ----------------------------------------------------------------------------------------

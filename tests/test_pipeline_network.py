@@ -14,7 +14,7 @@ from datasets.media.video import iter_frames
 from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter
-from inference.pipeline.errors import PipelineError, WeightsError
+from inference.pipeline.errors import DeviceUnavailableError, PipelineError, WeightsError
 from inference.pipeline.layout import View, lay_into, lay_out
 from inference.pipeline.letterbox import Letterbox
 from inference.pipeline.network import load_detector, load_network
@@ -301,6 +301,19 @@ def test_int8_is_for_the_processor_also_where_there_is_a_graphics_card(tmp_path,
     weights.symlink_to(WEIGHTS)
     with pytest.raises(WeightsError, match="has no int8 twin"):
         load_network(weights, precision="int8")
+
+
+def test_device_that_is_not_there_is_no_fault_of_the_weights():
+    """Where it is asked for, the processor does not take its place without a word."""
+    with pytest.raises(DeviceUnavailableError, match="There is no device cuda:99 here: "):
+        load_network(WEIGHTS, device="cuda:99")
+    with pytest.raises(DeviceUnavailableError, match="There is no device toaster here: "):
+        load_network(WEIGHTS, device="toaster")
+
+
+def test_runtime_that_there_is_not_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="one of auto, torch, openvino, not tensorrt"):
+        load_network(tmp_path / "none.pt", runtime="tensorrt")
 
 
 def test_missing_weights_are_refused(tmp_path):

@@ -20,7 +20,7 @@ from rest_framework.test import APIClient
 from inference import confined, model_checks, queue, registry, services
 from inference.models import Job, ModelVersion, WorkUnit
 from inference.networks import Detectors
-from inference.pipeline.errors import WeightsError
+from inference.pipeline.errors import DeviceUnavailableError, WeightsError
 from inference.pipeline.weights_file import WeightsFacts
 from inference.registry import (
     InvalidDefaultsError,
@@ -771,6 +771,33 @@ def test_worker_keeps_a_few_networks_and_drops_the_idlest(settings, monkeypatch)
     assert detectors.load("a") is first
     detectors.load("b")
     assert loaded == ["a", "b", "c", "b"]
+
+
+@pytest.mark.parametrize(("precision", "device"), [("auto", "cuda:1"), ("int8", None)])
+def test_settings_choose_device_and_runtime_but_int8_is_for_the_processor(
+    settings, monkeypatch, precision, device
+):
+    settings.NETWORK_DEVICE, settings.NETWORK_RUNTIME = "cuda:1", "torch"
+    monkeypatch.setattr("inference.networks.local_weights", lambda sha256: sha256)
+    asked = {}
+
+    def load(weights, **wanted):
+        asked.update(wanted)
+        facts = {"class_names": ("car",), "device": "-", "runtime": "-", "precision": "-"}
+        return SimpleNamespace(**facts, tune=lambda input_wh: None)
+
+    Detectors(load=load).load("a", precision=precision)
+    assert (asked["device"], asked["runtime"]) == (device, "torch")
+
+
+def test_worker_that_is_to_have_a_card_does_not_start_without_one(settings):
+    settings.NETWORK_DEVICE = "cuda:99"
+    with pytest.raises(DeviceUnavailableError):
+        Detectors.check_device()
+    settings.NETWORK_DEVICE = "cpu"
+    Detectors.check_device()
+    settings.NETWORK_DEVICE = ""
+    Detectors.check_device()
 
 
 def test_first_active_version_is_what_a_worker_loads_before_it_is_asked():

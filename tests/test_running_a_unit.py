@@ -22,7 +22,7 @@ from datasets.uploading import media_limits
 from inference import queue, services, tasks
 from inference.leases import LeaseKeeper
 from inference.models import FrameResult, Job, JobFile, WorkUnit
-from inference.pipeline.errors import PipelineError, WeightsError
+from inference.pipeline.errors import DeviceUnavailableError, PipelineError, WeightsError
 from inference.pipeline.types import Detections
 from inference.results import annotated_zip, result_json
 from inference.selectors import files_of_job
@@ -186,8 +186,13 @@ class TestProcessThatIsLost:
 
     @pytest.mark.parametrize(
         "error",
-        [DEVICE_FAULT, RuntimeError("CUDA error: device not ready"), hidden_device_fault()],
-        ids=["torch", "text", "behind another"],
+        [
+            DEVICE_FAULT,
+            RuntimeError("CUDA error: device not ready"),
+            hidden_device_fault(),
+            DeviceUnavailableError("device_unavailable", "There is no device cuda here."),
+        ],
+        ids=["torch", "text", "behind another", "gone"],
     )
     def test_broken_device_ends_the_process_and_is_no_try(self, job, error):
         health = ProcessHealth()

@@ -99,7 +99,12 @@ class TestFailures:
             f"clutter {FIRST_CLUTTER_SEED}",
             f"clutter {FIRST_CLUTTER_SEED + 1}",
         ]
-        used = (commands._SCENE_SEEDS, commands._CLUTTER_SEEDS, quantize._SCENE_SEEDS)
+        used = (
+            commands._SCENE_SEEDS,
+            commands._TRAFFIC_SEEDS,
+            commands._CLUTTER_SEEDS,
+            quantize._SCENE_SEEDS,
+        )
         assert max(max(seeds) for seeds in used) < FIRST_STREET_SEED < FIRST_CLUTTER_SEED
 
     def test_streets_show_vehicles_of_usual_and_smaller_sizes_and_clutter_none(self):

@@ -25,7 +25,13 @@ class TestGoingOn:
     def train(self, tmp_path, monkeypatch):
         """The command on a little network and little pictures; the folder of the training."""
         monkeypatch.setattr(commands, "load_network", lambda start: small_network())
-        for name in ("load_photographs", "draw_scenes", "load_bare_regions", "draw_clutter"):
+        for name in (
+            "load_photographs",
+            "draw_scenes",
+            "draw_traffic",
+            "load_bare_regions",
+            "draw_clutter",
+        ):
             monkeypatch.setattr(commands, name, lambda *_args, **_options: ())
         monkeypatch.setattr(commands, "Sources", lambda **_parts: sources())
         monkeypatch.setattr(commands.torch, "set_num_threads", lambda count: None)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets.media.images import read_image
 from datasets.media.sniff import sniff
 from datasets.media.video import count_frames
-from inference.pipeline.bench_baseline import Baseline, ultralytics_way
+from inference.pipeline.bench_baseline import Baseline, sahi_way, ultralytics_way
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.pipeline.errors import WeightsError
@@ -173,15 +173,21 @@ def _measure_photograph(
         for _ in process_images([ImageTask(photograph, annotated)], tiled):
             pass
 
-    costs = _in_turns(
-        {
-            plain.name: lambda: plain.look_at(cut()),
-            "ours, to results": lambda: ours(None),
-            "ours, annotated": lambda: ours(folder / "ours.jpg"),
-            "bare network": lambda: _run_bare(detector, tiles[0].letterbox.input_wh, len(parts)),
-        },
-        options.rounds,
+    ways: Ways = {
+        plain.name: lambda: plain.look_at(cut()),
+        "ours, to results": lambda: ours(None),
+        "ours, annotated": lambda: ours(folder / "ours.jpg"),
+        "bare network": lambda: _run_bare(detector, tiles[0].letterbox.input_wh, len(parts)),
+    }
+    sliced = sahi_way(
+        options.weights,
+        image_size=detector.image_size,
+        device=detector.device,
+        threads=options.threads,
     )
+    if sliced is not None:
+        ways[sliced.name] = lambda: sliced.look_at(image, _PHOTOGRAPH_TILING, tiled.options.iou)
+    costs = _in_turns(ways, options.rounds)
     _print_rates("tiles/s", len(parts), costs, base=plain.name)
 
 

@@ -3,6 +3,9 @@
 That is `YOLO.predict(stream=True, save=True)`. It imports torchvision, which a CPU build of torch
 may not load; there, it is the same steps from Ultralytics' own modules, one frame at a time:
 letterbox, network, suppression, scaling, and for `save=True` its drawing and its video writer.
+
+For photographs in tiles there is SAHI, too, where it is installed (`pip install sahi`) and
+torchvision loads: the same weights, tiles and rule of merging, and a look at the whole.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 
 from datasets.media.video import iter_frames
+from inference.pipeline.options import Tiling
 from inference.pipeline.torch_network import load_model, ultralytics_kept_quiet
 from inference.pipeline.types import Image
 
@@ -41,13 +45,20 @@ class Baseline(Protocol):
 
 def ultralytics_way(weights: Path, *, image_size: int, device: str, threads: int) -> Baseline:
     """`predict` where it runs here, else its steps."""
-    chosen = _Predict if _torchvision_loads() else _Steps
+    chosen = _Predict if _loads("torchvision") else _Steps
     return chosen(weights, image_size, device, threads)
 
 
-def _torchvision_loads() -> bool:
+def sahi_way(weights: Path, *, image_size: int, device: str, threads: int) -> Sahi | None:
+    """SAHI with these weights, or None where it does not run."""
+    if not _loads("torchvision") or not _loads("sahi"):
+        return None
+    return Sahi(weights, image_size, device, threads)
+
+
+def _loads(module: str) -> bool:
     try:
-        importlib.import_module("torchvision")
+        importlib.import_module(module)
     except (ImportError, RuntimeError, OSError):  # one that was built for another torch
         return False
     return True
@@ -143,3 +154,40 @@ class _Steps:
             found = non_max_suppression(raw, conf_thres=FOUND_FROM, iou_thres=IOU)[0]
             found[:, :4] = scale_boxes(fitted.shape[:2], found[:, :4], bgr.shape[:2])
         return Results(bgr, path="frame.jpg", names=self._module.names, boxes=found)
+
+
+class Sahi:
+    """`sahi.predict.get_sliced_prediction`, several tiles at a time."""
+
+    name = "SAHI"
+
+    def __init__(self, weights: Path, image_size: int, device: str, threads: int) -> None:
+        with ultralytics_kept_quiet(None):
+            self._model = importlib.import_module("sahi").AutoDetectionModel.from_pretrained(
+                model_type="ultralytics",
+                model_path=str(weights),
+                confidence_threshold=FOUND_FROM,
+                image_size=image_size,
+                device=device,
+                fuse=True,
+            )
+        self._predict: Any = importlib.import_module("sahi.predict").get_sliced_prediction
+        self._threads = threads
+
+    def look_at(self, image: Image, tiling: Tiling, iou: float) -> int:
+        """Looks at an RGB image, whole and in tiles; returns how many objects it found."""
+        torch.set_num_threads(self._threads)
+        result = self._predict(
+            image,
+            self._model,
+            slice_height=tiling.tile,
+            slice_width=tiling.tile,
+            overlap_height_ratio=tiling.overlap,
+            overlap_width_ratio=tiling.overlap,
+            postprocess_type="NMS",
+            postprocess_match_metric="IOU",
+            postprocess_match_threshold=iou,
+            batch_size=_IMAGES_A_BATCH,
+            verbose=0,
+        )
+        return len(result.object_prediction_list)

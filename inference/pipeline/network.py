@@ -17,7 +17,7 @@ from typing import Literal, Protocol, get_args
 import torch
 
 from inference.pipeline.detector import YoloDetector
-from inference.pipeline.errors import WeightsError
+from inference.pipeline.errors import DeviceUnavailableError, WeightsError
 from inference.pipeline.heads import Candidates
 from inference.pipeline.layout import View
 from inference.pipeline.options import DetectionOptions, Precision
@@ -93,8 +93,11 @@ def load_network(
 
     Only classes that Ultralytics' list of known modules allows are unpickled from the file.
     Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`,
-    `precision_not_available`).
+    `precision_not_available`), DeviceUnavailableError for a device that is not there, and
+    ValueError for a runtime that there is not.
     """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"a runtime is one of {', '.join(RUNTIMES)}, not {runtime}")
     digest = _checked_digest(weights, sha256)
     thread_count = threads or len(os.sched_getaffinity(0))
     if weights.suffix == ".onnx":
@@ -103,7 +106,7 @@ def load_network(
         if precision == "auto":
             precision = _best_precision(torch.device("cpu"))
         return onnx_network.load(weights, digest, precision, thread_count)
-    chosen_device = torch.device(device or _best_device(precision))
+    chosen_device = usable_device(device or _best_device(precision))
     on_cpu = chosen_device.type == "cpu"
     if precision == "auto":
         precision = _best_precision(chosen_device)
@@ -175,6 +178,18 @@ def fast_precisions() -> tuple[Precision, ...]:
     if find_spec("openvino"):
         found.append("int8")
     return tuple(found)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, as torch names it; raises DeviceUnavailableError."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        raise DeviceUnavailableError(
+            "device_unavailable", f"There is no device {name} here: {error}"
+        ) from error
+    return device
 
 
 def _best_device(precision: Precision) -> str:

@@ -30,13 +30,20 @@ from inference.pipeline.options import (
 )
 from inference.training.batches import BatchPlan
 from inference.training.clutter import draw_clutter
-from inference.training.data import Sources, draw_scenes, load_bare_regions, load_photographs
+from inference.training.data import (
+    Sources,
+    draw_scenes,
+    draw_traffic,
+    load_bare_regions,
+    load_photographs,
+)
 from inference.training.grow import grow
 from inference.training.loop import OtherRecipeError, Recipe, Trainer, describe, keep_recipe
 from inference.training.network import blended, load_network, save_network
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
-_CLUTTER_SEEDS = range(20)
+_TRAFFIC_SEEDS = range(2_100_000, 2_100_040)
+_CLUTTER_SEEDS = range(120)
 _DETAILED_SHARE = 0.25  # rebuilding all of a batch would take longer than the network itself
 _VEHICLE_COUNTS = (10, 24, 0, 14)
 
@@ -144,7 +151,10 @@ def _train(options: argparse.Namespace) -> None:
         sys.stderr.write(f"Going on after step {trainer.step}.\n")
     sources = Sources(
         photographs=load_photographs(options.data / "aerial_vehicles", held_out=options.hold_out),
-        scenes=draw_scenes(_SCENE_SEEDS, _VEHICLE_COUNTS),
+        scenes=(
+            *draw_scenes(_SCENE_SEEDS, _VEHICLE_COUNTS),
+            *draw_traffic(_TRAFFIC_SEEDS, _VEHICLE_COUNTS),
+        ),
         backgrounds=(
             *load_bare_regions(options.data / "original_samples"),
             *draw_clutter(_CLUTTER_SEEDS),

@@ -373,15 +373,24 @@ def _toned(rng: Rng, image: Image) -> Image:
     gamma = float(np.exp(rng.normal(0, 0.25)))
     contrast, brightness = float(np.exp(rng.normal(0, 0.22))), float(rng.normal(0, 0.07))
     curve = (ramp**gamma - 0.5) * contrast + 0.5 + brightness
-    gains = np.exp(rng.normal(0, 0.06, 3))
+    gains = np.exp(rng.normal(0, 0.06 if rng.random() < 0.7 else 0.15, 3))
     table = np.clip(curve[:, None] * gains * 255, 0, 255).astype(np.uint8)
     toned = cv2.LUT(image, table[None])
     saturation = 0.0 if rng.random() < 0.04 else float(np.exp(rng.normal(0, 0.3)))
     grey = cv2.cvtColor(cv2.cvtColor(toned, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     toned = cv2.addWeighted(toned, saturation, grey, 1 - saturation, 0)
+    if rng.random() < 0.15:
+        toned = _hue_turned(toned, float(rng.normal(0, 15)))
     if rng.random() < 0.1:
         _shade_half(rng, toned)
     return toned
+
+
+def _hue_turned(image: Image, degrees: float) -> Image:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    turn = round(degrees * 256 / 360)
+    hsv[..., 0] += np.uint8(turn % 256)  # a full turn is 256: it wraps by itself
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
 def _shade_half(rng: Rng, image: Image) -> None:
@@ -396,9 +405,9 @@ def _shade_half(rng: Rng, image: Image) -> None:
 
 
 def _degraded(rng: Rng, image: Image) -> Image:
-    """What cameras and video do: blur, motion, noise, coarse pixels, compression."""
+    """What cameras and video do: blur, motion, sharpening, noise, coarse pixels, compression."""
     size = image.shape[0]
-    chances = rng.random(5)
+    chances = rng.random(6)
     if chances[0] < 0.18:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.5)))
     if chances[1] < 0.06:
@@ -411,6 +420,10 @@ def _degraded(rng: Rng, image: Image) -> Image:
         small = round(size * float(rng.uniform(0.5, 0.85)))
         image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    if chances[5] < 0.15:
+        soft = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.8, 2.0)))
+        amount = float(rng.uniform(0.3, 1.5))
+        image = cv2.addWeighted(image, 1 + amount, soft, -amount, 0)
     if chances[3] < 0.2:
         noise = rng.standard_normal(image.shape, np.float32) * float(rng.uniform(2, 10))
         image = np.clip(image + noise, 0, 255).astype(np.uint8)

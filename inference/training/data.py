@@ -6,6 +6,7 @@ so that a crop that is scaled down does not read every pixel of its source.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.pipeline.types import Image
-from inference.scenes import draw_scene
+from inference.scenes import Scene, draw_scene, draw_video_scene
 
 Boxes = npt.NDArray[np.float32]
 
@@ -26,6 +27,7 @@ _NO_BOXES: Boxes = np.zeros((0, 4), np.float32)
 CLASS_NAMES = ("car", "truck", "bus", "minibus")
 _FEWEST_LABELLED_PIXELS = 3.0
 _LEAST_HALVED_SIDE = 400
+_TRAFFIC_SECONDS = 2.5  # after which the vehicles of a still scene have met others
 # Vehicles that the labels leave out (mostly cut by the photograph's edge or parked far away), as
 # boxes in pixels by photograph. They are neither right nor wrong: training covers them.
 _UNLABELLED = Path(__file__).with_name("unlabelled.json")
@@ -125,13 +127,30 @@ def load_bare_regions(folder: Path) -> tuple[Picture, ...]:
 
 def draw_scenes(seeds: Iterable[int], vehicle_counts: Sequence[int]) -> tuple[Picture, ...]:
     """Drawn streets, one per seed, with the numbers of vehicles taken in turn."""
-    scenes = []
-    for index, seed in enumerate(seeds):
-        scene = draw_scene(seed, vehicle_count=vehicle_counts[index % len(vehicle_counts)])
-        scenes.append(
-            picture_of(f"scene-{seed}", scene.image, scene.boxes_xyxy, scene.class_ids.astype(int))
+    return tuple(
+        _drawn(f"scene-{seed}", draw_scene(seed, vehicle_count=count))
+        for seed, count in zip(seeds, itertools.cycle(vehicle_counts), strict=False)
+    )
+
+
+def draw_traffic(seeds: Iterable[int], vehicle_counts: Sequence[int]) -> tuple[Picture, ...]:
+    """A frame of a drawn video per seed, in which vehicles pass each other, as close as they do.
+
+    In `draw_scenes` no two boxes overlap by much, so who learns from that alone takes the gap
+    between two vehicles side by side for a third.
+    """
+    pictures = []
+    for seed, count in zip(seeds, itertools.cycle(vehicle_counts), strict=False):
+        frames = draw_video_scene(
+            seed, 2, vehicle_count=count, frames_per_second=1 / _TRAFFIC_SECONDS
         )
-    return tuple(scenes)
+        *_, later = frames
+        pictures.append(_drawn(f"traffic-{seed}", later))
+    return tuple(pictures)
+
+
+def _drawn(name: str, scene: Scene) -> Picture:
+    return picture_of(name, scene.image, scene.boxes_xyxy, scene.class_ids.astype(int))
 
 
 def picture_of(
