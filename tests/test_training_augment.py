@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.training.augment import Mix, _cover, _warp, draw_sample, transform_boxes
+from inference.training.augment import Mix, _cover, _hue_turned, _warp, draw_sample, transform_boxes
 from inference.training.data import Sources, picture_of
 from tests.training_fakes import GREY, sources, street
 
@@ -99,6 +99,14 @@ def test_vehicles_without_a_label_are_covered_and_labelled_ones_are_not():
     _cover(np.random.default_rng(0), image, np.array([[10, 10, 30, 20.0]]), labelled)
     assert image[10:20, 10:30].max() < 130
     assert image[10:20, 32:50].min() == 250
+
+
+def test_turning_the_hue_changes_colours_and_not_their_brightness():
+    red = np.full((4, 4, 3), (200, 20, 20), np.uint8)
+    np.testing.assert_allclose(_hue_turned(red, 120)[0, 0], [20, 200, 20], atol=4)
+    np.testing.assert_allclose(_hue_turned(red, -120)[0, 0], [20, 20, 200], atol=4)
+    grey = np.full((4, 4, 3), 90, np.uint8)
+    np.testing.assert_array_equal(_hue_turned(grey, 77), grey)
 
 
 def test_backgrounds_often_show_what_was_mistaken_for_a_vehicle():

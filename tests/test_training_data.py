@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from inference.pipeline.merge import iou_matrix
 from inference.training.augment import Mix, draw_sample
 from inference.training.batches import BatchPlan, iter_batches, make_batch
 from inference.training.clutter import draw_clutter
 from inference.training.data import (
     Sources,
     draw_scenes,
+    draw_traffic,
     load_bare_regions,
     load_photographs,
     picture_of,
@@ -69,6 +71,25 @@ def test_bare_regions_are_the_bands_without_vehicles(tmp_path):
 def test_drawn_scenes_take_the_numbers_of_vehicles_in_turn():
     drawn = draw_scenes((5, 6), (3, 0))
     assert [len(picture.boxes_xyxy) for picture in drawn] == [3, 0]
+
+
+def test_drawn_traffic_has_vehicles_closer_together_than_still_streets():
+    seeds = (2_100_024, 2_100_031)
+    passing = draw_traffic(seeds, (10, 14))
+    again = draw_traffic(seeds, (10, 14))
+    assert [picture.name for picture in passing] == ["traffic-2100024", "traffic-2100031"]
+    for one, other in zip(passing, again, strict=True):
+        np.testing.assert_array_equal(one.levels[0], other.levels[0])
+    still = draw_scenes(seeds, (10, 14))
+    assert largest_overlap(still) <= 0.1 < largest_overlap(passing)
+
+
+def largest_overlap(pictures):
+    """Of any two boxes of a picture."""
+    return max(
+        float(np.triu(iou_matrix(picture.boxes_xyxy, picture.boxes_xyxy), 1).max())
+        for picture in pictures
+    )
 
 
 def test_a_picture_keeps_halves_of_itself_for_small_scales():
