@@ -1,9 +1,9 @@
-"""Weights between those of two networks."""
+"""Weights between those of two networks, and weights that move as those of another did."""
 
 import pytest
 import torch
 
-from inference.training.network import blended
+from inference.training.network import blended, shifted
 from tests.training_fakes import small_network
 
 
@@ -35,3 +35,34 @@ def test_networks_of_different_shapes_or_a_senseless_share_are_refused():
         blended(narrow, wide, 0.5)
     with pytest.raises(ValueError, match="from 0 to 1"):
         blended(narrow, narrow, 1.5)
+
+
+def filled(value, width=0.125):
+    network = small_network(width, 0.33)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(value)
+    return network
+
+
+def test_a_network_moves_as_another_did_by_the_share():
+    model = filled(5.0)
+    moved = shifted(model, filled(1.0), filled(3.0), 0.5)
+    assert {float(value.detach().unique()) for value in moved.parameters()} == {6.0}
+    assert {float(value.detach().unique()) for value in model.parameters()} == {5.0}
+
+
+def test_variances_stay_above_nothing_when_a_network_moves():
+    model, before, after = filled(1.0), filled(1.0), filled(1.0)
+    for norm in (one for one in after.modules() if isinstance(one, torch.nn.BatchNorm2d)):
+        norm.running_var.fill_(0.25)
+    moved = shifted(model, before, after, 2.0)
+    norms = [one for one in moved.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    assert norms
+    for one in norms:
+        assert float(one.running_var.unique()) == pytest.approx(one.eps)
+
+
+def test_networks_of_different_shapes_do_not_move_each_other():
+    with pytest.raises(ValueError, match="different shapes"):
+        shifted(filled(1.0), filled(1.0), filled(1.0, 0.1875))

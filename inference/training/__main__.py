@@ -3,6 +3,7 @@
     python -m inference.training train WEIGHTS OUT --data FOLDER --steps 1000 --hold-out DJI_0013
     python -m inference.training export WEIGHTS OUT NAME.pt
     python -m inference.training blend FIRST.pt SECOND.pt NAME.pt --share 0.6
+    python -m inference.training shift MODEL.pt BEFORE.pt AFTER.pt NAME.pt --share 1
     python -m inference.training grow SMALL.pt MEDIUM.pt
     python -m inference.training card WEIGHTS LABELLED --out CARD.md --only "DJI_0013*"
 
@@ -39,7 +40,7 @@ from inference.training.data import (
 )
 from inference.training.grow import grow
 from inference.training.loop import OtherRecipeError, Recipe, Trainer, describe, keep_recipe
-from inference.training.network import blended, load_network, save_network
+from inference.training.network import blended, load_network, save_network, shifted
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
 _TRAFFIC_SEEDS = range(2_100_000, 2_100_040)
@@ -62,6 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     blending.add_argument("second", type=Path)
     blending.add_argument("weights", type=Path, help="the file to write")
     blending.add_argument("--share", type=float, default=0.6, help="of the second")
+    shifting = commands.add_parser("shift", help="weights that move as those of another did")
+    for name in ("model", "before", "after"):
+        shifting.add_argument(name, type=Path)
+    shifting.add_argument("weights", type=Path, help="the file to write")
+    shifting.add_argument("--share", type=float, default=1.0, help="of the way")
     growing = commands.add_parser("grow", help="a YOLOv8m that computes what a YOLOv8s does")
     growing.add_argument("small", type=Path)
     growing.add_argument("medium", type=Path)
@@ -70,9 +76,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     options.given = given
-    {"train": _train, "export": _export, "blend": _blend, "grow": _grow, "card": _card}[
-        options.command
-    ](options)
+    ways = {
+        "train": _train,
+        "export": _export,
+        "blend": _blend,
+        "shift": _shift,
+        "grow": _grow,
+        "card": _card,
+    }
+    ways[options.command](options)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +186,17 @@ def _blend(options: argparse.Namespace) -> None:
     ends = load_network(options.first), load_network(options.second)
     note = f"{options.share} of the way from {options.first.name} to {options.second.name}"
     save_network(blended(*ends, options.share), options.weights, note=note)
+
+
+def _shift(options: argparse.Namespace) -> None:
+    model, before, after = (
+        load_network(path) for path in (options.model, options.before, options.after)
+    )
+    note = (
+        f"{options.model.name} and {options.share} of the way from {options.before.name} to "
+        f"{options.after.name}"
+    )
+    save_network(shifted(model, before, after, options.share), options.weights, note=note)
 
 
 def _grow(options: argparse.Namespace) -> None:

@@ -75,10 +75,7 @@ def blended(first: Any, second: Any, share: float) -> Any:
     if not 0 <= share <= 1:
         raise ValueError("share must lie from 0 to 1")
     ends = first.state_dict(), second.state_dict()
-    if {name: value.shape for name, value in ends[0].items()} != {
-        name: value.shape for name, value in ends[1].items()
-    }:
-        raise ValueError("the networks have different shapes")
+    _check_shapes(*ends)
     between = deepcopy(second)
     between.load_state_dict(
         {
@@ -87,6 +84,33 @@ def blended(first: Any, second: Any, share: float) -> Any:
         }
     )
     return between
+
+
+def shifted(model: Any, before: Any, after: Any, share: float = 1.0) -> Any:
+    """A network that has also learned what one of the same origin has between two states.
+
+    Its weights are those of `model` and `share` of the way from `before` to `after`: Ilharco et
+    al., Editing models with task arithmetic, 2023. Raises ValueError for different shapes.
+    """
+    state, old, new = (one.state_dict() for one in (model, before, after))
+    _check_shapes(state, old, new)
+    moved = deepcopy(model)
+    moved.load_state_dict(
+        {
+            name: value + share * (new[name] - old[name]) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    )
+    for module in moved.modules():
+        if isinstance(module, nn.BatchNorm2d):  # a sum of variances may fall below nothing
+            module.running_var.clamp_(min=module.eps)
+    return moved
+
+
+def _check_shapes(*states: dict[str, torch.Tensor]) -> None:
+    first, *others = ({name: value.shape for name, value in one.items()} for one in states)
+    if any(other != first for other in others):
+        raise ValueError("the networks have different shapes")
 
 
 def save_network(model: Any, path: Path, *, note: str) -> None:
