@@ -791,3 +791,18 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     expect(card.locator("figure img")).to_be_attached()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "background"), [("light", "rgb(250, 250, 250)"), ("dark", "rgb(28, 32, 34)")]
+)
+def test_api_documentation_is_as_dark_as_the_readers_system(service, page, scheme, background):
+    traffic = Traffic(page)
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{service.base_url}/api/docs/")
+    expect(page.locator(".opblock").first).to_be_visible()
+    seen = "getComputedStyle(document.querySelector('.swagger-ui')).backgroundColor"
+    behind = "getComputedStyle(document.body).backgroundColor"
+    under = "getComputedStyle(document.documentElement).backgroundColor"
+    assert background in {page.evaluate(one) for one in (seen, behind, under)}
+    assert traffic.complaints == []
