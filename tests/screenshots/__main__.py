@@ -24,14 +24,9 @@ LARGEST_BYTES = 250_000
 # A stopped worker neither loses its work nor counts as dead, for as long as pictures are taken.
 PATIENCE = {"OD_UNIT_LEASE_SECONDS": "3600", "OD_UNIT_SILENT_SECONDS": "3600"}
 
-# A later frame of the video; resolves when it is painted, not when the first one still is.
+# A later frame of the video; resolves when it is painted.
 LATER_FRAME = """video => new Promise((resolve) => {
-    const look = (_, frame) => {
-        if (frame.mediaTime < 1) video.requestVideoFrameCallback(look);
-        else if (video.seeking) video.addEventListener("seeked", () => resolve(), { once: true });
-        else resolve();
-    };
-    video.requestVideoFrameCallback(look);
+    video.requestVideoFrameCallback(() => resolve());
     video.currentTime = 1.5;
 })"""
 
