@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from inference.pipeline.errors import DeviceUnavailableError, WeightsError
 from inference.pipeline.heads import Candidates
 from inference.pipeline.layout import View
 from inference.pipeline.options import DetectionOptions, Precision
+from inference.pipeline.processor import gains_by_bf16
 
 Runtime = Literal["auto", "torch", "openvino"]
 RUNTIMES = get_args(Runtime)
@@ -83,8 +83,8 @@ def load_network(
 ) -> Network:
     """A network from an Ultralytics checkpoint, or from an ONNX export of one.
 
-    `precision` "auto" is the best that the device has instructions for, never int8, which needs
-    the twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
+    `precision` "auto" is the fastest that the device computes in, but never int8, which needs the
+    twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
     on a CPU where it is installed, else torch. `device` as torch names it; CUDA if there is any
     by default, but the CPU for int8. `threads` on a CPU; one for each core by default. `sha256`:
     the digest that the file must have. `config_dir`: where Ultralytics keeps its settings; by
@@ -166,14 +166,14 @@ def _checked_digest(weights: Path, expected: str | None) -> str:
 
 
 def fast_precisions() -> tuple[Precision, ...]:
-    """The precisions that this machine's processors have instructions for, and a runtime.
+    """The precisions that gain speed on this machine beside fp32, and have a runtime.
 
     int8 needs the twin of the weights besides.
     """
     if torch.cuda.is_available():
         return "fp32", "bf16", "fp16"
     found: list[Precision] = ["fp32"]
-    if _cpu_multiplies_bf16():
+    if gains_by_bf16():
         found.append("bf16")
     if find_spec("openvino"):
         found.append("int8")
@@ -200,18 +200,6 @@ def _best_device(precision: Precision) -> str:
 def _best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "fp16"
-    if device.type == "cpu" and _cpu_multiplies_bf16():
+    if device.type == "cpu" and gains_by_bf16():
         return "bf16"
     return "fp32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bf16; emulated, it is slower than fp32."""
-    if platform.system() != "Linux":
-        return False
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    # x86 names of AVX-512 and AMX, and the ARM name.
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -17,12 +17,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import torch
 
 from inference.evaluation.errors import EvaluationDataError
 from inference.pipeline.errors import PipelineError
+from inference.pipeline.network import fast_precisions
 from inference.pipeline.options import (
     PRECISIONS,
     STRIDE_PIXELS,
@@ -39,7 +41,14 @@ from inference.training.data import (
     load_photographs,
 )
 from inference.training.grow import grow
-from inference.training.loop import OtherRecipeError, Recipe, Trainer, describe, keep_recipe
+from inference.training.loop import (
+    OtherRecipeError,
+    Recipe,
+    Trainer,
+    TrainingPrecision,
+    describe,
+    keep_recipe,
+)
 from inference.training.network import blended, load_network, save_network, shifted
 
 _SCENE_SEEDS = range(2_000_000, 2_000_048)  # tests, demo and measurements use small seeds
@@ -108,6 +117,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="SIDExCOUNT",
         help="batches taken in turn, such as 320x16 576x5",
     )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(TrainingPrecision),
+        help="of products; bf16 by default where the machine gains by it",
+    )
     parser.add_argument("--device", help="as torch names it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
 
@@ -147,6 +161,7 @@ def _train(options: argparse.Namespace) -> None:
         warm_up_steps=options.warm_up,
         averaging=options.averaging,
         detail_weight=options.detail_weight,
+        precision=options.precision or _fastest_precision(),
         plan=BatchPlan(
             sizes=tuple(options.crops),
             detailed_share=_DETAILED_SHARE if options.detail_weight > 0 else 0.0,
@@ -173,6 +188,10 @@ def _train(options: argparse.Namespace) -> None:
         ),
     )
     trainer.run(sources, stop=options.stop, save_every=options.save_every)
+
+
+def _fastest_precision() -> TrainingPrecision:
+    return "bf16" if "bf16" in fast_precisions() else "fp32"
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -10,18 +10,19 @@ import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
-from inference.pipeline.network import fast_precisions
 from inference.training.batches import BatchPlan, iter_batches
 from inference.training.data import Sources
 from inference.training.network import DetectionLoss
 from inference.training.superresolution import SuperResolution, focal_error
 
 CHECKPOINT = "checkpoint.pt"
+
+TrainingPrecision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
     largest_gradient: float = 20.0
     detail_weight: float = 0.0  # of the super-resolution's error; 0 trains without it
     detail_object_share: float = 0.7
+    precision: TrainingPrecision = "fp32"
     plan: BatchPlan = field(default_factory=BatchPlan)
 
 
@@ -60,7 +62,6 @@ class Trainer:
             self.decoder = decoder
         self.optimizer = _optimizer(parameters, recipe)
         self._loss = DetectionLoss(self.model)
-        self._in_bf16 = "bf16" in fast_precisions()
 
     @property
     def _checkpoint(self) -> Path:
@@ -146,9 +147,8 @@ class Trainer:
         return {**logged, "gradient": float(norm), "rate": rate}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self._in_bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        in_bf16 = self.recipe.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
     @torch.no_grad()
     def _average(self) -> None:
