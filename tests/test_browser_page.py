@@ -788,7 +788,8 @@ def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path
     page.keyboard.press("Enter")
     card = page.locator("article.job")
     expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
-    expect(card.locator("figure img")).to_be_attached()
+    card.locator("figure").scroll_into_view_if_needed()  # pictures load where they can be seen
+    expect(card.locator("figure img")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     context.close()
 
