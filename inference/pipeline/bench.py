@@ -1,6 +1,6 @@
 """Measures the pipeline against its parts, on media that it draws itself and on given files.
 
-    python -m inference.pipeline.bench [FILE ...] [--precisions fp32 auto int8] [--only media]
+    python -m inference.pipeline.bench [FILE ...] [--precisions fp32 int8] [--only media]
 
 Everything is measured in one run, in turns and on the same frames, because only ratios hold on a
 machine that does other things: (a) the way a user of Ultralytics does it, with and without the
@@ -33,7 +33,7 @@ from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.merge import merge
-from inference.pipeline.network import load_detector
+from inference.pipeline.network import fast_precisions, load_detector
 from inference.pipeline.options import DetectionOptions, Tiling
 from inference.pipeline.run import ImageTask, process_images, process_video
 from inference.pipeline.tiles import plan
@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="videos and images")
     parser.add_argument("--weights", type=Path, default=_WEIGHTS)
     parser.add_argument("--image-size", type=int, default=640)
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "auto", "int8"])
+    parser.add_argument(
+        "--precisions", nargs="+", default=fast_precisions(), help="all that gain speed here"
+    )
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--frames", type=int, default=46, help="at most, of each video")
