@@ -1,5 +1,7 @@
 """Who is asking: a JSON web token in the Authorization header."""
 
+import copy
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +15,7 @@ from rest_framework_simplejwt.tokens import AccessToken, Token
 
 from accounts.models import Session, User
 from accounts.selectors import live_session
+from odproject.core.environ import BEGUN_AT
 
 SESSION_CLAIM = "sid"
 
@@ -26,8 +29,37 @@ class Presence:
     expires_at: datetime
 
 
+class _TokenInTime(AccessToken):
+    """An access token that counts although it has expired within the last `late_seconds`."""
+
+    def __init__(self, token: Any, *, late_seconds: float) -> None:
+        self._token_backend = copy.copy(self.token_backend)
+        self._token_backend.leeway = late_seconds
+        super().__init__(token)
+
+
 class BearerAuthentication(JWTAuthentication):
-    """`Authorization: Bearer <token>` of a session that nobody has ended."""
+    """`Authorization: Bearer <token>` of a session that nobody has ended.
+
+    What counts is that the token had not expired when the request began: a body may take longer
+    than a token lives, and the server that let it in had looked at the token. Whether the session
+    lives is asked now.
+    """
+
+    _late_seconds = 0.0
+
+    def authenticate(self, request: Request) -> tuple[Any, Token] | None:
+        """The user and the token; None without one. Raises AuthenticationFailed (401)."""
+        begun_at = request.META.get(BEGUN_AT)
+        self._late_seconds = max(0.0, time.time() - begun_at) if begun_at else 0.0
+        return super().authenticate(request)
+
+    def get_validated_token(self, raw_token: bytes) -> Token:
+        """A token that we signed, in time; raises InvalidToken."""
+        try:
+            return _TokenInTime(raw_token, late_seconds=self._late_seconds)
+        except TokenError:
+            return super().get_validated_token(raw_token)  # which says why not
 
     def authenticate_header(self, request: Request | HttpRequest) -> str:
         """The scheme that a 401 names."""

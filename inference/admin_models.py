@@ -27,6 +27,7 @@ from odproject.core.admin import (
 )
 from odproject.core.errors import DomainError
 from odproject.core.files import drawn_picture_response
+from odproject.core.passes import give_upload_pass
 
 STATE_TONES = {"draft": "odd", "tested": "busy", "active": "good"}
 NAME = RegexValidator(
@@ -225,7 +226,9 @@ class ModelVersionAdmin(PortableAdmin[ModelVersion]):
             "back_url": reverse("admin:inference_modelversion_changelist"),
             "opts": self.model._meta,
         }
-        return TemplateResponse(request, ask_template(), context)
+        page = TemplateResponse(request, ask_template(), context)
+        give_upload_pass(page, path=request.path)
+        return page
 
     def save_model(self, request: HttpRequest, obj: ModelVersion, form: Any, change: bool) -> None:
         """Change it by the service."""

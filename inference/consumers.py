@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
@@ -54,6 +54,9 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
     async def connect(self) -> None:
         """Accept, then greet or refuse; a refusal is accepted first, so that its code arrives."""
         await self.accept()
+        if not self._is_from_here():
+            await self.close(POLICY_VIOLATION)
+            return
         query = parse_qs(self.scope["query_string"].decode("latin1"))
         presence = await self._authenticate(query.get("ticket", [""])[-1])
         if presence is None:
@@ -86,6 +89,15 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any
     ) -> None:
         """Clients have nothing to say here; what they send is ignored."""
+
+    def _is_from_here(self) -> bool:
+        """Whether no page of another site asks; programs send no Origin."""
+        headers = dict(self.scope["headers"])
+        origin = headers.get(b"origin", b"").decode("latin1").lower()
+        if not origin or origin in settings.CSRF_TRUSTED_ORIGINS:
+            return True
+        host = headers.get(b"host", b"").decode("latin1").lower()
+        return bool(host) and urlsplit(origin).netloc == host
 
     async def _authenticate(self, ticket: str) -> Presence | None:
         if ticket:

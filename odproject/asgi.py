@@ -14,6 +14,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets Django up first
 from inference.consumers import JobEventsConsumer
 from odproject.bridge import http_application
+from odproject.core.passes import has_upload_pass
 from odproject.core.websockets import RefusedPath
 
 from rest_framework_simplejwt.tokens import AccessToken
@@ -23,15 +24,19 @@ if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
         "OD_SECRET_KEY is not set. `manage.py up` makes one; elsewhere give a long random text."
     )
 
-_UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?", re.ASCII)
+_UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?|/api/v1/models/?", re.ASCII)
+_FORMS = re.compile(r"/admin/inference/modelversion/add/")
 
 
-def refuses_large_body(path: str, authorization: str) -> int:
+def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
     """Why a large body is not wanted, as a status: 413, 401, or 0 when it is.
 
-    Only an upload may be large, and only by somebody whose token we signed. Looks into no
-    database; whether the session still lives is asked when the body is there.
+    Only an upload may be large, and only by somebody whose token, or whose pass to a form, we
+    signed. Looks into no database; whether the session still lives is asked when the body is
+    there.
     """
+    if _FORMS.fullmatch(path):
+        return 0 if has_upload_pass(cookies, path=path) else 401
     if not _UPLOADS.fullmatch(path):
         return 413
     scheme, _, token = authorization.strip().partition(" ")

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 
 from a2wsgi.wsgi import Body, build_environ
 
+from odproject.core.environ import BEGUN_AT
+
 SPOOLED_BODY = "odproject.spooled_body"
 DEFAULT_THREADS = 16
 FILE_THREADS = 4
@@ -201,7 +203,9 @@ def _environ_of(scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop)
     environ: dict[str, Any] = build_environ(scope, Body(loop, receive))
     environ["wsgi.errors"] = sys.stderr
     environ["wsgi.file_wrapper"] = FileResponse
-    spooled = (scope.get("extensions") or {}).pop(SPOOLED_BODY, None)
+    extensions = scope.get("extensions") or {}
+    environ[BEGUN_AT] = extensions.get(BEGUN_AT)
+    spooled = extensions.pop(SPOOLED_BODY, None)
     if spooled is not None:
         environ["wsgi.input"] = spooled
         # Also right for a chunked request, which announces no length.

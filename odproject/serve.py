@@ -50,10 +50,11 @@ from twisted.logger import globalLogBeginner
 from twisted.web.http import HTTPChannel
 
 from odproject.bridge import SPOOLED_BODY, ASGIApplication, ClientDisconnectedError
+from odproject.core.environ import BEGUN_AT
 from odproject.core.process import die_with_parent
 from odproject.supervisor import SupervisorError, bind_sockets
 
-Judge = Callable[[str, str], int]
+Judge = Callable[[str, str, str], int]
 logger = logging.getLogger("odproject.serve")
 
 GIBIBYTE = 1024**3
@@ -141,10 +142,12 @@ class Channel(HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Refuse a body that is announced too long, instead of asking for it (100-continue)."""
         request = self.requests[-1]
+        request.begun_at = time.time()
         # The request itself learns its address only when its body is complete.
-        authorization = request.getHeader(b"Authorization") or b""
         request.large_body_refusal = self.factory.server.refuses_large_body(
-            address=self._path, authorization=authorization
+            address=self._path,
+            authorization=request.getHeader(b"Authorization") or b"",
+            cookies=request.getHeader(b"Cookie") or b"",
         )
         request.body_limit_bytes = self.limits.body_limit_bytes(request)
         if self.length is not None and self.length > request.body_limit_bytes:
@@ -261,6 +264,7 @@ class Request(WebRequest):
         self.http_channel: Channel = self.channel
         self.body_limit_bytes = 0
         self.large_body_refusal = 0
+        self.begun_at = 0.0  # seconds since the epoch
         self.received_bytes = 0
         self.room_check_at_bytes = ROOM_CHECK_BYTES
 
@@ -395,12 +399,12 @@ class Server(DaphneServer):
         self.connections: dict[Any, dict[str, Any]] = {}
         self.ports: list[Any] = []
 
-    def refuses_large_body(self, *, address: bytes, authorization: bytes) -> int:
+    def refuses_large_body(self, *, address: bytes, authorization: bytes, cookies: bytes) -> int:
         """Ask the application why it wants no large body from this client; 0 when it does."""
         if self._judge is None:
             return 0
         path = address.partition(b"?")[0].decode("latin-1")
-        return self._judge(path, authorization.decode("latin-1"))
+        return self._judge(path, authorization.decode("latin-1"), cookies.decode("latin-1"))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -432,7 +436,7 @@ class Server(DaphneServer):
         """Start the application for one connection, with the request's body as a file."""
         if scope["type"] == "http":
             spooled, protocol.content = protocol.content, _EmptyBody()
-            scope["extensions"] = {SPOOLED_BODY: spooled}
+            scope["extensions"] = {SPOOLED_BODY: spooled, BEGUN_AT: protocol.begun_at}
         queue = super().create_application(protocol, scope)
         if queue is not None:
             task = self.connections[protocol]["application_instance"]

@@ -6,4 +6,9 @@ from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
-application = get_wsgi_application()
+_django = get_wsgi_application()
+
+# Not before Django is set up.
+from odproject.core.content_types import refusing_odd_types  # noqa: E402
+
+application = refusing_odd_types(_django)

@@ -42,6 +42,7 @@ def _body_facts(environ: dict[str, Any]) -> bytes:
         "path": environ["PATH_INFO"],
         "script_name": environ["SCRIPT_NAME"],
         "query": environ["QUERY_STRING"],
+        "begun_at": environ["odproject.begun_at"],
         "in_memory": not hasattr(environ["wsgi.input"], "fileno")
         or type(environ["wsgi.input"]).__name__ == "BytesIO",
     }

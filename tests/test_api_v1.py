@@ -11,12 +11,14 @@ from django.core.management import call_command
 from django.utils import timezone
 from PIL import Image
 from rest_framework.test import APIClient
+from rest_framework_simplejwt.tokens import AccessToken
 
 from accounts.models import Session
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
 from inference import queue, services
 from inference.models import FrameResult, Job, UnitFile, WorkUnit
+from odproject.core.environ import BEGUN_AT
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
@@ -100,6 +102,25 @@ class TestSessions:
         anonymous.credentials()
         assert self.refresh(anonymous, tokens["refresh"]).status_code == 401
         assert other.get("/api/v1/me/").status_code == 200
+
+    def test_token_may_expire_while_a_request_comes_in(self, user):
+        token = AccessToken(client_of(user)._credentials["HTTP_AUTHORIZATION"].split()[1])
+        now = timezone.now()
+        token.set_exp(from_time=now, lifetime=timedelta(minutes=-5))
+        late = APIClient()
+        late.credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
+
+        def status(*, minutes_ago: float) -> int:
+            begun_at = (now - timedelta(minutes=minutes_ago)).timestamp()
+            return late.get("/api/v1/me/", **{BEGUN_AT: begun_at}).status_code
+
+        assert late.get("/api/v1/me/").status_code == 401
+        assert status(minutes_ago=0) == 401
+        assert status(minutes_ago=4.9) == 401
+        assert status(minutes_ago=5.1) == 200
+        assert status(minutes_ago=-10) == 401
+        Session.objects.update(revoked_at=timezone.now())
+        assert status(minutes_ago=5.1) == 401
 
     @pytest.mark.parametrize("token", ["", "x", "a.b.c", "\x00"])
     def test_what_is_no_refresh_token_is_refused(self, token):

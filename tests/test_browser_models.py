@@ -56,6 +56,20 @@ def finished_job(customer: Customer, dataset_id: int, version: str) -> int:
     return job_id
 
 
+def test_weights_larger_than_other_bodies_are_taken_in_and_looked_at(browser, service, tmp_path):
+    wrong = tmp_path / "wrong.pt"
+    wrong.write_bytes(b"no weights, but as many bytes as some have" * 300_000)  # 12.6 MB
+    root = Window(browser, service.base_url)
+    root.log_in(service.admin_email, service.admin_password)
+    page = root.page
+    page.goto("/admin/inference/modelversion/add/")
+    page.get_by_label("Weights").set_input_files(wrong)
+    page.get_by_label("Version").fill("wrong-1")
+    page.get_by_role("button", name="Upload a model").click()
+    expect(page.get_by_text("The file is no ONNX model.")).to_be_visible(timeout=90_000)
+    page.context.close()
+
+
 def test_administrator_brings_a_model_that_a_customer_uses_and_compares(
     browser, service, weights, tmp_path
 ):

@@ -40,14 +40,26 @@ def test_server_refuses_the_default_secret():
     assert "OD_SECRET_KEY is not set" in refused.stderr
 
 
-def test_only_an_upload_with_a_token_may_be_large():
+def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
     judged = run(
         "-c",
         "from odproject.asgi import refuses_large_body as may\n"
+        "from django.http import HttpResponse\n"
+        "from odproject.core.passes import give_upload_pass\n"
         "from rest_framework_simplejwt.tokens import AccessToken, RefreshToken\n"
         "good, wrong = f'bearer {AccessToken()}', f'Bearer {RefreshToken()}'\n"
-        "print(may('/upload', good), may('/api/v1/datasets/1/uploads/', good),\n"
-        "      may('/upload/', ''), may('/upload/', wrong), may('/upload/', 'Bearer x.y.z'),\n"
-        "      may('/datasets/', good), may('/upload/x', good))",
+        "form, answer = '/admin/inference/modelversion/add/', HttpResponse()\n"
+        "give_upload_pass(answer, path=form)\n"
+        "cookie = answer.cookies.output(attrs=[], header='')\n"
+        "other = cookie.replace('/add/', '/delete/')\n"
+        "tokens = may('/upload', good, ''), may('/api/v1/datasets/1/uploads/', good, ''), \\\n"
+        "    may('/api/v1/models/', good, ''), may('/upload/', '', ''), \\\n"
+        "    may('/upload/', wrong, ''), may('/upload/', 'Bearer x.y.z', ''), \\\n"
+        "    may('/datasets/', good, ''), may('/upload/x', good, '')\n"
+        "passes = may(form, '', f'a=1; {cookie}'), may(form, good, ''), may(form, '', other), \\\n"
+        "    may('/admin/', '', cookie), may('/upload', '', cookie)\n"
+        "print(*tokens, *passes)",
     )
-    assert judged.stdout.split() == ["0", "0", "401", "401", "401", "413", "413"], judged.stderr
+    given = [int(one) for one in judged.stdout.split()]
+    assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413], judged.stderr
+    assert given[8:] == [0, 401, 401, 413, 401]

@@ -76,6 +76,26 @@ class TestLists:
     def test_state_that_does_not_exist_is_refused(self, client, states):
         assert_refused(client.get("/api/v1/jobs/", {"state__in": states}), "state__in")
 
+    @pytest.mark.parametrize("path", ["jobs", "ledger"])
+    def test_moment_is_taken_with_every_offset(self, client, path):
+        for offset, status in (("+15:59", 200), ("+16:00", 200), ("-23:59", 200), ("+24:00", 400)):
+            moment = f"2026-01-01T00:00:00{offset}"
+            answer = client.get(f"/api/v1/{path}/", {"created_at__gte": moment})
+            assert answer.status_code == status, offset
+
+    def test_moment_before_the_calendar_is_refused(self, client):
+        moment = "0001-01-01T00:00:00+12:00"
+        assert_refused(client.get("/api/v1/jobs/", {"created_at__lt": moment}), "created_at__lt")
+
+    def test_pages_of_equal_rows_skip_and_repeat_none(self, client, user):
+        dataset = make_dataset(user)
+        ids = [add_media_file(dataset).pk for _ in range(30)]
+        path = f"/api/v1/datasets/{dataset.pk}/media-files/"
+        for ordering in ("size_bytes", "-size_bytes"):
+            query = {"ordering": ordering, "page_size": 4}
+            pages = [client.get(path, {**query, "page": number}).json() for number in range(1, 9)]
+            assert [one["id"] for page in pages for one in page["results"]] == ids
+
     def test_several_states_are_taken(self, client):
         answer = client.get("/api/v1/jobs/", {"state__in": "Pending,Running"})
         assert (answer.status_code, answer.json()["count"]) == (200, 0)

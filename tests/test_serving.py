@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,6 +194,17 @@ def test_body_of_a_client_that_would_like_http2_is_taken(web):
         b"abc",
     )
     assert json.loads(body)["length"] == 3
+
+
+def test_application_knows_when_a_request_began_however_long_its_body_takes(web):
+    with web.connect() as connection:
+        before = time.time()
+        connection.sendall(head("POST", "/", MULTIPART, "Connection: close", "Content-Length: 3"))
+        time.sleep(0.5)
+        sent = time.time()
+        connection.sendall(b"abc")
+        _, _, body = parsed(read_all(connection))
+    assert before <= json.loads(body)["begun_at"] < sent
 
 
 def test_body_announced_too_long_is_refused_before_it_is_sent(web):

@@ -51,6 +51,30 @@ JSON_BODIES = {
 }
 
 
+@pytest.mark.parametrize("path", ["/livez", "/livez?a=b", "/user/registration", "/nowhere"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/plain; a*=foo'b'%41",
+        "text/plain; charset=zip",
+        "application/json; charset=rot13",
+        "multipart/form-data; boundary=c; charset=idna",
+        "multipart/form-data; boundary=c; charset=base64",
+    ],
+)
+def test_content_type_that_nobody_can_read_is_400(anonymous, path, kind):
+    for method in ("GET", "POST"):
+        content = b'--c\r\nContent-Disposition: form-data; name="email"\r\n\r\na@b.de\r\n--c--\r\n'
+        answer = anonymous.send(method, path, content=content, headers={"Content-Type": kind})
+        assert_problem(answer, 400, "BadRequestError")
+
+
+def test_charset_that_nobody_knows_is_overlooked(anonymous):
+    for charset in ("utf-8", "UTF8", "latin-1", "x-unknown", "", "a" * 5000):
+        headers = {"Content-Type": f"text/plain; charset={charset}"}
+        assert anonymous.send("GET", "/livez?a=b", headers=headers).status_code == 200, charset
+
+
 @every_route
 def test_json_that_is_no_object_is_400(asker, route):
     method, path, _ = route

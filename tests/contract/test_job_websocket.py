@@ -4,6 +4,7 @@ import contextlib
 import re
 import threading
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import jwt
 import pytest
@@ -197,6 +198,15 @@ def test_socket_with_a_bad_header_is_accepted_and_closed_with_1008(
 def test_token_in_the_query_opens_nothing(customer, service):
     for name in ("token", "access", "authorization", "ticket"):
         assert close_code(f"{service.ws_url}/?{name}={customer.token}", None) == 1008
+
+
+def test_page_of_another_site_opens_nothing(customer, service):
+    host = urlsplit(service.ws_url).netloc
+    for origin in ("https://elsewhere.example", f"http://{host}.elsewhere.example", "null"):
+        assert close_code(service.ws_url, customer.headers | {"Origin": origin}) == 1008, origin
+    ours = customer.headers | {"Origin": f"http://{host}"}
+    with connect(service.ws_url, additional_headers=ours, proxy=None) as socket:
+        assert texts(receive(socket, 1)) == [GREETING.format(email=customer.email)]
 
 
 def test_another_path_is_accepted_and_closed_with_1008(customer, service):
