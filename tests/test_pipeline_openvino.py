@@ -71,16 +71,23 @@ def test_shape_that_could_not_be_compiled_is_tried_again(monkeypatch):
 
 
 def test_idlest_shape_goes_when_the_memory_is_used_up(monkeypatch):
-    monkeypatch.setattr(openvino_network, "_COMPILED_BYTES", 2 * 4 * 1001)
-    monkeypatch.setattr(openvino_network, "_FEWEST_COMPILED", 1)
     net = network()
+    room = net.held_bytes(WIDE) + net.held_bytes(SQUARE)
+    monkeypatch.setattr(openvino_network, "_COMPILED_BYTES", room)
     for shape in (WIDE, HIGH, WIDE, SQUARE):
         run(net, shape)
     assert list(net._compiled) == [WIDE, SQUARE]
 
 
-def test_larger_networks_keep_fewer_shapes(monkeypatch):
-    monkeypatch.setattr(openvino_network, "_COMPILED_BYTES", 40 * 1024)
-    assert network()._most_compiled == 10  # of 4 KB each
+def test_a_photograph_and_its_tiles_stay_however_large(monkeypatch):
     monkeypatch.setattr(openvino_network, "_COMPILED_BYTES", 1)
-    assert network()._most_compiled == 4
+    net = network()
+    for shape in (SQUARE, WIDE, HIGH):
+        run(net, shape)
+    assert list(net._compiled) == [WIDE, HIGH]
+
+
+def test_weights_and_the_maps_of_every_lane_take_memory():
+    weights, pixel = 4 * 1001, 2 * 3 * 4  # two maps of three channels of float32
+    assert network(lanes=1).held_bytes(WIDE) == weights + pixel * 32 * 64
+    assert network(lanes=3).held_bytes((4, 32, 64, 3)) == weights + 3 * 4 * pixel * 32 * 64

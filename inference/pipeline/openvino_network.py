@@ -32,10 +32,12 @@ from inference.pipeline.torch_network import load_model
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
 _BATCH_SIZES = (1, 2, 4)
-# A compiled graph holds the weights once more, in the layout of its processor, and takes about as
-# long to make as ten pictures to look at. Photographs of a dataset may have dozens of shapes.
-_COMPILED_BYTES = 1_200 * 1024**2
-_FEWEST_COMPILED = 4
+# A compiled graph takes about as long to make as ten pictures to look at, and photographs of a
+# dataset may have dozens of shapes. Each holds the weights once more, in the layout of its
+# processor, and the maps of every lane.
+_COMPILED_BYTES = 1_600 * 1024**2
+_FEWEST_COMPILED = 2  # a photograph and its tiles
+_EXAMPLE_SIDE = 640
 _EXAMPLE_SHAPE = (1, 3, 96, 128)
 _TWIN_KEY = ("odproject", "weights_sha256")
 
@@ -154,7 +156,7 @@ class OpenVinoNetwork:
         self._graph = graph
         self._core = ov.Core()
         self._compiled: OrderedDict[tuple[int, ...], Future[_Requests]] = OrderedDict()
-        self._most_compiled = max(_FEWEST_COMPILED, _COMPILED_BYTES // _weight_bytes(graph))
+        self._weight_bytes, self._pixel_bytes = _weight_bytes(graph), _bytes_a_pixel(graph)
         self._lock = threading.Lock()
 
     def candidates(self, views: Sequence[View], confidence_floor: float) -> list[Candidates]:
@@ -211,7 +213,7 @@ class OpenVinoNetwork:
             is_new = found is None
             if found is None:
                 found = self._compiled[shape] = Future()
-                while len(self._compiled) > self._most_compiled:
+                while len(self._compiled) > _FEWEST_COMPILED and not self._all_fit():
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(shape)
         if is_new:  # lanes that want this shape wait for it, the others go on
@@ -222,6 +224,14 @@ class OpenVinoNetwork:
                     self._compiled.pop(shape, None)
                 found.set_exception(error)
         return found.result()
+
+    def _all_fit(self) -> bool:
+        return sum(map(self.held_bytes, self._compiled)) <= _COMPILED_BYTES
+
+    def held_bytes(self, shape: tuple[int, ...]) -> int:
+        """About how much memory the graph for inputs (n, height, width, 3) takes."""
+        count, height, width, _ = shape
+        return self._weight_bytes + int(self.lanes * self._pixel_bytes * count * height * width)
 
     def _compile(self, shape: tuple[int, ...]) -> ov.CompiledModel:
         # Graphs of fixed shape: a graph of any shape, run with several shapes, ended the process
@@ -242,6 +252,20 @@ def _weight_bytes(graph: ov.Model) -> int:
     constants = (node for node in graph.get_ops() if node.get_type_name() == "Constant")
     numbers = sum(int(np.prod(node.get_output_shape(0))) for node in constants)
     return max(4 * numbers, 1)
+
+
+def _bytes_a_pixel(graph: ov.Model) -> float:
+    """What the maps of a lane take, about, for each pixel of the input.
+
+    Two maps of the largest size are there at a time; measured with YOLOv8s and YOLOv8m.
+    """
+    example = graph.clone()
+    if example.is_dynamic():
+        example.reshape([1, _EXAMPLE_SIDE, _EXAMPLE_SIDE, 3])
+    _, height, width, _ = example.input(0).get_shape()
+    maps = (node for node in example.get_ops() if node.get_type_name() != "Constant")
+    numbers = max(int(np.prod(out.get_shape())) for node in maps for out in node.outputs())
+    return 2 * 4 * numbers / (height * width)
 
 
 class _Requests:
