@@ -109,6 +109,23 @@ def test_variable_rate_is_followed_by_its_clock():
     assert [ids.tolist() for _, ids in track_frames(frames)] == [[1, 2]] * 7
 
 
+@pytest.mark.parametrize("pause_seconds", [2, 20, 3600])
+def test_after_a_pause_a_car_elsewhere_is_another_and_a_parked_one_is_not(pause_seconds):
+    tracker = Tracker()
+    for index in range(50):
+        assert tracker.update(index / 25, detections([[100, 100]])).tolist() == [1]
+    after = 2 + pause_seconds
+    assert tracker.update(after, detections([[1500, 800], [101, 100]])).tolist() == [2, 1]
+
+
+def test_frames_that_are_far_apart_from_some_time_on_are_no_pauses():
+    tracker = Tracker()
+    seconds = [index / 25 for index in range(20)] + [20.0 + index * 5 for index in range(20)]
+    ids = [tracker.update(at, detections([[10 * at, 100]])).tolist() for at in seconds]
+    assert ids[:20] == [[1]] * 20
+    assert len({tuple(one) for one in ids[26:]}) == 1
+
+
 def test_objects_that_are_gone_take_no_memory():
     tracker = Tracker()
     for index in range(400):  # a new car every frame, each seen once

@@ -10,6 +10,7 @@ its motion.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ TrackIds = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 _UNCERTAIN_SIZES = 0.5  # a track whose place is known no better than this is not told by overlap
+_USUAL_STEPS = 9  # of which one pause, or four, are no rule
 _MAX_NEW_PAIRS = 1500  # compared with each other at a time: a matrix of 18 MB
 # Every box is compared with every track. A clock that hardly moves ends none, however many come.
 MAX_TRACKS = 4000
@@ -88,6 +90,7 @@ class Tracker:
         self._next_id = 1
         self._frame_number = 0
         self._time_seconds = 0.0
+        self._steps_seconds: deque[float] = deque(maxlen=_USUAL_STEPS)
 
     @property
     def followed_count(self) -> int:
@@ -97,8 +100,7 @@ class Tracker:
     def update(self, time_seconds: float, detections: Detections) -> TrackIds:
         """The id (n,) int32 of every box of the next frame, UNTRACKED for some doubtful ones."""
         rules, tracks = self._rules, self._tracks
-        # A clock that runs back tells nothing, so no motion is assumed then.
-        tracks.predict(max(time_seconds - self._time_seconds, 0.0), rules)
+        tracks.predict(self._motion_seconds(time_seconds - self._time_seconds), rules)
         self._time_seconds = max(time_seconds, self._time_seconds)
         self._frame_number += 1
         boxes = detections.boxes_xyxy.astype(np.float64)
@@ -126,6 +128,22 @@ class Tracker:
         self._end_lost_tracks()
         self._begin_tracks(high[ids[high] == UNTRACKED], boxes, ids)
         return ids
+
+    def _motion_seconds(self, step_seconds: float) -> float:
+        """How long what is followed may have moved, when so much time lies between two frames.
+
+        A clock that runs back tells nothing, so no motion is assumed. After a pause of the
+        recording a vehicle could be anywhere, and any vehicle would do: so it moves no longer than
+        it may be lost. What is usual is the median of the steps before.
+        """
+        if step_seconds <= 0:
+            return 0.0
+        rules, longest = self._rules, step_seconds
+        if self._steps_seconds:
+            usual = float(np.median(self._steps_seconds))
+            longest = max(rules.lost_seconds, rules.lost_frames * usual)
+        self._steps_seconds.append(step_seconds)
+        return min(step_seconds, longest)
 
     def _overlap_costs(
         self, free: npt.NDArray[np.intp], boxes: Floats, confidences: npt.NDArray[np.float32]
