@@ -35,6 +35,7 @@ from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
 from odproject.core.files import StorageUnavailableError, remove_orphans, storing
+from odproject.core.turns import turn
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ class TooManyUploadsError(DomainError):
     status = 503
     code = "too_many_uploads"
     title = "Too many uploads at once"
+    retry_after_seconds = 10
 
 
 _inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
@@ -181,20 +183,6 @@ def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _inspection_slot() -> Iterator[None]:
-    """Bound how many threads decode, so that others are left to answer.
-
-    Raises TooManyUploadsError when no slot becomes free in time.
-    """
-    if not _inspection_slots.acquire(timeout=settings.INSPECTION_WAIT_SECONDS):
-        raise TooManyUploadsError("Too many uploads at once; please try again in a moment.")
-    try:
-        yield
-    finally:
-        _inspection_slots.release()
-
-
 def media_limits() -> MediaLimits:
     """The limits that the settings give."""
     return MediaLimits(
@@ -214,8 +202,8 @@ def upload_content(
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507)
-    and StorageUnavailableError (503); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507),
+    TooManyUploadsError and StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, name=dataset_name)
     _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
@@ -225,7 +213,13 @@ def upload_content(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
             prices = current_prices()
             purse = Purse(prices=prices, balance_hundredths=balance_hundredths(user=user))
-            stack.enter_context(_inspection_slot())
+            stack.enter_context(
+                turn(
+                    _inspection_slots,
+                    wait_seconds=settings.INSPECTION_WAIT_SECONDS,
+                    refusal=TooManyUploadsError("Too many uploads at once; please try again."),
+                )
+            )
             path = _on_disk(content, folder)
             inspection = _inspect(path, str(content.name), folder, limits, purse)
             if not inspection.accepted:

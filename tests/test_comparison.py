@@ -243,6 +243,7 @@ def test_comparisons_leave_threads_for_others(owner, pair, monkeypatch, kind):
         busy = client.get(address)
         shown = admin.get(address.replace("/api/v1/jobs", "/admin/inference/job"))
     assert (busy.status_code, busy.json()["code"]) == (503, "too_many_comparisons")
+    assert busy["Retry-After"] == "5"
     assert "Too many comparisons at once" in shown.content.decode()
     assert client.get(address).status_code == 200
 
