@@ -195,9 +195,11 @@ def media_limits() -> MediaLimits:
 
 
 def upload_content(
-    *, user: User, dataset_name: str, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
+    *, user: User, dataset_id: int, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
 ) -> Answer:
     """Take in one image, one video or a zip of them, and charge what was accepted.
+
+    It takes minutes, in which the dataset may get another name: so it is known by its number.
 
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
@@ -205,7 +207,7 @@ def upload_content(
     415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507),
     TooManyUploadsError and StorageUnavailableError (503); none leaves a trace.
     """
-    selectors.open_dataset(user=user, name=dataset_name)
+    selectors.open_dataset(user=user, dataset_id=dataset_id)
     _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
     limits = media_limits()
     with storing("this upload"), contextlib.ExitStack() as stack:
@@ -229,7 +231,7 @@ def upload_content(
             with transaction.atomic():
                 upload = _record(
                     user=user,
-                    dataset_name=dataset_name,
+                    dataset_id=dataset_id,
                     file_name=str(content.name),
                     inspection=inspection,
                     stored=stored,
@@ -377,7 +379,7 @@ def _discard_unless_kept(file: StoredFile) -> None:
 def _record(
     *,
     user: User,
-    dataset_name: str,
+    dataset_id: int,
     file_name: str,
     inspection: Inspection,
     stored: list[StoredFile],
@@ -385,7 +387,7 @@ def _record(
 ) -> Upload:
     """The rows, the charge and the event of an upload, in the caller's transaction."""
     lock_user(user=user)
-    dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
+    dataset = selectors.open_dataset(user=user, dataset_id=dataset_id, locked=True)
     more_bytes = sum(one.size_bytes for one in inspection.accepted)
     _refuse_above_quota(user=user, more_bytes=more_bytes)
     cost_hundredths = inspection.price_hundredths(prices)

@@ -7,7 +7,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
-from billing.idempotency import kept_by_act
+from billing.idempotency import Keep, kept_by_act
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
@@ -84,7 +84,9 @@ class DatasetsView(APIView):
     def delete(self, request: Request) -> Response:
         """Hide a dataset."""
         keys = validated(DatasetNameSerializer, request)
-        services.delete_dataset(user=cast(User, request.user), name=keys["datasetName"])
+        user = cast(User, request.user)
+        dataset = selectors.live_dataset(user=user, name=keys["datasetName"])
+        services.delete_dataset(user=user, dataset_id=dataset.pk)
         return Response({"message": "Dataset deleted successfully"})
 
     def patch(self, request: Request) -> Response:
@@ -111,20 +113,22 @@ class UploadView(APIView):
         if len(request.FILES.getlist("file")) > 1:
             raise SeveralFilesError("Send one file; several files travel together in a zip.")
         keys = validated(UploadSerializer, request)
+        user = cast(User, request.user)
 
         def answer(upload: Upload) -> Response:
             body = {"message": "Content uploaded successfully", **upload_report(upload)}
             return Response(body, status=201)
 
-        return kept_by_act(
-            request,
-            lambda keep: upload_content(
-                user=cast(User, request.user),
-                dataset_name=keys["datasetName"],
+        def take(keep: Keep) -> Response:
+            dataset = selectors.live_dataset(user=user, name=keys["datasetName"])
+            return upload_content(
+                user=user,
+                dataset_id=dataset.pk,
                 content=keys["file"],
                 answer=lambda upload: keep(answer(upload)),
-            ),
-        )
+            )
+
+        return kept_by_act(request, take)
 
 
 def upload_report(upload: Upload) -> dict[str, Any]:

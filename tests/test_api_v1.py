@@ -18,7 +18,7 @@ from datasets.models import Dataset, MediaFile
 from inference import queue, services
 from inference.models import FrameResult, Job, UnitFile, WorkUnit
 from tests.clients import client_of
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 
 pytestmark = pytest.mark.django_db
@@ -46,7 +46,7 @@ def dataset(user):
 
 def submit(user):
     return services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 

@@ -17,7 +17,7 @@ from inference import queue, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +56,7 @@ def found(job, media_file, *objects, frame_index=0, tracks=None):
 def submitted(user, **options):
     job = services.submit_job(
         user=user,
-        dataset_name="street",
+        dataset_id=dataset_id_of(user),
         model_id="YOLO8",
         model_version="YOLO8s_FSR",
         options=options,
