@@ -168,6 +168,13 @@ class TestEmails:
         assert_refused(APIClient().post("/api/v1/users/", body, format="json"), "email")
         assert User.objects.count() == 1
 
+    @pytest.mark.parametrize("email", [r'"a\ b"@example.com', '"a\x01b"@example.com'])
+    def test_address_with_a_space_or_a_control_character_is_refused(self, email):
+        body = {"email": email, "password": PASSWORD, "confirmPassword": PASSWORD}
+        assert_refused(APIClient().post("/user/registration", body, format="json"), "email")
+        assert_refused(APIClient().post("/api/v1/users/", body, format="json"), "email")
+        assert not User.objects.exists()
+
     @pytest.mark.parametrize("email", LOOKALIKES)
     def test_lookalike_of_an_address_is_another_address(self, user, email):
         with pytest.raises(InvalidCredentialsError):
