@@ -137,6 +137,21 @@ class TestNames:
         )
         assert_refused(answer, r"options.'\ud800'")
 
+    def test_fields_named_as_the_members_of_an_error_are_told_apart(self, client, user):
+        dataset = make_dataset(user)
+        names = {"message": 1, "code": 2}
+        body = {"dataset_id": dataset.pk, "model_version": "YOLO8s_FSR", "options": names}
+        answer = client.post("/api/v1/quotes/", body, format="json")
+        listed = client.get("/api/v1/jobs/", names)
+        for refused, fields in (
+            (answer, {"options.message", "options.code"}),
+            (listed, {"message", "code"}),
+        ):
+            assert refused.status_code == 400, refused.content
+            assert {error["field"] for error in refused.json()["errors"]} == fields
+            for error in refused.json()["errors"]:
+                assert isinstance(error["code"], str)
+
     def test_part_whose_head_is_not_utf_8_is_told_about(self, client, user):
         make_dataset(user)
         body = (

@@ -227,9 +227,10 @@ def _authentication_detail(error: exceptions.APIException) -> str:
 
 def _field_errors(details: Any, path: str = "") -> list[FieldError]:
     """Flatten REST framework's nested details into one entry per reason."""
-    if isinstance(details, dict) and set(details) == {"message", "code"}:
-        return [FieldError(path or "non_field_errors", details["code"], str(details["message"]))]
     if isinstance(details, dict):
+        match details.get("message"), details.get("code"):
+            case str(message), str(code):  # else these are the names of two fields
+                return [FieldError(path or "non_field_errors", code, str(message))]
         return [
             found
             for key, value in details.items()
