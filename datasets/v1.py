@@ -18,7 +18,7 @@ from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
 from datasets.models import Dataset, MediaFile, Upload
-from datasets.serializers import NameField, UploadedFileField, readable
+from datasets.serializers import NameField, UploadedFileField, readable, refuse_several_files
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
@@ -358,6 +358,7 @@ class UploadsView(generics.ListAPIView[Upload]):
     def post(self, request: Request, dataset_id: int) -> Response:
         """Upload one image, one video or a zip; what is accepted is charged."""
         user = cast(User, request.user)
+        refuse_several_files(request)
         keys = validated(UploadFileSerializer, request)
         return kept_by_act(
             request,

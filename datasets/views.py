@@ -17,22 +17,15 @@ from datasets.serializers import (
     CreateDatasetSerializer,
     DatasetNameSerializer,
     UploadSerializer,
+    refuse_several_files,
 )
 from datasets.uploading import upload_content
 from odproject.core.api import validated
-from odproject.core.errors import DomainError
 
 
 def file_path(dataset: Dataset) -> str:
     """The opaque place of a dataset, which the original API shows; never a path of the server."""
     return f"datasets/{dataset.pk}"
-
-
-class SeveralFilesError(DomainError):
-    """More than one file in an upload, of which all but the last would be lost without a word."""
-
-    code = "several_files"
-    title = "More than one file"
 
 
 class DatasetsView(APIView):
@@ -110,8 +103,7 @@ class UploadView(APIView):
 
     def post(self, request: Request) -> Response:
         """Take in the file and report on every file in it."""
-        if len(request.FILES.getlist("file")) > 1:
-            raise SeveralFilesError("Send one file; several files travel together in a zip.")
+        refuse_several_files(request)
         keys = validated(UploadSerializer, request)
         user = cast(User, request.user)
 

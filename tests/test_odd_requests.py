@@ -3,12 +3,14 @@
 import base64
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from rest_framework.test import APIClient
 
 from accounts.models import User
 from accounts.selectors import UserNotFoundError, user_by_email
 from accounts.services import InvalidCredentialsError, log_in
-from datasets.models import Dataset
+from billing.models import Transfer
+from datasets.models import Dataset, MediaFile
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes
@@ -200,6 +202,16 @@ class TestEmails:
     def test_case_of_an_address_does_not_matter(self, user):
         assert log_in(email="ANN.SMITH@EXAMPLE.ORG", password=PASSWORD)
         assert user_by_email(email="Ann.Smith@Example.Org") == user
+
+
+def test_upload_of_several_files_is_refused_and_names_the_part(client, user):
+    path = f"/api/v1/datasets/{make_dataset(user).pk}/uploads/"
+    files = [SimpleUploadedFile(f"{name}.png", image_bytes("PNG")) for name in "ab"]
+    answer = client.post(path, {"file": files}, format="multipart")
+    assert_refused(answer, "file")
+    assert answer.json()["code"] == "several_files"
+    assert not MediaFile.objects.exists()
+    assert not Transfer.objects.filter(kind="upload").exists()
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/api/docs/", "/api/schema/"])
