@@ -11,6 +11,8 @@ from accounts.selectors import UserNotFoundError, user_by_email
 from accounts.services import InvalidCredentialsError, log_in
 from billing.models import Transfer
 from datasets.models import Dataset, MediaFile
+from inference import queue
+from inference.services import submit_job
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes
@@ -202,6 +204,16 @@ class TestEmails:
     def test_case_of_an_address_does_not_matter(self, user):
         assert log_in(email="ANN.SMITH@EXAMPLE.ORG", password=PASSWORD)
         assert user_by_email(email="Ann.Smith@Example.Org") == user
+
+
+def test_head_takes_its_keys_from_the_query_as_get_does(client, user, monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    dataset = make_dataset(user)
+    add_media_file(dataset)
+    job = submit_job(user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR")
+    answer = client.head(f"/inference/state?jobId={job.pk}")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert client.head("/inference/state?jobId=x").status_code == 400
 
 
 def test_upload_of_several_files_is_refused_and_names_the_part(client, user):

@@ -249,7 +249,7 @@ def request_keys(request: Request) -> dict[str, Any]:
     """
     body = request.data
     keys = {key: body[key] for key in body} if isinstance(body, Mapping) else {}
-    if request.method in {"GET", "DELETE"}:
+    if request.method in {"GET", "HEAD", "DELETE"}:
         keys = {**request.query_params.dict(), **keys}
     return keys
 
