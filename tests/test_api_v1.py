@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from PIL import Image
 from rest_framework.test import APIClient
@@ -378,6 +380,13 @@ def test_models_and_prices_are_listed(client):
         "inference_image_tokens": 1.5,
         "inference_frame_tokens": 1.0,
     }
+
+
+def test_list_of_models_asks_the_workers_once(client):
+    with CaptureQueriesContext(connection) as asked:
+        models = client.get("/api/v1/models/").json()["results"]
+    assert len(models) == 2
+    assert sum("inference_workerheartbeat" in query["sql"] for query in asked) == 1
 
 
 def test_nobody_reaches_what_is_anothers(user, dataset, media_root):
