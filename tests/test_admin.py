@@ -695,6 +695,8 @@ def test_upload_makes_a_draft_that_waits_for_its_test_run(admin, draft):
         ({"default_options": '{"image_size": 7}'}, "must be a multiple of 32"),
         ({"default_options": "[1]"}, "must be an object"),
         ({"default_options": "{"}, "valid JSON"),
+        ({"default_options": "[" * 20_000}, "valid JSON"),
+        ({"default_options": "[" * 900 + "]" * 900}, "valid JSON"),
         ({"file": SimpleUploadedFile("a.pt", b"")}, "submitted file is empty"),
     ],
 )
@@ -768,6 +770,9 @@ def test_notes_and_defaults_of_a_version_may_change_and_nothing_else(admin):
     assert (changed.state, changed.weights_sha256) == ("active", version.weights_sha256)
     answer = browser_of(admin).post(page, {**changes, "default_options": '{"tracking": true}'})
     assert "tracking is a matter of each job" in answer.content.decode()
+    for nested in ("[" * 20_000, "[" * 900 + "]" * 900):
+        answer = browser_of(admin).post(page, {**changes, "default_options": nested})
+        assert (answer.status_code, "valid JSON" in answer.content.decode()) == (200, True)
     assert ModelVersion.objects.get(pk=version.pk).default_options == {"tiling": "auto"}
 
 
