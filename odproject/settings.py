@@ -16,6 +16,8 @@ import dj_database_url
 import django_stubs_ext
 from kombu import Exchange, Queue
 
+from odproject.core import room
+
 django_stubs_ext.monkeypatch()  # ModelAdmin[User] and its like, at run time too
 
 
@@ -324,6 +326,7 @@ WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
 # costly work (`odproject.core.turns`): the rest is left to answer requests that cost nothing.
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", max(1, WEB_THREADS // 4))
 INSPECTION_WAIT_SECONDS = 60
+MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
 DATA_UPLOAD_MAX_NUMBER_FILES = 100
