@@ -478,6 +478,40 @@ def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, se
     assert traffic.complaints == []
 
 
+def test_results_of_a_deleted_dataset_keep_the_boxes_of_the_download(page, service, tmp_path):
+    kept = "The original cannot be shown here, so the boxes stay those of the download."
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Deleted since")
+    upload(page, drawn_image(tmp_path / "street.jpg"), drawn_video(tmp_path / "a.mp4", 3))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete dataset").click()
+    expect(page.locator("#no-datasets")).to_be_visible()
+    watch_annotated_files(page)
+    notes = card.locator("figure > p.aside")
+    expect(notes).to_have_text([kept, kept])
+    for note in notes.all():
+        expect(note).to_be_hidden()
+
+    slider = card.get_by_role("slider", name="Confidence")
+    for percent in ("50", "60"):
+        slider.fill(percent)
+        for figure in card.locator("figure").all():
+            figure.scroll_into_view_if_needed()
+            expect(figure.locator("p.aside")).to_be_visible()
+    watch_annotated_files(page)
+    slider.fill("25")  # as annotated
+    for note in notes.all():
+        note.locator("..").scroll_into_view_if_needed()
+        expect(note).to_be_hidden()
+    expect(card).not_to_contain_text("You have no media file")
+    refused = [urlsplit(url).path for url, _ in traffic.complaints]
+    assert len(refused) == len(set(refused)) == 2  # each original was asked for once
+    assert all(path.startswith("/api/v1/media-files/") for path in refused)
+
+
 def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Two pictures")
