@@ -533,6 +533,26 @@ def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     expect(enlarge).to_be_focused()
 
 
+def test_detection_that_costs_nothing_can_be_started(page, service, tmp_path):
+    def make_free(route: Route) -> None:
+        answer = route.fetch()
+        document = answer.json()
+        for dataset in document.get("results", []):
+            dataset["inference_cost_tokens"] = 0
+        if "quoted_tokens" in document:
+            document["quoted_tokens"] = 0
+        route.fulfill(response=answer, json=document)
+
+    sign_up(page, service.base_url, unique_email())
+    page.route(re.compile(r"/api/v1/(datasets/\?|quotes/$)"), make_free)
+    create_dataset(page, "Free of charge")
+    expect(page.locator("#quote")).to_contain_text("Add pictures or videos first")
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    expect(page.locator("#quote")).to_contain_text("Price: 0 tokens for 1 picture")
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
+
+
 def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path):
     traffic = Traffic(page)
     sign_up(page, service.base_url, unique_email())

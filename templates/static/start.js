@@ -44,13 +44,18 @@ function chosenModel() {
   return byId("models").querySelector(":checked");
 }
 
+// Its price does not tell: detection may be free.
+function hasContent(dataset) {
+  return Boolean(dataset && dataset.image_count + dataset.frame_count);
+}
+
 // Asks for the price of what is chosen; an answer that comes late is of something else.
 async function refreshQuote() {
   const asked = ++state.asked;
   state.quote = null;
   state.quoteProblem = "";
   drawQuote();
-  if (!chosenDataset()?.inference_cost_tokens || chosenDataset().is_blocked || !chosenModel()) return;
+  if (!hasContent(chosenDataset()) || chosenDataset().is_blocked || !chosenModel()) return;
   try {
     const quote = await ask("/api/v1/quotes/", { method: "POST", keys: jobKeys() });
     if (asked === state.asked) state.quote = quote;
@@ -67,7 +72,7 @@ function drawQuote() {
   quote.classList.remove("stale");
   if (chosenDataset()?.is_blocked) {
     quote.textContent = "No job can be started on a blocked dataset.";
-  } else if (!chosenDataset()?.inference_cost_tokens) {
+  } else if (!hasContent(chosenDataset())) {
     quote.textContent = "Add pictures or videos first; then the price stands here.";
   } else if (state.quoteProblem) {
     quote.textContent = state.quoteProblem;
