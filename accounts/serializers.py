@@ -6,19 +6,27 @@ from rest_framework import serializers
 
 
 class NewEmailField(serializers.EmailField):
-    """The address of a new user, in ASCII.
+    """The address of a new user, in printable ASCII without spaces.
 
-    The e-mail check of Django takes letters whose other case is an ASCII one for ASCII letters.
+    The e-mail check of Django takes letters whose other case is an ASCII one for ASCII letters,
+    and lets a quoted name have spaces and control characters.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(max_length=254, validators=[_ascii], **options)
+        super().__init__(max_length=254, validators=[_ascii, _printable], **options)
 
 
 def _ascii(email: str) -> None:
     if not email.isascii():
         raise serializers.ValidationError(
             "Write the address in ASCII, an international domain as xn--...", "ascii"
+        )
+
+
+def _printable(email: str) -> None:
+    if any(ord(character) < ord("!") or character == "\x7f" for character in email):
+        raise serializers.ValidationError(
+            "An address has no spaces and no control characters.", "not_printable"
         )
 
 

@@ -52,17 +52,16 @@ def live_dataset(*, user: User, name: str) -> Dataset:
     return dataset
 
 
-def open_dataset(*, user: User, name: str, locked: bool = False) -> Dataset:
-    """A live dataset that takes uploads and jobs; raises DatasetBlockedError (403) besides.
+def open_dataset(*, user: User, dataset_id: int, locked: bool = False) -> Dataset:
+    """The user's live dataset of this number, which takes uploads and jobs.
 
-    With `locked` it is neither deleted nor blocked before the transaction ends.
+    With `locked` it is neither deleted nor blocked before the transaction ends. Raises
+    DatasetNotFoundError (404) and DatasetBlockedError (403).
     """
-    dataset = live_dataset(user=user, name=name)
-    if locked:
-        rows = Dataset.objects.select_for_update(no_key=True)
-        dataset = rows.filter(pk=dataset.pk, deleted_at__isnull=True).first()  # type: ignore[assignment]
-        if dataset is None:
-            raise DatasetNotFoundError(f"You have no dataset named {name}.")
+    rows = Dataset.objects.filter(user=user, pk=dataset_id, deleted_at__isnull=True)
+    dataset = (rows.select_for_update(no_key=True) if locked else rows).first()
+    if dataset is None:
+        raise DatasetNotFoundError(f"You have no dataset {dataset_id}.")
     _refuse_blocked(dataset)
     return dataset
 

@@ -4,6 +4,9 @@ import unicodedata
 from typing import Any
 
 from rest_framework import serializers
+from rest_framework.request import Request
+
+from odproject.core.errors import DomainError, FieldError
 
 SHORTEST_NAME, LONGEST_NAME = 3, 40
 # Control characters and ends of lines; what changes the direction of writing has its use.
@@ -45,6 +48,21 @@ class UploadedFileField(serializers.FileField):
             error_messages={"required": NO_FILE, "invalid": NO_FILE},
             **options,
         )
+
+
+class SeveralFilesError(DomainError):
+    """More than one file in an upload, of which all but the last would be lost without a word."""
+
+    code = "several_files"
+    title = "More than one file"
+
+
+def refuse_several_files(request: Request) -> None:
+    """Raise SeveralFilesError (400) for a request with more than one part named `file`."""
+    if len(request.FILES.getlist("file")) > 1:
+        detail = "Send one file; several files travel together in a zip."
+        error = FieldError("file", SeveralFilesError.code, detail)
+        raise SeveralFilesError(detail, errors=(error,))
 
 
 class DatasetNameSerializer(serializers.Serializer[Any]):

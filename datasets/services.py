@@ -71,11 +71,11 @@ def change_dataset(
         raise selectors.DatasetNotFoundError(f"You have no dataset named {dataset.name}.")
 
 
-def delete_dataset(*, user: User, name: str) -> None:
+def delete_dataset(*, user: User, dataset_id: int) -> None:
     """Hide a live dataset; raises DatasetNotFoundError (404)."""
-    live = Dataset.objects.filter(user=user, name=name, deleted_at__isnull=True)
+    live = Dataset.objects.filter(user=user, pk=dataset_id, deleted_at__isnull=True)
     if not live.update(deleted_at=timezone.now()):
-        raise selectors.DatasetNotFoundError(f"You have no dataset named {name}.")
+        raise selectors.DatasetNotFoundError(f"You have no dataset {dataset_id}.")
 
 
 class AlreadyModeratedError(ConflictError):

@@ -35,6 +35,7 @@ from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
 from odproject.core.files import StorageUnavailableError, remove_orphans, storing
+from odproject.core.turns import turn
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ class TooManyUploadsError(DomainError):
     status = 503
     code = "too_many_uploads"
     title = "Too many uploads at once"
+    retry_after_seconds = 10
 
 
 _inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
@@ -181,20 +183,6 @@ def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _inspection_slot() -> Iterator[None]:
-    """Bound how many threads decode, so that others are left to answer.
-
-    Raises TooManyUploadsError when no slot becomes free in time.
-    """
-    if not _inspection_slots.acquire(timeout=settings.INSPECTION_WAIT_SECONDS):
-        raise TooManyUploadsError("Too many uploads at once; please try again in a moment.")
-    try:
-        yield
-    finally:
-        _inspection_slots.release()
-
-
 def media_limits() -> MediaLimits:
     """The limits that the settings give."""
     return MediaLimits(
@@ -207,17 +195,19 @@ def media_limits() -> MediaLimits:
 
 
 def upload_content(
-    *, user: User, dataset_name: str, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
+    *, user: User, dataset_id: int, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
 ) -> Answer:
     """Take in one image, one video or a zip of them, and charge what was accepted.
+
+    It takes minutes, in which the dataset may get another name: so it is known by its number.
 
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507)
-    and StorageUnavailableError (503); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507),
+    TooManyUploadsError and StorageUnavailableError (503); none leaves a trace.
     """
-    selectors.open_dataset(user=user, name=dataset_name)
+    selectors.open_dataset(user=user, dataset_id=dataset_id)
     _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
     limits = media_limits()
     with storing("this upload"), contextlib.ExitStack() as stack:
@@ -225,7 +215,13 @@ def upload_content(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
             prices = current_prices()
             purse = Purse(prices=prices, balance_hundredths=balance_hundredths(user=user))
-            stack.enter_context(_inspection_slot())
+            stack.enter_context(
+                turn(
+                    _inspection_slots,
+                    wait_seconds=settings.INSPECTION_WAIT_SECONDS,
+                    refusal=TooManyUploadsError("Too many uploads at once; please try again."),
+                )
+            )
             path = _on_disk(content, folder)
             inspection = _inspect(path, str(content.name), folder, limits, purse)
             if not inspection.accepted:
@@ -235,7 +231,7 @@ def upload_content(
             with transaction.atomic():
                 upload = _record(
                     user=user,
-                    dataset_name=dataset_name,
+                    dataset_id=dataset_id,
                     file_name=str(content.name),
                     inspection=inspection,
                     stored=stored,
@@ -383,7 +379,7 @@ def _discard_unless_kept(file: StoredFile) -> None:
 def _record(
     *,
     user: User,
-    dataset_name: str,
+    dataset_id: int,
     file_name: str,
     inspection: Inspection,
     stored: list[StoredFile],
@@ -391,7 +387,7 @@ def _record(
 ) -> Upload:
     """The rows, the charge and the event of an upload, in the caller's transaction."""
     lock_user(user=user)
-    dataset = selectors.open_dataset(user=user, name=dataset_name, locked=True)
+    dataset = selectors.open_dataset(user=user, dataset_id=dataset_id, locked=True)
     more_bytes = sum(one.size_bytes for one in inspection.accepted)
     _refuse_above_quota(user=user, more_bytes=more_bytes)
     cost_hundredths = inspection.price_hundredths(prices)

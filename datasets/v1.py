@@ -18,7 +18,7 @@ from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
 from datasets.models import Dataset, MediaFile, Upload
-from datasets.serializers import NameField, UploadedFileField, readable
+from datasets.serializers import NameField, UploadedFileField, readable, refuse_several_files
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
@@ -252,8 +252,7 @@ class DatasetView(APIView):
     def delete(self, request: Request, dataset_id: int) -> Response:
         """Hide the dataset; its jobs and results stay readable."""
         user = cast(User, request.user)
-        dataset = selectors.dataset_by_id(user=user, dataset_id=dataset_id)
-        services.delete_dataset(user=user, name=dataset.name)
+        services.delete_dataset(user=user, dataset_id=dataset_id)
         return Response(status=204)
 
 
@@ -359,13 +358,13 @@ class UploadsView(generics.ListAPIView[Upload]):
     def post(self, request: Request, dataset_id: int) -> Response:
         """Upload one image, one video or a zip; what is accepted is charged."""
         user = cast(User, request.user)
-        dataset = selectors.dataset_by_id(user=user, dataset_id=dataset_id)
+        refuse_several_files(request)
         keys = validated(UploadFileSerializer, request)
         return kept_by_act(
             request,
             lambda keep: upload_content(
                 user=user,
-                dataset_name=dataset.name,
+                dataset_id=dataset_id,
                 content=keys["file"],
                 answer=lambda upload: keep(Response(UploadSerializer(upload).data, status=201)),
             ),

@@ -7,7 +7,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import User
-from billing.idempotency import kept_by_act
+from billing.idempotency import Keep, kept_by_act
 from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
@@ -17,22 +17,15 @@ from datasets.serializers import (
     CreateDatasetSerializer,
     DatasetNameSerializer,
     UploadSerializer,
+    refuse_several_files,
 )
 from datasets.uploading import upload_content
 from odproject.core.api import validated
-from odproject.core.errors import DomainError
 
 
 def file_path(dataset: Dataset) -> str:
     """The opaque place of a dataset, which the original API shows; never a path of the server."""
     return f"datasets/{dataset.pk}"
-
-
-class SeveralFilesError(DomainError):
-    """More than one file in an upload, of which all but the last would be lost without a word."""
-
-    code = "several_files"
-    title = "More than one file"
 
 
 class DatasetsView(APIView):
@@ -84,7 +77,9 @@ class DatasetsView(APIView):
     def delete(self, request: Request) -> Response:
         """Hide a dataset."""
         keys = validated(DatasetNameSerializer, request)
-        services.delete_dataset(user=cast(User, request.user), name=keys["datasetName"])
+        user = cast(User, request.user)
+        dataset = selectors.live_dataset(user=user, name=keys["datasetName"])
+        services.delete_dataset(user=user, dataset_id=dataset.pk)
         return Response({"message": "Dataset deleted successfully"})
 
     def patch(self, request: Request) -> Response:
@@ -108,23 +103,24 @@ class UploadView(APIView):
 
     def post(self, request: Request) -> Response:
         """Take in the file and report on every file in it."""
-        if len(request.FILES.getlist("file")) > 1:
-            raise SeveralFilesError("Send one file; several files travel together in a zip.")
+        refuse_several_files(request)
         keys = validated(UploadSerializer, request)
+        user = cast(User, request.user)
 
         def answer(upload: Upload) -> Response:
             body = {"message": "Content uploaded successfully", **upload_report(upload)}
             return Response(body, status=201)
 
-        return kept_by_act(
-            request,
-            lambda keep: upload_content(
-                user=cast(User, request.user),
-                dataset_name=keys["datasetName"],
+        def take(keep: Keep) -> Response:
+            dataset = selectors.live_dataset(user=user, name=keys["datasetName"])
+            return upload_content(
+                user=user,
+                dataset_id=dataset.pk,
                 content=keys["file"],
                 answer=lambda upload: keep(answer(upload)),
-            ),
-        )
+            )
+
+        return kept_by_act(request, take)
 
 
 def upload_report(upload: Upload) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The pages of model versions: upload, test run, offering and retirement."""
 
+import json
 from typing import Any
 
 from django import forms
@@ -29,6 +30,7 @@ from odproject.core.errors import DomainError
 from odproject.core.files import drawn_picture_response
 from odproject.core.passes import give_upload_pass
 
+DEEPEST_OPTIONS = 20
 STATE_TONES = {"draft": "odd", "tested": "busy", "active": "good"}
 NAME = RegexValidator(
     r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", "Letters, digits, dots, dashes and underscores."
@@ -88,6 +90,38 @@ MODEL_ACTIONS = (
 )
 
 
+class _ShallowDecoder(json.JSONDecoder):
+    """Takes a document that is nested too deeply for one that is not JSON."""
+
+    def decode(self, s: str, *args: Any, **options: Any) -> Any:
+        """As its base; raises JSONDecodeError also for what no page could show again."""
+        try:
+            parsed = super().decode(s, *args, **options)
+        except RecursionError as error:
+            raise json.JSONDecodeError("Nested too deeply", s, 0) from error
+        if not _is_shallow(parsed):
+            raise json.JSONDecodeError("Nested too deeply", s, 0)
+        return parsed
+
+
+def _is_shallow(document: Any) -> bool:
+    """Whether nothing lies below so many levels; without recursion."""
+    level = [document]
+    for _ in range(DEEPEST_OPTIONS):
+        nested = [one for one in level if isinstance(one, dict | list)]
+        level = [
+            child for one in nested for child in (one.values() if isinstance(one, dict) else one)
+        ]
+    return not level
+
+
+class OptionsField(forms.JSONField):
+    """A JSON document that is not nested deeply."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "decoder": _ShallowDecoder})
+
+
 class UploadForm(forms.Form):
     """New weights."""
 
@@ -101,7 +135,7 @@ class UploadForm(forms.Form):
     model_id = forms.CharField(
         max_length=40, validators=[NAME], initial="YOLO8", help_text="The family it belongs to."
     )
-    default_options = forms.JSONField(
+    default_options = OptionsField(
         required=False,
         initial=dict,
         widget=forms.Textarea(attrs={"rows": 3}),
@@ -118,6 +152,7 @@ class VersionForm(forms.ModelForm[ModelVersion]):
     class Meta:
         model = ModelVersion
         fields = ("notes", "default_options")
+        field_classes = {"default_options": OptionsField}
 
     def clean_default_options(self) -> dict[str, Any]:
         """Options that make sense."""

@@ -4,12 +4,12 @@ Computed from stored frame results when somebody asks. Only frames that both job
 compared, and of very long videos only as many as a web process has time for.
 """
 
-import contextlib
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from inference.pipeline.compare import Matching, match
 from inference.selectors import class_name, stored_detections, user_job
 from odproject.core.errors import ConflictError, DomainError, NotFoundError
 from odproject.core.files import local_copy
+from odproject.core.turns import turn
 
 logger = logging.getLogger(__name__)
 MAX_FRAMES = 20_000
@@ -72,6 +73,7 @@ class ComparisonsBusyError(DomainError):
     status = 503
     code = "too_many_comparisons"
     title = "Too many comparisons at once"
+    retry_after_seconds = 5
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def compare(first: Job, second: Job, *, rules: Rules) -> Comparison:
     """
     comparison = Comparison(first, second, rules)
     by_file: dict[int, FileComparison] = {}
-    with _slot(_comparison_slots):
+    with _turn(_comparison_slots):
         deadline = time.monotonic() + MAX_SECONDS
         for mine, other in _frame_pairs(first, second):
             is_full = other is not None and comparison.tally.frames == MAX_FRAMES
@@ -293,7 +295,7 @@ def difference_picture(
         cpu_seconds=settings.COMPARISON_PICTURE_SECONDS,
     )
     try:
-        with _slot(_picture_slots), local_copy(str(mine.media_file.content.name)) as path:
+        with _turn(_picture_slots), local_copy(str(mine.media_file.content.name)) as path:
             return picture_of(answer_of_child("inference.picture_child", task, path, limits))
     except ConfinedChildError as error:
         raise PictureUnavailableError(error.detail) from error
@@ -302,15 +304,10 @@ def difference_picture(
         raise PictureUnavailableError("The file cannot be read.") from error
 
 
-@contextlib.contextmanager
-def _slot(slots: threading.BoundedSemaphore) -> Iterator[None]:
+def _turn(slots: threading.BoundedSemaphore) -> AbstractContextManager[None]:
     """Bound how much a process does at a time; raises ComparisonsBusyError (503)."""
-    if not slots.acquire(timeout=WAIT_SECONDS):
-        raise ComparisonsBusyError("Too many comparisons at once; please try again.")
-    try:
-        yield
-    finally:
-        slots.release()
+    busy = ComparisonsBusyError("Too many comparisons at once; please try again.")
+    return turn(slots, wait_seconds=WAIT_SECONDS, refusal=busy)
 
 
 def _label(job: Job, other: Job) -> str:

@@ -1,6 +1,6 @@
 """Reads of jobs, results and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -162,9 +162,17 @@ def is_alive(worker: WorkerHeartbeat) -> bool:
     return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
 
 
-def offered_precisions(version: ModelVersion) -> list[str]:
-    """The precisions in which a job with this model version would be run now."""
-    offered = {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
+def ready_precisions() -> set[str]:
+    """The precisions that workers offer now, and those that need no offer."""
+    return {"auto", "fp32"}.union(*(worker.precisions for worker in ready_workers()))
+
+
+def offered_precisions(version: ModelVersion, *, ready: Collection[str] | None = None) -> list[str]:
+    """The precisions in which a job with this model version would be run now.
+
+    `ready`: what `ready_precisions` said, for whoever asks about several versions.
+    """
+    offered = ready_precisions() if ready is None else ready
     return [name for name in PRECISIONS if name in offered and name in version.precisions]
 
 

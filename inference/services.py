@@ -130,7 +130,7 @@ def _refuse_above_quota(user: User) -> None:
 def submit_job(
     *,
     user: User,
-    dataset_name: str,
+    dataset_id: int,
     model_id: str,
     model_version: str,
     options: Mapping[str, Any] | None = None,
@@ -146,7 +146,7 @@ def submit_job(
     """
     _refuse_above_quota(user)
     version = active_version(model_id=model_id, version=model_version)
-    dataset = open_dataset(user=user, name=dataset_name, locked=True)
+    dataset = open_dataset(user=user, dataset_id=dataset_id, locked=True)
     plan = _plan(version, dataset, options or {})
     if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
         now = f"{tokens(plan.quoted_hundredths):g} tokens"
@@ -157,7 +157,7 @@ def submit_job(
 def quote_job(
     *,
     user: User,
-    dataset_name: str,
+    dataset_id: int,
     model_id: str,
     model_version: str,
     options: Mapping[str, Any] | None = None,
@@ -167,7 +167,7 @@ def quote_job(
     Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
     """
     version = active_version(model_id=model_id, version=model_version)
-    dataset = open_dataset(user=user, name=dataset_name)
+    dataset = open_dataset(user=user, dataset_id=dataset_id)
     return _plan(version, dataset, options or {})
 
 

@@ -17,7 +17,6 @@ from rest_framework.views import APIView
 from accounts.models import User
 from billing.idempotency import answered_once
 from billing.prices import tokens
-from datasets.selectors import dataset_by_id
 from inference import results, selectors, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
@@ -330,10 +329,9 @@ class JobsView(generics.ListAPIView[Job]):
         keys = validated(SubmitJobSerializer, request)
 
         def submit() -> Response:
-            dataset = dataset_by_id(user=user, dataset_id=keys["dataset_id"])
             submitted = services.submit_job(
                 user=user,
-                dataset_name=dataset.name,
+                dataset_id=keys["dataset_id"],
                 model_id=keys["model_id"],
                 model_version=keys["model_version"],
                 options=keys.get("options"),

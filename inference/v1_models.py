@@ -77,7 +77,7 @@ class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
 
     def get_precisions(self, version: ModelVersion) -> list[str]:
         """In which a job would be run."""
-        return selectors.offered_precisions(version)
+        return selectors.offered_precisions(version, ready=self.context.get("ready_precisions"))
 
     def get_default_options(self, version: ModelVersion) -> dict[str, Any]:
         """Every one of them."""
@@ -130,6 +130,11 @@ class ModelsView(generics.ListAPIView[ModelVersion]):
     pagination_class = Pages
     filter_backends = (StrictFilters,)
     queryset = ModelVersion.objects.filter(state=ModelVersion.State.ACTIVE).order_by("id")
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """One look at the workers for the whole page."""
+        ready = selectors.ready_precisions()
+        return {**super().get_serializer_context(), "ready_precisions": ready}
 
     def get_permissions(self) -> list[Any]:
         """Everybody reads; administrators upload."""

@@ -11,7 +11,6 @@ from rest_framework.views import APIView
 from accounts.models import User
 from billing.prices import tokens
 from billing.selectors import balance_hundredths
-from datasets.selectors import dataset_by_id
 from inference import services
 from inference.serializers import DetectionOptionsSerializer
 from inference.v1 import JobChoiceSerializer
@@ -42,7 +41,7 @@ class QuotesView(APIView):
         keys = validated(JobChoiceSerializer, request)
         plan = services.quote_job(
             user=user,
-            dataset_name=dataset_by_id(user=user, dataset_id=keys["dataset_id"]).name,
+            dataset_id=keys["dataset_id"],
             model_id=keys["model_id"],
             model_version=keys["model_version"],
             options=keys.get("options"),

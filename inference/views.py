@@ -9,6 +9,7 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from billing.idempotency import answered_once
+from datasets.selectors import live_dataset
 from inference import results, selectors, services
 from inference.serializers import JobIdSerializer, SubmitJobSerializer
 from odproject.core.api import validated
@@ -21,11 +22,12 @@ class InferenceView(APIView):
     def post(self, request: Request) -> Response:
         """Submit a job."""
         keys = validated(SubmitJobSerializer, request)
+        user = cast(User, request.user)
 
         def submit() -> Response:
             job = services.submit_job(
-                user=cast(User, request.user),
-                dataset_name=keys["datasetName"],
+                user=user,
+                dataset_id=live_dataset(user=user, name=keys["datasetName"]).pk,
                 model_id=keys["modelId"],
                 model_version=keys["modelVersion"],
             )

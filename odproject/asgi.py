@@ -49,7 +49,7 @@ def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
 
 application = ProtocolTypeRouter(
     {
-        "http": http_application(wsgi_application),
+        "http": http_application(wsgi_application, settings.WEB_THREADS),
         "websocket": URLRouter(
             [re_path(r"^$", JobEventsConsumer.as_asgi()), re_path(r"", RefusedPath.as_asgi())]
         ),

@@ -28,11 +28,9 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -52,6 +50,7 @@ from twisted.web.http import HTTPChannel
 from odproject.bridge import SPOOLED_BODY, ASGIApplication, ClientDisconnectedError
 from odproject.core.environ import BEGUN_AT
 from odproject.core.process import die_with_parent
+from odproject.core.room import MIN_FREE_BYTES, ROOM_CHECK_BYTES, has_room_for
 from odproject.supervisor import SupervisorError, bind_sockets
 
 Judge = Callable[[str, str, str], int]
@@ -64,7 +63,6 @@ MAX_UPGRADE_BODY_BYTES = 0
 IDLE_TIMEOUT_SECONDS = 75
 STALLED_READER_SECONDS = 60.0
 LINGER_SECONDS = 10.0
-ROOM_CHECK_BYTES = 16 * MEBIBYTE
 SHUTDOWN_GRACE_SECONDS = 8.0
 SEND_PIECE_BYTES = 64 * 1024
 MAX_WAITING_MESSAGES = 256
@@ -79,7 +77,7 @@ class Limits:
 
     max_request_bytes: int = 2 * GIBIBYTE
     max_parsed_bytes: int = 10 * MEBIBYTE
-    min_free_bytes: int = 512 * MEBIBYTE
+    min_free_bytes: int = MIN_FREE_BYTES
     stalled_reader_seconds: float = STALLED_READER_SECONDS
 
     @classmethod
@@ -88,7 +86,7 @@ class Limits:
         return cls(
             max_request_bytes=int(os.environ.get("OD_MAX_REQUEST_BYTES") or 2 * GIBIBYTE),
             max_parsed_bytes=int(os.environ.get("OD_MAX_PARSED_BYTES") or 10 * MEBIBYTE),
-            min_free_bytes=int(os.environ.get("OD_MIN_FREE_BYTES") or 512 * MEBIBYTE),
+            min_free_bytes=int(os.environ.get("OD_MIN_FREE_BYTES") or MIN_FREE_BYTES),
             stalled_reader_seconds=float(
                 os.environ.get("OD_STALLED_READER_SECONDS") or STALLED_READER_SECONDS
             ),
@@ -174,11 +172,10 @@ class Channel(HTTPChannel):
             super().allContentReceived()
 
     def has_room_for(self, length_bytes: int) -> bool:
-        """Tell whether the disk of spooled bodies keeps its reserve; the database lives there."""
+        """Tell whether the disk keeps its reserve; a small body is not worth the question."""
         if length_bytes < ROOM_CHECK_BYTES:
             return True
-        free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
-        return free_bytes - length_bytes >= self.limits.min_free_bytes
+        return has_room_for(length_bytes, min_free_bytes=self.limits.min_free_bytes)
 
     def refuse_no_room(self) -> None:
         """Answer 507 before the disk is full."""

@@ -11,6 +11,7 @@ from django.core.files.storage import default_storage
 from accounts.models import User
 from accounts.services import register_user
 from datasets.models import Dataset, MediaFile, Upload
+from datasets.selectors import live_dataset
 from datasets.services import create_dataset
 
 PASSWORD = "correct horse battery"
@@ -37,6 +38,11 @@ def make_user(email: str = "", *, staff: bool = False, role: str = "") -> User:
 def make_dataset(user: User, name: str = "street") -> Dataset:
     """An empty dataset."""
     return create_dataset(user=user, name=name, tags=[])
+
+
+def dataset_id_of(user: User, name: str = "street") -> int:
+    """The number of the user's live dataset of this name."""
+    return live_dataset(user=user, name=name).pk
 
 
 def add_media_file(

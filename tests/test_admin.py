@@ -33,7 +33,7 @@ from inference import queue, registry, services
 from inference.models import Job, ModelVersion, WorkerHeartbeat
 from inference.pipeline.weights_file import WeightsFacts
 from inference.selectors import settlement_breaches
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.screenshots import admin_pages
 
 pytestmark = pytest.mark.django_db
@@ -100,7 +100,7 @@ def media_file(dataset) -> MediaFile:
 @pytest.fixture
 def job(owner, media_file) -> Job:
     return services.submit_job(
-        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 
@@ -520,7 +520,7 @@ def test_restored_dataset_takes_jobs_again(admin, owner, dataset, media_file):
     kinds = Event.objects.filter(user=owner).order_by("seq").values_list("kind", flat=True)
     assert list(kinds) == ["dataset.blocked", "dataset.restored"]
     services.submit_job(
-        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 
@@ -695,6 +695,8 @@ def test_upload_makes_a_draft_that_waits_for_its_test_run(admin, draft):
         ({"default_options": '{"image_size": 7}'}, "must be a multiple of 32"),
         ({"default_options": "[1]"}, "must be an object"),
         ({"default_options": "{"}, "valid JSON"),
+        ({"default_options": "[" * 20_000}, "valid JSON"),
+        ({"default_options": "[" * 900 + "]" * 900}, "valid JSON"),
         ({"file": SimpleUploadedFile("a.pt", b"")}, "submitted file is empty"),
     ],
 )
@@ -744,12 +746,12 @@ def test_tested_version_is_offered_and_retired_without_a_restart(admin, owner, m
     assert (picture.content, picture["Content-Type"]) == (jpeg(), "image/jpeg")
     assert browser.post(f"{page}activate/").status_code == 302
     job = services.submit_job(
-        user=owner, dataset_name="street", model_id="YOLO8", model_version="boats-1"
+        user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="boats-1"
     )
     assert browser.post(f"{page}retire/").status_code == 302
     with pytest.raises(registry.UnknownModelError):
         services.submit_job(
-            user=owner, dataset_name="street", model_id="YOLO8", model_version="boats-1"
+            user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="boats-1"
         )
     job.refresh_from_db()
     assert (job.state, job.weights_sha256) == ("Pending", draft.weights_sha256)
@@ -768,6 +770,9 @@ def test_notes_and_defaults_of_a_version_may_change_and_nothing_else(admin):
     assert (changed.state, changed.weights_sha256) == ("active", version.weights_sha256)
     answer = browser_of(admin).post(page, {**changes, "default_options": '{"tracking": true}'})
     assert "tracking is a matter of each job" in answer.content.decode()
+    for nested in ("[" * 20_000, "[" * 900 + "]" * 900):
+        answer = browser_of(admin).post(page, {**changes, "default_options": nested})
+        assert (answer.status_code, "valid JSON" in answer.content.decode()) == (200, True)
     assert ModelVersion.objects.get(pk=version.pk).default_options == {"tiling": "auto"}
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from PIL import Image
 from rest_framework.test import APIClient
@@ -20,7 +22,7 @@ from inference import queue, services
 from inference.models import FrameResult, Job, UnitFile, WorkUnit
 from odproject.core.environ import BEGUN_AT
 from tests.clients import client_of
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 
 pytestmark = pytest.mark.django_db
@@ -48,7 +50,7 @@ def dataset(user):
 
 def submit(user):
     return services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 
@@ -399,6 +401,13 @@ def test_models_and_prices_are_listed(client):
         "inference_image_tokens": 1.5,
         "inference_frame_tokens": 1.0,
     }
+
+
+def test_list_of_models_asks_the_workers_once(client):
+    with CaptureQueriesContext(connection) as asked:
+        models = client.get("/api/v1/models/").json()["results"]
+    assert len(models) == 2
+    assert sum("inference_workerheartbeat" in query["sql"] for query in asked) == 1
 
 
 def test_nobody_reaches_what_is_anothers(user, dataset, media_root):

@@ -478,6 +478,40 @@ def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, se
     assert traffic.complaints == []
 
 
+def test_results_of_a_deleted_dataset_keep_the_boxes_of_the_download(page, service, tmp_path):
+    kept = "The original cannot be shown here, so the boxes stay those of the download."
+    traffic = Traffic(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Deleted since")
+    upload(page, drawn_image(tmp_path / "street.jpg"), drawn_video(tmp_path / "a.mp4", 3))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete dataset").click()
+    expect(page.locator("#no-datasets")).to_be_visible()
+    watch_annotated_files(page)
+    notes = card.locator("figure > p.aside")
+    expect(notes).to_have_text([kept, kept])
+    for note in notes.all():
+        expect(note).to_be_hidden()
+
+    slider = card.get_by_role("slider", name="Confidence")
+    for percent in ("50", "60"):
+        slider.fill(percent)
+        for figure in card.locator("figure").all():
+            figure.scroll_into_view_if_needed()
+            expect(figure.locator("p.aside")).to_be_visible()
+    watch_annotated_files(page)
+    slider.fill("25")  # as annotated
+    for note in notes.all():
+        note.locator("..").scroll_into_view_if_needed()
+        expect(note).to_be_hidden()
+    expect(card).not_to_contain_text("You have no media file")
+    refused = [urlsplit(url).path for url, _ in traffic.complaints]
+    assert len(refused) == len(set(refused)) == 2  # each original was asked for once
+    assert all(path.startswith("/api/v1/media-files/") for path in refused)
+
+
 def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Two pictures")
@@ -497,6 +531,26 @@ def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     page.keyboard.press("Escape")
     expect(viewer).to_be_hidden()
     expect(enlarge).to_be_focused()
+
+
+def test_detection_that_costs_nothing_can_be_started(page, service, tmp_path):
+    def make_free(route: Route) -> None:
+        answer = route.fetch()
+        document = answer.json()
+        for dataset in document.get("results", []):
+            dataset["inference_cost_tokens"] = 0
+        if "quoted_tokens" in document:
+            document["quoted_tokens"] = 0
+        route.fulfill(response=answer, json=document)
+
+    sign_up(page, service.base_url, unique_email())
+    page.route(re.compile(r"/api/v1/(datasets/\?|quotes/$)"), make_free)
+    create_dataset(page, "Free of charge")
+    expect(page.locator("#quote")).to_contain_text("Add pictures or videos first")
+    expect(page.get_by_role("button", name="Start detection")).to_be_disabled()
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    expect(page.locator("#quote")).to_contain_text("Price: 0 tokens for 1 picture")
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
 
 
 def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path):
@@ -525,7 +579,15 @@ def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path)
     assert refused == {"/api/v1/quotes/"}
 
 
-def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
+@pytest.mark.parametrize(
+    ("lose", "told"),
+    [
+        (lambda route: route.abort(), "The service cannot be reached."),
+        (lambda route: route.fulfill(status=504), "The service answered with status 504."),
+    ],
+    ids=["connection broke", "proxy gave up"],
+)
+def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path, lose, told):
     keys: list[str] = []
 
     def lose_first_answer(route: Route) -> None:
@@ -535,7 +597,7 @@ def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
         keys.append(route.request.headers["idempotency-key"])
         if len(keys) == 1:
             route.fetch()
-            route.abort()
+            lose(route)
         else:
             route.continue_()
 
@@ -544,12 +606,92 @@ def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path):
     upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
     page.route(re.compile(r"/api/v1/jobs/$"), lose_first_answer)
     page.get_by_role("button", name="Start detection").click()
-    expect(page.locator("#start-alert")).to_contain_text("cannot be reached")
+    expect(page.locator("#start-alert")).to_contain_text(told)
+    expect(page.locator("#start-alert")).to_contain_text(
+        "The job may have been started all the same; starting it again starts no second one."
+    )
     page.get_by_role("button", name="Start detection").click()
     expect(page.locator("article.job .state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
     assert keys[0] == keys[1]
     expect(page.locator("article.job")).to_have_count(1)
     expect(page.locator("#balance")).to_have_text("997.75")
+
+
+IN_DOUBT = "Nobody knows yet whether it was accepted: "
+TRY_AGAIN = " Try again; it is charged once at most."
+
+
+def test_upload_that_a_proxy_gave_up_waiting_for_is_charged_once(page, service, tmp_path):
+    keys: list[str] = []
+
+    def answer_late(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            # Not route.fetch(), in which the browser leaves the file out.
+            headers = {"Authorization": route.request.headers["authorization"]}
+            headers["Idempotency-Key"] = keys[0]
+            sent = {"name": picture.name, "mimeType": "image/jpeg", "buffer": picture.read_bytes()}
+            taken = page.request.post(route.request.url, headers=headers, multipart={"file": sent})
+            assert taken.status == 201
+            route.fulfill(status=504, body="Gateway Time-out")
+        elif len(keys) == 2:
+            in_use = {"code": "idempotency_key_in_use", "detail": "It is still at work."}
+            route.fulfill(status=409, json=in_use, content_type="application/problem+json")
+        elif len(keys) == 3:
+            route.fulfill(status=429, json={"code": "too_many_requests", "detail": "Too many."})
+        else:
+            route.continue_()
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Slow proxy")
+    picture = drawn_image(tmp_path / "street.jpg", size_wh=(320, 180))
+    page.route(re.compile(r"/api/v1/datasets/\d+/uploads/$"), answer_late)
+    report = upload(page, picture)
+    title, line = report.locator("h4"), report.locator("li")
+    expect(title).to_have_text("1 file perhaps accepted and charged")
+    expect(line.locator("span")).to_have_text(
+        f"{IN_DOUBT}The service answered with status 504.{TRY_AGAIN}"
+    )
+    page.get_by_role("button", name="Try again").click()
+    expect(line.locator("span")).to_have_text(f"{IN_DOUBT}It is still at work.{TRY_AGAIN}")
+    page.get_by_role("button", name="Try again").click()
+    expect(line.locator("span")).to_have_text(f"{IN_DOUBT}Too many.{TRY_AGAIN}")
+    expect(title).to_have_text("1 file perhaps accepted and charged")
+    upload(page, picture)  # chosen anew, which is what many would do
+    expect(title).to_have_text("1 file accepted for 0.75 tokens")
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+    assert len(keys) == 4
+    assert len(set(keys)) == 1
+    expect(page.locator("#media-files li")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("999.25")
+
+    upload(page, picture)  # what is known to be taken may be taken a second time
+    expect(page.locator("#balance")).to_have_text("998.5")
+    assert len(set(keys)) == 2
+
+
+def test_upload_refused_for_want_of_room_is_free_and_may_be_tried_again(page, service, tmp_path):
+    def refuse(route: Route) -> None:
+        if route.request.method == "POST":
+            full = {"code": "storage_full", "detail": "There is no room now."}
+            route.fulfill(status=507, json=full, content_type="application/problem+json")
+        else:
+            route.continue_()
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "No room")
+    uploads = re.compile(r"/api/v1/datasets/\d+/uploads/$")
+    page.route(uploads, refuse)
+    report = upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    expect(report.locator("h4")).to_have_text("1 file refused, free of charge")
+    expect(report.locator("li span")).to_have_text("Refused: There is no room now.")
+    page.unroute(uploads)
+    page.get_by_role("button", name="Try again").click()
+    expect(report.locator("h4")).to_have_text("1 file accepted for 0.75 tokens")
+    expect(page.locator("#balance")).to_have_text("999.25")
 
 
 def test_files_of_a_dataset_are_shown_as_thumbnails(page, service, tmp_path):

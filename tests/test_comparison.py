@@ -26,7 +26,7 @@ from inference.pipeline.types import Detections
 from inference.scenes import match_boxes
 from inference.worker import run_unit
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
 from tests.pipeline_fakes import OneByOne
 
@@ -134,7 +134,9 @@ def owner(tmp_path):
 
 
 def finished_job(user, detector, version="YOLO8s_FSR", name="street") -> Job:
-    job = services.submit_job(user=user, dataset_name=name, model_id="YOLO8", model_version=version)
+    job = services.submit_job(
+        user=user, dataset_id=dataset_id_of(user, name), model_id="YOLO8", model_version=version
+    )
     for unit_id in WorkUnit.objects.filter(job=job).order_by("pk").values_list("pk", flat=True):
         assert run_unit(unit_id=unit_id, worker_name="w", detector_of=lambda *_: detector)
     job.refresh_from_db()
@@ -243,6 +245,7 @@ def test_comparisons_leave_threads_for_others(owner, pair, monkeypatch, kind):
         busy = client.get(address)
         shown = admin.get(address.replace("/api/v1/jobs", "/admin/inference/job"))
     assert (busy.status_code, busy.json()["code"]) == (503, "too_many_comparisons")
+    assert busy["Retry-After"] == "5"
     assert "Too many comparisons at once" in shown.content.decode()
     assert client.get(address).status_code == 200
 
@@ -311,7 +314,10 @@ def test_jobs_of_others_do_not_exist(owner, pair, picture):
     mine = make_dataset(stranger, "mine")
     add_media_file(mine, name="x.png", content=b"x")
     foreign = services.submit_job(
-        user=stranger, dataset_name="mine", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=stranger,
+        dataset_id=dataset_id_of(stranger, "mine"),
+        model_id="YOLO8",
+        model_version="YOLO8s_FSR",
     )
     keys = {"picture": picture}
     if picture:
@@ -336,10 +342,13 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(owner, pair):
     other = make_dataset(owner, "other")
     add_media_file(other, name="x.png", content=b"x")
     elsewhere = services.submit_job(
-        user=owner, dataset_name="other", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=owner,
+        dataset_id=dataset_id_of(owner, "other"),
+        model_id="YOLO8",
+        model_version="YOLO8s_FSR",
     )
     unfinished = services.submit_job(
-        user=owner, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
     assert client.get(page(first, first)).json()["code"] == "not_comparable"
     assert client.get(page(first, elsewhere)).json()["code"] == "not_comparable"

@@ -7,6 +7,8 @@ import io
 import json
 import tempfile
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from pycocotools.coco import COCO
 from inference import queue, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
+from odproject.core import files, room
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +59,7 @@ def found(job, media_file, *objects, frame_index=0, tracks=None):
 def submitted(user, **options):
     job = services.submit_job(
         user=user,
-        dataset_name="street",
+        dataset_id=dataset_id_of(user),
         model_id="YOLO8",
         model_version="YOLO8s_FSR",
         options=options,
@@ -272,6 +275,36 @@ def test_download_that_the_disk_does_not_take_is_a_507(ended_job, monkeypatch, p
     monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda max_size: FullDisk())
     answer = client_of(ended_job.user).get(f"/api/v1/jobs/{ended_job.pk}/{path}")
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+
+
+def test_download_that_would_take_the_reserve_of_the_disk_is_a_507(
+    ended_job, monkeypatch, settings
+):
+    assert files.ROOM_CHECK_BYTES == 16 * 1024**2
+    monkeypatch.setattr(files, "ROOM_CHECK_BYTES", 10)
+    piece, free_bytes, taken = b"x" * 10, [], []
+
+    def pieces(job, minimum_confidence):
+        for _ in range(9):
+            taken.append(True)
+            yield piece
+
+    def disk_usage(folder):
+        assert folder == tempfile.gettempdir()
+        return SimpleNamespace(free=free_bytes.pop())
+
+    settings.MIN_FREE_BYTES = 1000
+    monkeypatch.setattr(room.shutil, "disk_usage", disk_usage)
+    monkeypatch.setitem(EXPORTS, "csv", replace(EXPORTS["csv"], write=pieces))
+    free_bytes[:] = [1009, 1010, 5000]  # the last one is asked first
+    path = f"/api/v1/jobs/{ended_job.pk}/exports/csv/"
+    answer = client_of(ended_job.user).get(path)
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+    assert (len(taken), free_bytes) == (3, [])
+    free_bytes[:] = [5000] * 9
+    answer = client_of(ended_job.user).get(path)
+    assert (answer.status_code, answer["Content-Length"]) == (200, "90")
+    answer.close()
 
 
 @pytest.mark.parametrize("kind", [*EXPORTS, "xml"])

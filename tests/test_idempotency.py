@@ -16,7 +16,8 @@ from rest_framework.test import APIClient
 from billing import idempotency
 from billing.models import KeptAnswer, Transfer
 from billing.selectors import ledger_breaches
-from datasets.models import Upload
+from datasets.models import Dataset, Upload
+from datasets.services import delete_dataset
 from inference import queue
 from inference.models import Job
 from tests.clients import client_of
@@ -135,6 +136,15 @@ class TestOneAfterTheOther:
         assert again["Idempotency-Replayed"] == "true"
         assert effect.rows() == 1
         assert ledger_breaches() == []
+
+    def test_lost_answer_is_given_again_although_the_dataset_is_deleted(self, make_effect):
+        effect = make_effect()
+        first = effect.send("k")
+        for dataset in Dataset.objects.all():
+            delete_dataset(user=dataset.user, dataset_id=dataset.pk)
+        again = effect.send("k")
+        assert (again.status_code, again.json()) == (first.status_code, first.json())
+        assert effect.rows() == 1
 
     def test_same_key_for_another_request_is_refused(self, make_effect):
         effect = make_effect()

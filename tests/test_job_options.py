@@ -15,7 +15,7 @@ from inference import queue, services
 from inference.models import Job, JobFile, ModelVersion
 from inference.pipeline.options import DetectionOptions
 from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
-from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
+from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 MODEL = {"model_id": "YOLO8", "model_version": "YOLO8s_FSR"}
@@ -63,7 +63,7 @@ def faults(answer):
 
 
 def submit(user, **options):
-    return services.submit_job(user=user, dataset_name="street", **MODEL, options=options)
+    return services.submit_job(user=user, dataset_id=dataset_id_of(user), **MODEL, options=options)
 
 
 def beat(*precisions):
@@ -117,7 +117,7 @@ def test_every_third_frame_is_quoted_and_held(user, post):
 
 def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):
     quote = services.quote_job(
-        user=user, dataset_name="street", **MODEL, options={"frame_stride": 4}
+        user=user, dataset_id=dataset_id_of(user), **MODEL, options={"frame_stride": 4}
     )
     assert (quote.image_count, quote.video_frame_count, quote.quoted_hundredths) == (1, 3, 450)
     assert quote.options.frame_stride == 4
@@ -219,7 +219,7 @@ def test_job_that_is_run_again_keeps_its_options(user, dataset, settings):
 
 
 def test_contract_route_uses_the_defaults(user, dataset):
-    job = services.submit_job(user=user, dataset_name="street", **MODEL)
+    job = services.submit_job(user=user, dataset_id=dataset_id_of(user), **MODEL)
     assert job.options == DetectionOptions().as_json()
 
 

@@ -17,7 +17,7 @@ from inference import queue, services
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
 from inference.services import FileFault, LeaseLostError
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -44,7 +44,10 @@ def submit(user, *, images=0, videos=(), name="street"):
     for number, frame_count in enumerate(videos):
         add_media_file(dataset, name=f"{number}.mp4", media_type="video", frame_count=frame_count)
     return services.submit_job(
-        user=user, dataset_name=name, model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user,
+        dataset_id=dataset_id_of(user, name),
+        model_id="YOLO8",
+        model_version="YOLO8s_FSR",
     )
 
 
@@ -306,7 +309,7 @@ def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
     pending = submit(user, images=1)
     dataset = Dataset.objects.get()
     running = services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
     claim(running)
     services.block_dataset_and_abort_pending_jobs(dataset=dataset, actor=admin, reason="faces")
@@ -317,14 +320,14 @@ def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
     assert running.state == "Running"
     with pytest.raises(Exception, match="blocked: faces"):
         services.submit_job(
-            user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+            user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
         )
     assert_sound()
 
 
 def test_job_of_a_deleted_dataset_runs_on(user):
     job = submit(user, images=1)
-    delete_dataset(user=user, name="street")
+    delete_dataset(user=user, dataset_id=dataset_id_of(user))
     complete(job)
     job.refresh_from_db()
     assert job.state == "Completed"
@@ -372,7 +375,7 @@ class TestSlices:
         MediaFile.objects.filter(dataset=dataset).update(width=size_wh[0], height=size_wh[1])
         return services.submit_job(
             user=user,
-            dataset_name="street",
+            dataset_id=dataset_id_of(user),
             model_id="YOLO8",
             model_version="YOLO8s_FSR",
             options=options,

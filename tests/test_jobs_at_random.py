@@ -17,7 +17,7 @@ from inference import queue, services
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
 from inference.services import Claim, FileFault, LeaseLostError
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 JOBS_PER_SEED = 6
@@ -97,7 +97,10 @@ class World:
                 plan = {"first_pts": 0, "points": [[i, i] for i in range(4, frame_count, 4)]}
                 add_media_file(dataset, media_type="video", frame_count=frame_count, seek_plan=plan)
         services.submit_job(
-            user=user, dataset_name=name, model_id="YOLO8", model_version="YOLO8s_FSR"
+            user=user,
+            dataset_id=dataset_id_of(user, name),
+            model_id="YOLO8",
+            model_version="YOLO8s_FSR",
         )
 
     def claim(self) -> None:

@@ -3,12 +3,16 @@
 import base64
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from rest_framework.test import APIClient
 
 from accounts.models import User
 from accounts.selectors import UserNotFoundError, user_by_email
 from accounts.services import InvalidCredentialsError, log_in
-from datasets.models import Dataset
+from billing.models import Transfer
+from datasets.models import Dataset, MediaFile
+from inference import queue
+from inference.services import submit_job
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes
@@ -157,6 +161,21 @@ class TestNames:
         )
         assert_refused(answer, r"options.'\ud800'")
 
+    def test_fields_named_as_the_members_of_an_error_are_told_apart(self, client, user):
+        dataset = make_dataset(user)
+        names = {"message": 1, "code": 2}
+        body = {"dataset_id": dataset.pk, "model_version": "YOLO8s_FSR", "options": names}
+        answer = client.post("/api/v1/quotes/", body, format="json")
+        listed = client.get("/api/v1/jobs/", names)
+        for refused, fields in (
+            (answer, {"options.message", "options.code"}),
+            (listed, {"message", "code"}),
+        ):
+            assert refused.status_code == 400, refused.content
+            assert {error["field"] for error in refused.json()["errors"]} == fields
+            for error in refused.json()["errors"]:
+                assert isinstance(error["code"], str)
+
     def test_part_whose_head_is_not_utf_8_is_told_about(self, client, user):
         make_dataset(user)
         body = (
@@ -188,6 +207,13 @@ class TestEmails:
         assert_refused(APIClient().post("/api/v1/users/", body, format="json"), "email")
         assert User.objects.count() == 1
 
+    @pytest.mark.parametrize("email", [r'"a\ b"@example.com', '"a\x01b"@example.com'])
+    def test_address_with_a_space_or_a_control_character_is_refused(self, email):
+        body = {"email": email, "password": PASSWORD, "confirmPassword": PASSWORD}
+        assert_refused(APIClient().post("/user/registration", body, format="json"), "email")
+        assert_refused(APIClient().post("/api/v1/users/", body, format="json"), "email")
+        assert not User.objects.exists()
+
     @pytest.mark.parametrize("email", LOOKALIKES)
     def test_lookalike_of_an_address_is_another_address(self, user, email):
         with pytest.raises(InvalidCredentialsError):
@@ -198,6 +224,26 @@ class TestEmails:
     def test_case_of_an_address_does_not_matter(self, user):
         assert log_in(email="ANN.SMITH@EXAMPLE.ORG", password=PASSWORD)
         assert user_by_email(email="Ann.Smith@Example.Org") == user
+
+
+def test_head_takes_its_keys_from_the_query_as_get_does(client, user, monkeypatch):
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    dataset = make_dataset(user)
+    add_media_file(dataset)
+    job = submit_job(user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR")
+    answer = client.head(f"/inference/state?jobId={job.pk}")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert client.head("/inference/state?jobId=x").status_code == 400
+
+
+def test_upload_of_several_files_is_refused_and_names_the_part(client, user):
+    path = f"/api/v1/datasets/{make_dataset(user).pk}/uploads/"
+    files = [SimpleUploadedFile(f"{name}.png", image_bytes("PNG")) for name in "ab"]
+    answer = client.post(path, {"file": files}, format="multipart")
+    assert_refused(answer, "file")
+    assert answer.json()["code"] == "several_files"
+    assert not MediaFile.objects.exists()
+    assert not Transfer.objects.filter(kind="upload").exists()
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/api/docs/", "/api/schema/"])

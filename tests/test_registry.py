@@ -38,7 +38,7 @@ from inference.registry import (
 from inference.worker import run_unit
 from odproject.core.files import StorageFullError
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import write_image
 from tests.pipeline_fakes import real_detector
 from tests.weights_makers import Evil, onnx_model, tiny_model, write_checkpoint, write_onnx
@@ -109,7 +109,7 @@ def tried_out(version: ModelVersion, monkeypatch, *, error: str = "") -> ModelVe
 
 def submit(user, version="YOLO8s_FSR") -> Job:
     return services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version=version
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version=version
     )
 
 

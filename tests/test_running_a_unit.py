@@ -28,7 +28,7 @@ from inference.results import annotated_zip, result_json
 from inference.selectors import files_of_job
 from inference.services import LeaseLostError
 from inference.worker import ProcessHealth, run_unit
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
 from tests.pipeline_fakes import OneByOne
 
@@ -69,7 +69,7 @@ def dataset(user):
 
 def submit(user):
     return services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 

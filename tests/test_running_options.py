@@ -66,7 +66,7 @@ def dataset(monkeypatch, tmp_path):
 def submit(dataset, **options):
     return services.submit_job(
         user=dataset.user,
-        dataset_name=dataset.name,
+        dataset_id=dataset.pk,
         model_id="YOLO8",
         model_version="YOLO8s_FSR",
         options=options,

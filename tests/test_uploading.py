@@ -1,5 +1,6 @@
 """Taking in an upload: all that is accepted is stored and charged, all else leaves no trace."""
 
+import threading
 import zipfile
 from datetime import timedelta
 from io import BytesIO
@@ -13,17 +14,20 @@ from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
 from billing.models import Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
+from datasets import uploading
 from datasets.media.inspector import Inspector
 from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
-from datasets.services import delete_dataset, mark_blocked
+from datasets.services import change_dataset, delete_dataset, mark_blocked
 from datasets.uploading import (
     UnacceptableMediaError,
     remove_orphaned_uploads,
     upload_content,
 )
+from odproject.core import turns
 from odproject.core.files import StorageFullError
-from tests.factories import make_dataset, make_user
+from tests.clients import client_of
+from tests.factories import dataset_id_of, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise, packet_spans, write_video
 
 pytestmark = pytest.mark.django_db
@@ -39,11 +43,11 @@ def dataset(user):
     return make_dataset(user)
 
 
-def upload(user, content, name="a.jpg"):
+def upload(user, content, name="a.jpg", dataset_id=None):
     return upload_content(
         answer=lambda upload: upload,
         user=user,
-        dataset_name="street",
+        dataset_id=dataset_id or dataset_id_of(user),
         content=SimpleUploadedFile(name, content),
     )
 
@@ -176,13 +180,50 @@ def test_dataset_deleted_during_the_upload_takes_nothing_in(user, dataset, media
     save = default_storage.save
 
     def delete_then_save(name, content):
-        delete_dataset(user=user, name="street")
+        delete_dataset(user=user, dataset_id=dataset_id_of(user))
         return save(name, content)
 
     monkeypatch.setattr(default_storage, "save", delete_then_save)
     with pytest.raises(DatasetNotFoundError):
         upload(user, image_bytes("PNG", noise((32, 32))))
     assert_nothing_happened(user, media_root)
+
+
+def rename_during_the_inspection(monkeypatch, *renamings):
+    inspect = Inspector.inspect
+
+    def rename_then_inspect(self, path, **options):
+        for dataset, name in renamings:
+            change_dataset(dataset=dataset, new_name=name)
+        return inspect(self, path, **options)
+
+    monkeypatch.setattr(Inspector, "inspect", rename_then_inspect)
+
+
+@pytest.mark.parametrize("surface", ["v1", "contract"])
+def test_dataset_renamed_during_the_upload_takes_it_in(user, dataset, monkeypatch, surface):
+    rename_during_the_inspection(monkeypatch, (dataset, "avenue"))
+    keys = {"file": SimpleUploadedFile("a.png", image_bytes("PNG", noise((32, 32))))}
+    path = f"/api/v1/datasets/{dataset.pk}/uploads/"
+    if surface == "contract":
+        path, keys = "/upload/", keys | {"datasetName": "street"}
+    answer = client_of(user).post(path, keys, format="multipart")
+    assert answer.status_code == 201, answer.content
+    assert MediaFile.objects.get().dataset_id == dataset.pk
+    assert balance_hundredths(user=user) == 100_000 - 75
+
+
+def test_upload_stays_out_of_a_dataset_that_has_taken_the_name(user, dataset, monkeypatch):
+    other = make_dataset(user, "other")
+    rename_during_the_inspection(
+        monkeypatch, (dataset, "between"), (other, "street"), (dataset, "other")
+    )
+    upload(user, image_bytes("PNG", noise((32, 32))))
+    assert (dataset_id_of(user, "street"), dataset_id_of(user, "other")) == (other.pk, dataset.pk)
+    assert MediaFile.objects.get().dataset_id == dataset.pk
+    event = Event.objects.get(kind="upload.accepted")
+    assert event.payload["dataset_id"] == dataset.pk
+    assert not Upload.objects.filter(dataset=other).exists()
 
 
 def test_blocked_dataset_takes_nothing_in_and_says_why(user, dataset, media_root):
@@ -195,7 +236,7 @@ def test_blocked_dataset_takes_nothing_in_and_says_why(user, dataset, media_root
 def test_somebody_elses_dataset_is_not_found(dataset, media_root):
     stranger = make_user()
     with pytest.raises(DatasetNotFoundError):
-        upload(stranger, image_bytes("PNG", noise((32, 32))))
+        upload(stranger, image_bytes("PNG", noise((32, 32))), dataset_id=dataset.pk)
     assert_nothing_happened(stranger, media_root)
 
 
@@ -209,6 +250,23 @@ def test_files_without_a_row_are_removed_when_they_are_old_enough(user, dataset,
     assert remove_orphaned_uploads(older_than=now + timedelta(minutes=1)) == 2
     files = sorted(str(p.relative_to(media_root)) for p in media_root.rglob("*") if p.is_file())
     assert files == [kept.thumbnail.name, kept.content.name]
+
+
+def test_upload_that_too_many_others_wait_before_is_refused_at_once(
+    user, dataset, media_root, monkeypatch
+):
+    slots, waiters = threading.BoundedSemaphore(1), threading.BoundedSemaphore(1)
+    monkeypatch.setattr(uploading, "_inspection_slots", slots)
+    monkeypatch.setattr(turns, "_waiters", waiters)
+    with slots, waiters:  # the one who waited would do so for a minute
+        answer = client_of(user).post(
+            f"/api/v1/datasets/{dataset.pk}/uploads/",
+            {"file": SimpleUploadedFile("a.png", image_bytes("PNG", noise((32, 32))))},
+            format="multipart",
+        )
+    assert (answer.status_code, answer.json()["code"]) == (503, "too_many_uploads")
+    assert answer["Retry-After"] == "10"
+    assert_nothing_happened(user, media_root)
 
 
 def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(

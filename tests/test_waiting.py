@@ -11,7 +11,7 @@ from inference import queue, services
 from inference.models import Job, WorkUnit
 from inference.waiting import Wait, wait_of
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -38,7 +38,7 @@ def dataset(user):
 
 def submit(user):
     return services.submit_job(
-        user=user, dataset_name="street", model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
 

@@ -227,9 +227,10 @@ def _authentication_detail(error: exceptions.APIException) -> str:
 
 def _field_errors(details: Any, path: str = "") -> list[FieldError]:
     """Flatten REST framework's nested details into one entry per reason."""
-    if isinstance(details, dict) and set(details) == {"message", "code"}:
-        return [FieldError(path or "non_field_errors", details["code"], str(details["message"]))]
     if isinstance(details, dict):
+        match details.get("message"), details.get("code"):
+            case str(message), str(code):  # else these are the names of two fields
+                return [FieldError(path or "non_field_errors", code, str(message))]
         return [
             found
             for key, value in details.items()
@@ -248,7 +249,7 @@ def request_keys(request: Request) -> dict[str, Any]:
     """
     body = request.data
     keys = {key: body[key] for key in body} if isinstance(body, Mapping) else {}
-    if request.method in {"GET", "DELETE"}:
+    if request.method in {"GET", "HEAD", "DELETE"}:
         keys = {**request.query_params.dict(), **keys}
     return keys
 

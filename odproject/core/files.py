@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from django.conf import settings
 from django.core.files.storage import default_storage
 from django.http import FileResponse, HttpResponse
 from rest_framework.request import Request
@@ -18,6 +19,7 @@ from rest_framework.response import Response
 
 from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
 from odproject.core.errors import DomainError
+from odproject.core.room import ROOM_CHECK_BYTES, has_room_for
 
 logger = logging.getLogger(__name__)
 SPOOL_IN_MEMORY_BYTES = 1024 * 1024
@@ -64,14 +66,19 @@ def spooled_response(
     """What an iterator makes, through a temporary file, in constant memory.
 
     The file is sent at the reader's pace without holding the thread that made it, so that slow
-    readers do not keep others from an answer. Raises StorageFullError (507) and
-    StorageUnavailableError (503).
+    readers do not keep others from an answer. Raises StorageFullError (507), also before it takes
+    the reserve of the disk, and StorageUnavailableError (503).
     """
+    written_bytes, check_at_bytes = 0, ROOM_CHECK_BYTES
     # The response closes it.
     spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES)  # noqa: SIM115
     try:
         for piece in pieces:
+            written_bytes += len(piece)
             with storing("so large an answer"):
+                if written_bytes >= check_at_bytes:
+                    check_at_bytes = written_bytes + ROOM_CHECK_BYTES
+                    _keep_reserve()
                 spooled.write(piece)
         with storing("so large an answer"):
             length_bytes = spooled.tell()
@@ -84,6 +91,11 @@ def spooled_response(
     )
     response["Content-Length"] = str(length_bytes)
     return response
+
+
+def _keep_reserve() -> None:
+    if not has_room_for(ROOM_CHECK_BYTES, min_free_bytes=settings.MIN_FREE_BYTES):
+        raise OSError(errno.ENOSPC, "What is left on the disk is its reserve")
 
 
 def printable(name: str) -> str:

@@ -17,21 +17,38 @@ const BROKEN_OFF = "The connection broke off.";
 
 export const sessionEnds = signal();
 
+// Refusals of status 500 and above that come before anything is done, or take it back.
+const WITHOUT_EFFECT = new Set(["storage_full", "storage_unavailable", "too_many_uploads"]);
+
 export class Refusal extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, code = "") {
     super(message);
     this.status = status;
+    this.code = code;
+  }
+
+  // Whether what was asked for may be done all the same, or be under way: a proxy that does not
+  // wait, like a connection that breaks, tells nothing about the service behind it.
+  get isInDoubt() {
+    if (this.cancelled || WITHOUT_EFFECT.has(this.code)) return false;
+    return !this.status || this.status >= 500 || this.code === "idempotency_key_in_use";
+  }
+
+  // Whether an earlier request under the same key stays in doubt: this one never came to it.
+  get keepsDoubt() {
+    return this.isInDoubt || !this.status || this.status >= 500 || this.status === 429;
   }
 }
 
 function refusalOf(status, text) {
-  let message = "";
+  let problem = {};
   try {
-    message = JSON.parse(text).detail;
+    problem = JSON.parse(text) || {};
   } catch {
     // Not a problem document: a proxy may have answered.
   }
-  return new Refusal(message || `The service answered with status ${status}.`, status);
+  const message = problem.detail || `The service answered with status ${status}.`;
+  return new Refusal(message, status, problem.code);
 }
 
 // -- the session

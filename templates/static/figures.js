@@ -8,7 +8,7 @@ import { timelineOf } from "./timeline.js";
 import { openViewer } from "./viewer.js";
 
 const LARGEST_AUTOPLAY_FRAMES = 3000; // longer videos load when asked for
-const KEPT = "This browser cannot play the original, so the boxes stay those of the download.";
+const KEPT = "The original cannot be shown here, so the boxes stay those of the download.";
 
 // Tells each figure whether it is near the screen; only such ones load anything.
 export function figureObserver(view) {
@@ -28,7 +28,9 @@ export function figureOf(view, file) {
   const frame = element("div", { className: "frame", textContent: "Loading…" });
   const caption = element("figcaption", {}, element("span", { textContent: file.filename }));
   file.figure = element("figure", {}, frame, caption);
-  file.parts = { frame, caption, note: element("p", { className: "aside", hidden: true }) };
+  const note = element("p", { className: "aside", hidden: true, textContent: KEPT });
+  file.figure.insertBefore(note, caption);
+  file.parts = { frame, caption, note };
   if (file.type === "image") setUpPicture(view, file);
   else setUpVideo(view, file);
   view.observer.observe(file.figure);
@@ -51,9 +53,16 @@ function addressOf(view, file, path) {
   return file.fetched.get(path);
 }
 
+// The original, or null where it cannot be had: of a deleted dataset only the results stay.
 async function originalOf(view, file) {
-  file.contentUrl ??= (await ask(`/api/v1/media-files/${file.media_file_id}/`)).content_url;
-  return addressOf(view, file, file.contentUrl);
+  if (file.isGone) return null;
+  try {
+    file.contentUrl ??= (await ask(`/api/v1/media-files/${file.media_file_id}/`)).content_url;
+    return await addressOf(view, file, file.contentUrl);
+  } catch (refusal) {
+    file.isGone = refusal.status === 404; // else it may be had the next time
+    return null;
+  }
 }
 
 function describe({ filename }) {
@@ -73,7 +82,7 @@ function setUpPicture(view, file) {
 }
 
 async function showPicture(view, file) {
-  const { frame, caption } = file.parts;
+  const { frame, caption, note } = file.parts;
   const version = view.version;
   if (file.shownVersion === version) return;
   file.shownVersion = version;
@@ -81,7 +90,9 @@ async function showPicture(view, file) {
     const { address, type } = await addressOf(view, file, file.annotated_url);
     addDownload(file, caption, address, type);
     const parts = await pictureParts(view, file);
-    if (view.version === version) frame.replaceChildren(...parts); // else the slider has moved on
+    if (view.version !== version) return; // the slider has moved on
+    note.hidden = isAsDrawn(view) || parts.length > 1;
+    frame.replaceChildren(...parts);
   } catch (refusal) {
     frame.textContent = refusal.message;
     file.shownVersion = null;
@@ -93,8 +104,9 @@ async function pictureParts(view, file) {
   const annotated = await addressOf(view, file, file.annotated_url);
   const asDrawn = element("img", { src: annotated.address, alt: describe(file) });
   if (isAsDrawn(view)) return [asDrawn];
-  const { address } = await originalOf(view, file);
-  const original = element("img", { src: address, alt: describe(file) });
+  const found = await originalOf(view, file);
+  if (!found) return [asDrawn];
+  const original = element("img", { src: found.address, alt: describe(file) });
   try {
     await original.decode();
   } catch {
@@ -110,8 +122,7 @@ async function pictureParts(view, file) {
 function setUpVideo(view, file) {
   const { frame, note } = file.parts;
   file.timeline = timelineOf(view, file, (seconds) => seek(view, file, seconds));
-  file.figure.insertBefore(file.timeline.root, file.parts.caption);
-  file.figure.insertBefore(note, file.parts.caption);
+  file.figure.insertBefore(file.timeline.root, note);
   const isLong = file.frame_count > LARGEST_AUTOPLAY_FRAMES;
   if (isLong) {
     const text = `Load the video, ${plural(file.frame_count, "frame")}`;
@@ -147,7 +158,6 @@ async function putVideo(view, file, version) {
     const original = isAsDrawn(view) ? null : await playableOriginal(view, file);
     if (view.version !== version) return;
     note.hidden = isAsDrawn(view) || Boolean(original);
-    note.textContent = KEPT;
     changeSource(file.video, original?.address || annotated.address);
     file.layer?.remove();
     file.layer = original ? boxLayer(original.width, original.height) : null;
@@ -180,23 +190,26 @@ function changeSource(video, address) {
 
 // Where the original is and how large, once the browser has proved that it plays it; or null.
 function playableOriginal(view, file) {
-  file.original ??= originalOf(view, file).then(
-    ({ address }) =>
-      new Promise((resolve) => {
-        const trial = element("video", { src: address, preload: "metadata", muted: true });
-        trial.addEventListener("error", () => resolve(null), { once: true });
-        trial.addEventListener(
-          "loadedmetadata",
-          () => {
-            const { videoWidth: width, videoHeight: height } = trial;
-            resolve(width ? { address, width, height } : null);
-          },
-          { once: true },
-        );
-      }),
-  );
-  file.original.catch(() => (file.original = null));
+  file.original ??= originalOf(view, file).then((found) => {
+    if (!found && !file.isGone) file.original = null; // asked for again the next time
+    return found && playable(found.address);
+  });
   return file.original;
+}
+
+function playable(address) {
+  return new Promise((resolve) => {
+    const trial = element("video", { src: address, preload: "metadata", muted: true });
+    trial.addEventListener("error", () => resolve(null), { once: true });
+    trial.addEventListener(
+      "loadedmetadata",
+      () => {
+        const { videoWidth: width, videoHeight: height } = trial;
+        resolve(width ? { address, width, height } : null);
+      },
+      { once: true },
+    );
+  });
 }
 
 // Boxes over the original, of the frame that is on the screen.

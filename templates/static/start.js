@@ -9,10 +9,11 @@ import { contentText } from "./media.js";
 import { amount, byId, element, showAlert } from "./page.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
+const IN_DOUBT = "The job may have been started all the same; starting it again starts no second one.";
 
 const state = {
   models: new Map(), // version -> what the API tells of it
-  attempt: { body: "", key: "" }, // a job that may or may not have been started
+  attempt: { body: "", key: "", isInDoubt: false }, // a job that may or may not have been started
   quote: null, // what a job as it is chosen now would cost at most, once that is known
   quoteProblem: "",
   asked: 0,
@@ -43,13 +44,18 @@ function chosenModel() {
   return byId("models").querySelector(":checked");
 }
 
+// Its price does not tell: detection may be free.
+function hasContent(dataset) {
+  return Boolean(dataset && dataset.image_count + dataset.frame_count);
+}
+
 // Asks for the price of what is chosen; an answer that comes late is of something else.
 async function refreshQuote() {
   const asked = ++state.asked;
   state.quote = null;
   state.quoteProblem = "";
   drawQuote();
-  if (!chosenDataset()?.inference_cost_tokens || chosenDataset().is_blocked || !chosenModel()) return;
+  if (!hasContent(chosenDataset()) || chosenDataset().is_blocked || !chosenModel()) return;
   try {
     const quote = await ask("/api/v1/quotes/", { method: "POST", keys: jobKeys() });
     if (asked === state.asked) state.quote = quote;
@@ -66,7 +72,7 @@ function drawQuote() {
   quote.classList.remove("stale");
   if (chosenDataset()?.is_blocked) {
     quote.textContent = "No job can be started on a blocked dataset.";
-  } else if (!chosenDataset()?.inference_cost_tokens) {
+  } else if (!hasContent(chosenDataset())) {
     quote.textContent = "Add pictures or videos first; then the price stands here.";
   } else if (state.quoteProblem) {
     quote.textContent = state.quoteProblem;
@@ -98,7 +104,7 @@ function jobKeys() {
 function keyFor(keys) {
   const body = JSON.stringify(keys);
   if (body !== state.attempt.body || !state.attempt.key) {
-    state.attempt = { body, key: newIdempotencyKey() };
+    state.attempt = { body, key: newIdempotencyKey(), isInDoubt: false };
   }
   return state.attempt.key;
 }
@@ -111,11 +117,13 @@ async function start(event) {
   try {
     const keys = { ...jobKeys(), maximum_tokens: state.quote.quoted_tokens };
     openNewJob(await ask("/api/v1/jobs/", { method: "POST", keys, idempotencyKey: keyFor(keys) }));
-    state.attempt.key = "";
+    state.attempt = { body: "", key: "", isInDoubt: false };
   } catch (refusal) {
-    showAlert("start-alert", refusal.message);
-    // Without an answer nobody knows whether it was started; the same key starts it once.
-    if (refusal.status) state.attempt.key = "";
+    // Nobody knows whether it was started; the same key starts it once.
+    const isInDoubt = refusal.isInDoubt || (state.attempt.isInDoubt && refusal.keepsDoubt);
+    showAlert("start-alert", isInDoubt ? `${refusal.message} ${IN_DOUBT}` : refusal.message);
+    if (isInDoubt) state.attempt.isInDoubt = true;
+    else state.attempt.key = "";
   }
   await refreshBalance();
   refreshQuote();

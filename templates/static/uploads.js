@@ -11,8 +11,13 @@ const state = {
   current: null, // the XMLHttpRequest under way
   isBusy: false,
   reportedId: null, // the dataset that the report is about
-  report: { accepted: 0, refused: 0, tokens: 0 },
+  report: newReport(),
+  doubtful: new Map(), // uploads that nobody knows the end of, so that none is paid twice
 };
+
+function newReport() {
+  return { accepted: 0, refused: 0, doubtful: 0, tokens: 0 };
+}
 
 async function uploadFiles(files) {
   const dataset = chosenDataset();
@@ -23,8 +28,7 @@ async function uploadFiles(files) {
   byId("uploading").hidden = false;
   for (const [position, file] of [...files].entries()) {
     const which = files.length > 1 ? ` (${position + 1} of ${files.length})` : "";
-    const one = { file, datasetId: dataset.id, idempotencyKey: newIdempotencyKey(), which };
-    if (!(await reportOne(one))) break;
+    if (!(await reportOne(uploadOf(file, dataset.id), which))) break;
   }
   byId("files").value = "";
   endUpload();
@@ -37,26 +41,42 @@ function endUpload() {
   refreshDatasets();
 }
 
+// The upload of a file. One in doubt keeps its key, also when the file is chosen anew: with the
+// same key it is taken, and paid, once.
+function uploadOf(file, datasetId) {
+  const id = JSON.stringify([datasetId, file.name, file.size, file.lastModified]);
+  const { idempotencyKey } = state.doubtful.get(id) || { idempotencyKey: newIdempotencyKey() };
+  return { id, file, datasetId, idempotencyKey };
+}
+
 // Uploads a file and reports it; resolves to whether to go on with the next one.
-async function reportOne(one) {
+async function reportOne(one, which = "") {
+  const filename = one.file.name;
   try {
-    addReport(one.file.name, await uploadOne(one));
+    addReport(filename, await uploadOne(one, which));
+    state.doubtful.delete(one.id);
   } catch (refusal) {
-    const { message, status, cancelled } = refusal;
-    addReport(one.file.name, { refused: [{ filename: one.file.name, error: message }] });
-    // Nobody knows what became of it. With the same key it is taken, and paid, once.
-    if (!status && !cancelled) offerRetry(one);
+    const { message: error, cancelled } = refusal;
+    if (refusal.isInDoubt || (state.doubtful.has(one.id) && refusal.keepsDoubt)) {
+      state.doubtful.set(one.id, one);
+      addReport(filename, { doubtful: [{ filename, error }] });
+      offerRetry(one, "doubtful");
+    } else {
+      state.doubtful.delete(one.id);
+      addReport(filename, { refused: [{ filename, error }] });
+      if (refusal.status >= 500) offerRetry(one, "refused");
+    }
     return !cancelled;
   }
   return true;
 }
 
-function offerRetry(one) {
+function offerRetry(one, kind) {
   const retry = button("Try again", async () => {
     if (state.isBusy) return;
     state.isBusy = true;
     retry.parentElement.remove();
-    state.report.refused -= 1;
+    state.report[kind] -= 1;
     byId("uploading").hidden = false;
     await reportOne(one);
     endUpload();
@@ -64,7 +84,7 @@ function offerRetry(one) {
   byId("report").querySelector("li:last-child").append(retry);
 }
 
-function uploadOne({ file, datasetId, idempotencyKey, which = "" }) {
+function uploadOne({ file, datasetId, idempotencyKey }, which) {
   const draw = (share) => {
     const verb = share === null ? "Checking" : "Uploading";
     drawProgress(`${verb} ${file.name}${which}`, share);
@@ -93,18 +113,20 @@ function drawProgress(text, share) {
 function clearReport(datasetId) {
   byId("report").replaceChildren();
   state.reportedId = datasetId;
-  state.report = { accepted: 0, refused: 0, tokens: 0 };
+  state.report = newReport();
 }
 
-function addReport(uploadName, { accepted = [], refused = [], cost_tokens: cost = 0 }) {
+function addReport(uploadName, { accepted = [], refused = [], doubtful = [], cost_tokens: cost = 0 }) {
   if (!byId("report").firstChild) byId("report").append(element("h4"), element("ul"));
   const [title, list] = byId("report").children;
   state.report.accepted += accepted.length;
   state.report.refused += refused.length;
+  state.report.doubtful += doubtful.length;
   state.report.tokens += cost;
   title.textContent = reportTitle(state.report);
   // What went wrong comes first: it is what the reader can do something about.
   const lines = [
+    ...doubtful.map((file) => line(uploadName, file.filename, doubtText(file), "doubtful")),
     ...refused.map((file) => line(uploadName, file.filename, `Refused: ${file.error}`, "refused")),
     ...accepted.map((file) => line(uploadName, file.name, acceptedText(file))),
   ];
@@ -113,11 +135,16 @@ function addReport(uploadName, { accepted = [], refused = [], cost_tokens: cost 
   if (rest > 0) list.append(element("li", { textContent: `and ${rest} more of ${uploadName}` }));
 }
 
-function reportTitle({ accepted, refused, tokens }) {
+function reportTitle({ accepted, refused, doubtful, tokens }) {
   const told = [];
   if (accepted) told.push(`${plural(accepted, "file")} accepted for ${amount(tokens)} tokens`);
   if (refused) told.push(`${plural(refused, "file")} refused, free of charge`);
+  if (doubtful) told.push(`${plural(doubtful, "file")} perhaps accepted and charged`);
   return told.join(", ");
+}
+
+function doubtText({ error }) {
+  return `Nobody knows yet whether it was accepted: ${error} Try again; it is charged once at most.`;
 }
 
 function acceptedText({ media_type: type, frame_count: frames, cost_tokens: cost, warning }) {
