@@ -7,7 +7,6 @@ removed again. So a refusal leaves the ledger, the rows and the files as they we
 import contextlib
 import logging
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,6 @@ from datasets.media.sniff import sniff
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
 from odproject.core.files import StorageUnavailableError, remove_orphans, storing
-from odproject.core.turns import turn
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -147,18 +145,6 @@ class Purse:
             )
 
 
-class TooManyUploadsError(DomainError):
-    """As many uploads are being inspected as this process can bear."""
-
-    status = 503
-    code = "too_many_uploads"
-    title = "Too many uploads at once"
-    retry_after_seconds = 10
-
-
-_inspection_slots = threading.BoundedSemaphore(settings.CONCURRENT_INSPECTIONS)
-
-
 class StorageQuotaError(QuotaExceededError):
     """The user stores as many bytes as one user may store."""
 
@@ -204,8 +190,8 @@ def upload_content(
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UnacceptableMediaError (400,
-    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507),
-    TooManyUploadsError and StorageUnavailableError (503); none leaves a trace.
+    415 or 422), InsufficientTokensError (402), StorageQuotaError (409), StorageFullError (507)
+    and StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, dataset_id=dataset_id)
     _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
@@ -215,13 +201,6 @@ def upload_content(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="od-upload-")))
             prices = current_prices()
             purse = Purse(prices=prices, balance_hundredths=balance_hundredths(user=user))
-            stack.enter_context(
-                turn(
-                    _inspection_slots,
-                    wait_seconds=settings.INSPECTION_WAIT_SECONDS,
-                    refusal=TooManyUploadsError("Too many uploads at once; please try again."),
-                )
-            )
             path = _on_disk(content, folder)
             inspection = _inspect(path, str(content.name), folder, limits, purse)
             if not inspection.accepted:

@@ -13,7 +13,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
 from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets Django up first
 from inference.consumers import JobEventsConsumer
-from odproject.bridge import http_application
+from odproject.bridge import Scope, http_application
 from odproject.core.passes import has_upload_pass
 from odproject.core.websockets import RefusedPath
 
@@ -47,9 +47,21 @@ def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
     return 0
 
 
+def _is_slow(scope: Scope) -> bool:
+    """Whether a request is an upload, whose decoding takes up to minutes."""
+    path = scope["path"]
+    return scope["method"] == "POST" and bool(_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path))
+
+
+_http = http_application(
+    wsgi_application,
+    settings.WEB_THREADS,
+    slow_threads=settings.CONCURRENT_INSPECTIONS,
+    is_slow=_is_slow,
+)
 application = ProtocolTypeRouter(
     {
-        "http": http_application(wsgi_application, settings.WEB_THREADS),
+        "http": _http,
         "websocket": URLRouter(
             [re_path(r"^$", JobEventsConsumer.as_asgi()), re_path(r"", RefusedPath.as_asgi())]
         ),

@@ -64,20 +64,38 @@ class FileResponse:
             close()
 
 
-def http_application(wsgi_app: WSGIApplication, threads: int | None = None) -> "Bridge":
+def http_application(
+    wsgi_app: WSGIApplication,
+    threads: int | None = None,
+    *,
+    slow_threads: int = 1,
+    is_slow: Callable[[Scope], bool] = lambda scope: False,
+) -> "Bridge":
     """Return the ASGI application that serves `wsgi_app` through `threads` threads.
 
-    Without `threads`, their number is the environment's OD_WEB_THREADS, or 16.
+    Without `threads`, their number is the environment's OD_WEB_THREADS, or 16. Requests that
+    `is_slow` says take long, which looks at the ASGI scope, have `slow_threads` of their own.
     """
-    return Bridge(wsgi_app, threads or int(os.environ.get("OD_WEB_THREADS") or DEFAULT_THREADS))
+    count = threads or int(os.environ.get("OD_WEB_THREADS") or DEFAULT_THREADS)
+    return Bridge(wsgi_app, count, slow_threads=slow_threads, is_slow=is_slow)
 
 
 class Bridge:
     """An ASGI application for the scope type `http`."""
 
-    def __init__(self, wsgi_app: WSGIApplication, threads: int) -> None:
+    def __init__(
+        self,
+        wsgi_app: WSGIApplication,
+        threads: int,
+        *,
+        slow_threads: int,
+        is_slow: Callable[[Scope], bool],
+    ) -> None:
         self.wsgi_app = wsgi_app
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="web")
+        # What takes long waits here for its like, and holds up nothing else.
+        self.slow_threads = ThreadPoolExecutor(slow_threads, thread_name_prefix="slow")
+        self.is_slow = is_slow
         # Reading a file must not wait for views, which may all wait for the database.
         self.file_threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
 
@@ -88,12 +106,15 @@ class Bridge:
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
         context = contextvars.copy_context()
-        work = self.threads.submit(context.run, exchange.run)
+        pool = self.slow_threads if self.is_slow(scope) else self.threads
+        work = pool.submit(context.run, exchange.run)
         try:
             rest = await asyncio.wrap_future(work)
         except asyncio.CancelledError:
-            # The client left long ago. The view ends by itself, and nobody wants its file.
-            work.add_done_callback(_close_unwanted)
+            # The client left long ago. What has not begun never will; a view that runs ends by
+            # itself, and nobody wants its file.
+            if not work.cancel():
+                work.add_done_callback(_close_unwanted)
             raise
         if isinstance(rest, bytes):
             await exchange.send_whole(rest)

@@ -322,10 +322,8 @@ MAX_VIDEO_FRAMES = env_int("OD_MAX_VIDEO_FRAMES", 100_000)
 INSPECTION_TIMEOUT_SECONDS = env_int("OD_INSPECTION_TIMEOUT_SECONDS", 300)
 INSPECTION_MEMORY_BYTES = env_int("OD_INSPECTION_MEMORY_BYTES", 4 * 1024**3)
 WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
-# Of these threads a quarter decodes uploads, and no more than a quarter waits for that or other
-# costly work (`odproject.core.turns`): the rest is left to answer requests that cost nothing.
-CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", max(1, WEB_THREADS // 4))
-INSPECTION_WAIT_SECONDS = 60
+# Threads beside them that take uploads, one at a time each; the others wait without a thread.
+CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4)
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000

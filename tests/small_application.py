@@ -73,7 +73,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
     return [_body_facts(environ)]
 
 
-_http = http_application(wsgi)
+_http = http_application(wsgi, slow_threads=1, is_slow=lambda scope: scope["path"] == "/wait")
 
 
 async def _websocket(receive: Any, send: Any) -> None:

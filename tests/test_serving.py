@@ -164,7 +164,9 @@ def test_body_reaches_the_application_whole_and_never_through_memory(web):
         announced.replace(b"Host", b"Connection: close\r\nHost"), *[piece] * number
     )
     assert status == 200
-    assert json.loads(body) == {
+    facts = json.loads(body)
+    assert facts.pop("begun_at") > 0
+    assert facts == {
         "length": number * MEBIBYTE,
         "announced": str(number * MEBIBYTE),
         "sha256": hashlib.sha256(piece * number).hexdigest(),
@@ -414,6 +416,20 @@ def _open_files(pid: int) -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             found.add(str(entry.readlink()))
     return found
+
+
+def test_what_takes_long_waits_for_its_like_and_holds_up_nothing_else(own_web):
+    web = own_web()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(web.connect()) for _ in range(4 * WEB_THREADS)]
+        for connection in slow:
+            connection.sendall(head("POST", "/wait", "Connection: close", "Content-Length: 0"))
+        # One of them has its thread and the others wait, without the threads of the rest.
+        assert wait_until(lambda: web.counts()["calls"] == 1, timeout_seconds=PATIENCE_SECONDS)
+        assert web.get("/")[0] == 200
+        assert web.counts()["calls"] == 2
+        assert web.get("/release")[0] == 200
+        assert [parsed(read_all(one))[2] for one in slow] == [b"waited"] * len(slow)
 
 
 def test_reader_without_progress_is_cut_off_and_the_thread_is_free_again(own_web):

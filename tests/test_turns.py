@@ -68,7 +68,6 @@ def test_one_too_many_is_refused_without_waiting(waiters):
 def test_a_quarter_of_the_threads_may_wait(settings):
     assert settings.WEB_THREADS == 16
     assert turns._waiters._initial_value == 4
-    assert settings.CONCURRENT_INSPECTIONS == 4
 
 
 def test_one_who_waits_gets_the_slot_that_becomes_free(waiters):

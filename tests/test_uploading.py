@@ -1,6 +1,5 @@
 """Taking in an upload: all that is accepted is stored and charged, all else leaves no trace."""
 
-import threading
 import zipfile
 from datetime import timedelta
 from io import BytesIO
@@ -14,7 +13,6 @@ from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
 from billing.models import Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
-from datasets import uploading
 from datasets.media.inspector import Inspector
 from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
@@ -24,7 +22,6 @@ from datasets.uploading import (
     remove_orphaned_uploads,
     upload_content,
 )
-from odproject.core import turns
 from odproject.core.files import StorageFullError
 from tests.clients import client_of
 from tests.factories import dataset_id_of, make_dataset, make_user
@@ -250,23 +247,6 @@ def test_files_without_a_row_are_removed_when_they_are_old_enough(user, dataset,
     assert remove_orphaned_uploads(older_than=now + timedelta(minutes=1)) == 2
     files = sorted(str(p.relative_to(media_root)) for p in media_root.rglob("*") if p.is_file())
     assert files == [kept.thumbnail.name, kept.content.name]
-
-
-def test_upload_that_too_many_others_wait_before_is_refused_at_once(
-    user, dataset, media_root, monkeypatch
-):
-    slots, waiters = threading.BoundedSemaphore(1), threading.BoundedSemaphore(1)
-    monkeypatch.setattr(uploading, "_inspection_slots", slots)
-    monkeypatch.setattr(turns, "_waiters", waiters)
-    with slots, waiters:  # the one who waited would do so for a minute
-        answer = client_of(user).post(
-            f"/api/v1/datasets/{dataset.pk}/uploads/",
-            {"file": SimpleUploadedFile("a.png", image_bytes("PNG", noise((32, 32))))},
-            format="multipart",
-        )
-    assert (answer.status_code, answer.json()["code"]) == (503, "too_many_uploads")
-    assert answer["Retry-After"] == "10"
-    assert_nothing_happened(user, media_root)
 
 
 def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(

@@ -18,7 +18,7 @@ const BROKEN_OFF = "The connection broke off.";
 export const sessionEnds = signal();
 
 // Refusals of status 500 and above that come before anything is done, or take it back.
-const WITHOUT_EFFECT = new Set(["storage_full", "storage_unavailable", "too_many_uploads"]);
+const WITHOUT_EFFECT = new Set(["storage_full", "storage_unavailable"]);
 
 export class Refusal extends Error {
   constructor(message, status = 0, code = "") {
