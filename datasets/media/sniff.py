@@ -62,6 +62,7 @@ def sniff(path: Path) -> Sniffed:
 
     Raises MediaError: 400 for an empty file, 415 for everything that is neither a supported image,
     a supported video nor a zip archive. Says nothing about whether the rest of the file is sound.
+    A GIF is read block by block to its second frame, which can take minutes if it was made to.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -135,6 +136,12 @@ def _is_transport_stream(head: bytes) -> bool:
         if len(syncs) >= 3 and all(byte == _TS_SYNC for byte in syncs):
             return True
     return False
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file begins as a zip archive; reads its first bytes only, whatever it is."""
+    with path.open("rb") as file:
+        return archive_name(file.read(_HEAD_BYTES)) == "zip"
 
 
 def archive_name(head: bytes) -> str | None:
