@@ -108,6 +108,18 @@ def test_rgb_becomes_the_numbers_that_players_turn_back(tmp_path, matrix, full_r
         assert np.abs(frame.image.reshape(-1, 3).astype(int) - expected).max() <= 4
 
 
+@pytest.mark.parametrize("size_wh", [(16, 2), (2, 2), (64, 6), (64, 66), (64, 64)])
+def test_planes_of_every_even_size_are_written_as_they_are(tmp_path, size_wh):
+    width, height = size_wh
+    shape = height * 3 // 2, width
+    memory = np.random.default_rng(0).integers(16, 236, shape).astype(np.uint8)
+    with VideoWriter(tmp_path / "x.mp4", size_wh, quality=0) as writer:  # without loss
+        writer.write_planes(memory.copy(), 0.0)
+    frame = next(iter_frames(tmp_path / "x.mp4"))
+    assert frame.planes.size_wh == size_wh
+    np.testing.assert_array_equal(frame.planes.copied()[1], memory)
+
+
 def test_picture_that_the_decoder_still_needs_cannot_be_drawn_on(tmp_path):
     source = source_of_colours(tmp_path / "in.mp4", Colours())
     frame = next(iter_frames(source))

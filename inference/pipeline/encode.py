@@ -119,8 +119,10 @@ class VideoWriter:
 
         The memory belongs to the writer from now on.
         """
-        frame = av.VideoFrame.from_numpy_buffer(memory, format="yuv420p")
-        self._append(frame, time_seconds)
+        # Without a copy av takes the height for a multiple of four, and the colours from elsewhere.
+        height = memory.shape[0] * 2 // 3
+        made = av.VideoFrame.from_ndarray if height % 4 else av.VideoFrame.from_numpy_buffer
+        self._append(made(memory, format="yuv420p"), time_seconds)
 
     def _append(self, frame: av.VideoFrame, time_seconds: float) -> None:
         tick = round(time_seconds * TICKS_PER_SECOND) - self._cut_ticks
