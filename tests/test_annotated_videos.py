@@ -1,7 +1,9 @@
 """Annotated videos look like their originals, sound like them and keep their times."""
 
+import errno
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -149,6 +151,50 @@ def test_pictures_of_other_kinds_are_drawn_over_rgb(tmp_path, kind):
     assert (height, width) == tuple(side // 2 * 2 for side in before.shape[:2])
     assert np.abs(before[:height, :width].astype(int) - after).mean() < 4
     assert times_of(out) == times_of(source)
+
+
+# -- what the encoder does not take
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "written_wh"), [((20_480, 20), (16_384, 16)), ((4, 32_768), (2, 16_384))]
+)
+def test_frames_longer_than_the_encoder_takes_are_made_smaller(tmp_path, size_wh, written_wh):
+    source = write_video(
+        tmp_path / "in.mkv", codec="ffv1", frames=2, size_wh=size_wh,
+        paint=lambda _: corner_picture(size_wh),
+    )  # fmt: skip
+    assert next(iter_frames(source)).planes.size_wh == size_wh
+    out = annotate(source, tmp_path / "out.mp4")
+    assert (count_frames(out).size_wh, count_frames(out).frame_count) == (written_wh, 2)
+    width, height = written_wh
+    shown = next(iter_frames(out)).image
+    assert shown[height // 4, width // 4].min() > 240
+    assert shown[-1, -1].max() < 15
+
+
+def test_what_the_encoder_refuses_is_no_fault_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.pipeline.encode._LONGEST_SIDE", 20_000)
+    with (
+        pytest.raises(DrawingError) as caught,
+        VideoWriter(tmp_path / "x.mp4", (17_000, 16)) as writer,
+    ):
+        writer.write(np.zeros((16, 17_000, 3), np.uint8), 0.0)
+    assert caught.value.code == "video_not_encodable"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lack_of_memory_is_no_fault_of_the_pictures(tmp_path, monkeypatch):
+    def encode(frame):
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    with (
+        pytest.raises(MemoryError),
+        VideoWriter(tmp_path / "x.mp4", (64, 48)) as writer,
+    ):
+        writer._stream = SimpleNamespace(width=64, height=48, encode=encode)
+        writer.write(picture(0, (64, 48)), 0.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_die_without_the_garbage_collector(tmp_path):

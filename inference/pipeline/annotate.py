@@ -41,7 +41,10 @@ class AnnotatedVideo:
             size_wh = planes.size_wh if planes else (frame.image.shape[1], frame.image.shape[0])
             writer = VideoWriter(self._path, size_wh, colours=colours)
             self._writer = self._stack.enter_context(writer)
-        if planes is not None and planes.colours == writer.colours:
+        if planes is not None and (planes.colours, planes.size_wh) == (
+            writer.colours,
+            writer.size_wh,
+        ):
             canvas, memory = planes.copied()
             draw_on_planes(canvas, detections, self._class_names)
             writer.write_planes(memory, frame.time_seconds)
