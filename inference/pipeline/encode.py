@@ -49,6 +49,8 @@ _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 3},
     "TIFF": {"compression": "tiff_deflate"},
 }
+# Pillow tells of this one by an OSError that looks like one of the disk.
+_LONGEST_JPEG_SIDE = 65_500
 
 
 class VideoWriter:
@@ -212,6 +214,8 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
     if chosen is None or chosen not in _IMAGE_FORMATS.values():
         raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
+    if chosen == "JPEG" and max(image_rgb.shape) > _LONGEST_JPEG_SIDE:
+        raise DrawingError("image_too_large", "JPEG cannot hold this image.")
     with whole_file(path) as partial:
         try:
             PilImage.fromarray(image_rgb).save(
