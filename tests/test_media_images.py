@@ -1,11 +1,14 @@
 """Images are decoded wholly, upright, to RGB of 8 bits; damaged and huge ones are refused."""
 
+import struct
+
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datasets.media.errors import MediaError
 from datasets.media.images import ImageFacts, probe_image, read_image
@@ -32,6 +35,15 @@ UPRIGHT_BOXES = {
     7: ((48, 64), (24, 32, 48, 64)),
     8: ((48, 64), (0, 32, 24, 64)),
 }
+
+
+def tiff_tags(tags: dict[int, tuple[int, object]]) -> ImageFileDirectory_v2:
+    """Tags by number, each with its type and value, to be saved with a TIFF."""
+    directory = ImageFileDirectory_v2()
+    for tag, (kind, value) in tags.items():
+        directory.tagtype[tag] = kind
+        directory[tag] = value
+    return directory
 
 
 def refusal(path, **limits) -> tuple[int, str]:
@@ -89,6 +101,39 @@ def test_truncated_image_is_refused(tmp_path, image_format, kept):
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"")
     assert refusal(tmp_path / "x") == (400, "empty_file")
+
+
+DNG_VERSION = {50706: (TiffTags.BYTE, b"\1\4\0\0")}
+PREVIEW = {254: (TiffTags.LONG, 1), 330: (TiffTags.LONG, 8)}
+RGB_PIXELS, SENSOR_PIXELS = (struct.pack("<HHLL", 262, 3, 1, kind) for kind in (2, 32803))
+
+
+@pytest.mark.parametrize(
+    ("tags", "pixels"),
+    [
+        (PREVIEW | DNG_VERSION, RGB_PIXELS),
+        (PREVIEW, RGB_PIXELS),
+        (DNG_VERSION, SENSOR_PIXELS),
+    ],
+    ids=["dng", "nef", "dng without a preview"],
+)
+def test_raw_photograph_is_refused_and_its_preview_not_taken_for_it(tmp_path, tags, pixels):
+    path = write_image(tmp_path / "x", image_format="TIFF", tiffinfo=tiff_tags(tags))
+    content = path.read_bytes()
+    assert content.count(RGB_PIXELS) == 1
+    path.write_bytes(content.replace(RGB_PIXELS, pixels))
+    with pytest.raises(MediaError) as caught:
+        probe_image(path)
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_media_type")
+    assert caught.value.detail == (
+        "Raw photographs are not supported; please convert them to JPEG or TIFF."
+    )
+
+
+def test_tiff_with_smaller_copies_inside_is_its_full_picture(tmp_path):
+    tags = {254: (TiffTags.LONG, 0), 330: (TiffTags.LONG, 8)}
+    path = write_image(tmp_path / "x", image_format="TIFF", tiffinfo=tiff_tags(tags))
+    assert probe_image(path) == ImageFacts(size_wh=(64, 48), format="tiff")
 
 
 def test_video_is_no_image(tmp_path):

@@ -150,7 +150,14 @@ def test_other_kinds_are_refused_as_unsupported(tmp_path, kind):
 
 
 def test_refusal_says_what_the_file_is(tmp_path):
-    for kind, word in [("svg", "SVG"), ("heic", "HEIC"), ("m3u8", "Playlist"), ("rar", "zip")]:
+    for kind, word in [
+        ("svg", "SVG"),
+        ("heic", "HEIC"),
+        ("m3u8", "Playlist"),
+        ("rar", "zip"),
+        ("raw_photograph", "Raw"),
+        ("canon_raw", "Raw"),
+    ]:
         with pytest.raises(MediaError) as caught:
             sniff(written(tmp_path, UNSUPPORTED[kind]))
         assert word in caught.value.detail

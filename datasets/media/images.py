@@ -23,9 +23,25 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from datasets.media.errors import corrupt_file, refused, unsupported_type
+from datasets.media.errors import corrupt_file, raw_photograph, refused, unsupported_type
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.sniff import sniff
+
+# Tags of TIFF 6.0, its Technical Note 1 and DNG 1.4.
+_SUBFILE_TYPE_TAG, _INNER_PICTURES_TAG, _DNG_VERSION_TAG = 254, 330, 50706
+_REDUCED = 1
+
+
+class _TiffFile(TiffImageFile):
+    """Refuses raw photographs (DNG, NEF, ARW), which begin with a small preview of themselves."""
+
+    def _setup(self) -> None:
+        tags = self.tag_v2
+        is_preview = tags.get(_SUBFILE_TYPE_TAG, 0) & _REDUCED and _INNER_PICTURES_TAG in tags
+        if is_preview or _DNG_VERSION_TAG in tags:
+            raise raw_photograph()
+        super()._setup()
+
 
 # The allow-list. A multi-picture file (MPO) is a JPEG whose first picture is the photograph, so the
 # plain JPEG reader is the right one for it.
@@ -34,7 +50,7 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "png": PngImageFile,
     "webp": WebPImageFile,
     "bmp": BmpImageFile,
-    "tiff": TiffImageFile,
+    "tiff": _TiffFile,
     "gif": GifImageFile,
 }
 # What Pillow's readers raise on damaged files, as found by damaging files of every format.
