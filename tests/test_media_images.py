@@ -1,5 +1,7 @@
 """Images are decoded wholly, upright, to RGB of 8 bits; damaged and huge ones are refused."""
 
+import errno
+import io
 import struct
 
 import numpy as np
@@ -96,6 +98,25 @@ def test_truncated_image_is_refused(tmp_path, image_format, kept):
     path = tmp_path / "x"
     path.write_bytes(content[: int(len(content) * kept)])
     assert refusal(path) == (400, "corrupt_file")
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_disk_that_fails_is_not_called_a_damaged_picture(tmp_path, monkeypatch, image_format):
+    path = write_image(tmp_path / "x", noise((200, 150)), image_format=image_format)
+    half = path.stat().st_size // 2
+
+    class FailingFile(io.BytesIO):
+        def read(self, size=-1):
+            if size < 0 or self.tell() + size > half:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    content = path.read_bytes()
+    monkeypatch.setattr(type(path), "open", lambda *_: FailingFile(content))
+    for use in (probe_image, read_image):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            use(path)
+        assert caught.value.errno == errno.EIO
 
 
 def test_empty_file_is_refused(tmp_path):

@@ -5,6 +5,7 @@ purpose: other libraries replace it while the program runs, it tries every forma
 registered, and its check of the size warns instead of refusing.
 """
 
+import errno
 import io
 import struct
 import warnings
@@ -100,8 +101,9 @@ def probe_image(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> ImageFac
     """Decode the image wholly and tell its upright size.
 
     Raises MediaError: 400 for an empty, truncated or damaged file, 415 for a file that is no image
-    of a supported format, 422 for more than `limits.max_pixels`, before anything is decoded. Of an
-    image with several pictures (MPO, TIFF, APNG, animated WebP) only the first counts.
+    of a supported format, 422 for more than `limits.max_pixels`, before anything is decoded.
+    Raises OSError where the disk fails. Of an image with several pictures (MPO, TIFF, APNG,
+    animated WebP) only the first counts.
     """
     with _loaded(path, limits) as (image, image_format):
         width, height = image.size
@@ -114,8 +116,8 @@ def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
     """Decode the image to upright RGB uint8 of shape (height, width, 3).
 
     Transparency is put over white, 16 bits are scaled to 8, numbers without a fixed white (32-bit
-    integers, floats) are stretched from their lowest to their highest. Raises MediaError as
-    `probe_image` does.
+    integers, floats) are stretched from their lowest to their highest. Raises MediaError and
+    OSError as `probe_image` does.
     """
     with _loaded(path, limits or DEFAULT_LIMITS) as (image, _), _damage_refused():
         return _to_rgb(_upright(image))
@@ -135,7 +137,8 @@ def _thumbnail(image: Image.Image) -> bytes | None:
             if orientation != 1:
                 small = small.transpose(_TRANSPOSITIONS[orientation])
             return _small_jpeg(Image.fromarray(_to_rgb(small)))
-    except _DAMAGE:
+    except _DAMAGE as error:
+        _raise_if_disk_failed(error)
         return None
 
 
@@ -185,7 +188,14 @@ def _damage_refused() -> Iterator[None]:
         # Some readers compare with Pillow's own limit, which is a little lower than ours.
         raise refused("image_too_large", "The image has too many pixels.") from error
     except _DAMAGE as error:
+        _raise_if_disk_failed(error)
         raise corrupt_file("The image is damaged or incomplete: it cannot be decoded.") from error
+
+
+def _raise_if_disk_failed(error: Exception) -> None:
+    """The system numbers its errors and Pillow does not; seeking to nowhere is the file's fault."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 def _check_size(size_wh: tuple[int, int], limits: MediaLimits) -> None:
@@ -205,7 +215,8 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (*_DAMAGE, Image.DecompressionBombError):
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        _raise_if_disk_failed(error)
         return 1
     return orientation if orientation in _TRANSPOSITIONS else 1
 
