@@ -304,6 +304,12 @@ def sound_of(path: Path) -> tuple[str, float, float]:
         return stream.codec_context.codec.canonical_name, frames[0].time, end
 
 
+def heard_seconds(path: Path) -> float:
+    """How much sound there is, without the gaps."""
+    with av.open(str(path)) as container:
+        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+
+
 def joined_with_sound(tmp_path, source) -> Path:
     segment = annotate(source, tmp_path / "segment.mp4")
     join_segments([segment], tmp_path / "out.mp4", sound_from=source)
@@ -364,6 +370,28 @@ def test_sound_that_begins_before_the_pictures_is_cut_to_them(tmp_path):
     _, start, end = sound_of(out)
     assert start == pytest.approx(0, abs=0.03)
     assert end == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("second_begins_seconds", [0, 90_000], ids=["again", "a day later"])
+@pytest.mark.parametrize(("coding", "expected"), [("aac", "aac"), ("ac3", "ac3"), ("mp2", "aac")])
+def test_sound_of_recordings_put_together_follows_their_pictures(
+    tmp_path, coding, expected, second_begins_seconds
+):
+    parts = [
+        write_video(
+            tmp_path / f"{begin}.ts", codec="libx264", frames=50, sound=coding,
+            options={"output_ts_offset": str(begin)},
+        )
+        for begin in (0.25, second_begins_seconds)
+    ]  # fmt: skip
+    source = tmp_path / "x.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    out = joined_with_sound(tmp_path, source)
+    assert times_of(out) == pytest.approx([i / 25 for i in range(100)], abs=1e-3)
+    found, start, end = sound_of(out)
+    assert (found, start) == (expected, pytest.approx(0, abs=0.06))
+    assert end == pytest.approx(4, abs=0.15)
+    assert heard_seconds(out) == pytest.approx(4, abs=0.15)  # nothing is dropped in between
 
 
 def test_damaged_sound_is_left_out_and_does_not_harm_the_pictures(tmp_path):

@@ -54,7 +54,7 @@ DECODER_THREADS = 2
 _DEFAULT_RATE_FPS = 25.0
 _MAX_SANE_RATE_FPS = 1000.0
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
-_MAX_SANE_GAP_SECONDS = 24 * 3600.0
+MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
 _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
@@ -235,7 +235,7 @@ class _FrameClock:
             self.was_corrected = True
         else:
             seconds = stamp_seconds + self._shift_seconds
-            if not 0 <= seconds - self._last_seconds <= _MAX_SANE_GAP_SECONDS:
+            if not 0 <= seconds - self._last_seconds <= MAX_SANE_GAP_SECONDS:
                 self._shift_seconds = expected_seconds - stamp_seconds
                 seconds = expected_seconds
                 self.was_corrected = True
@@ -794,7 +794,7 @@ def _frame_seconds(frame: Any, stream: VideoStream) -> float | None:
     if not frame.duration or time_base is None:
         return None
     seconds = float(frame.duration * time_base)
-    return seconds if 0 < seconds <= _MAX_SANE_GAP_SECONDS else None
+    return seconds if 0 < seconds <= MAX_SANE_GAP_SECONDS else None
 
 
 def _nominal_rate_fps(stream: VideoStream) -> float | None:
