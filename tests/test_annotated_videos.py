@@ -2,6 +2,7 @@
 
 import errno
 import gc
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,6 +212,38 @@ def test_frames_die_without_the_garbage_collector(tmp_path):
     finally:
         gc.enable()
     assert most - before < 12
+
+
+# -- the shape of pixels
+
+
+def aspect_of(path: Path) -> Fraction | None:
+    with av.open(str(path)) as container:
+        return container.streams.video[0].sample_aspect_ratio or None
+
+
+@pytest.mark.parametrize(
+    ("stored", "rotation", "expected"),
+    [
+        (Fraction(4, 3), 0, Fraction(4, 3)),
+        (Fraction(4, 3), 90, Fraction(3, 4)),
+        (Fraction(4, 3), 180, Fraction(4, 3)),
+        (None, 0, None),
+        (Fraction(1), 90, None),
+        (Fraction(65_000), 0, None),
+    ],
+)
+def test_joined_video_has_the_pixels_of_the_upright_original(tmp_path, stored, rotation, expected):
+    source = write_video(
+        tmp_path / "in.mp4", codec="libx264", frames=6, rotation=rotation, pixel_aspect=stored
+    )
+    segments = [
+        annotate(source, tmp_path / f"{first}.mp4", first_frame_index=first, max_frames=3)
+        for first in (0, 3)
+    ]
+    join_segments(segments, tmp_path / "out.mp4")
+    assert aspect_of(tmp_path / "out.mp4") == expected
+    assert count_frames(tmp_path / "out.mp4").frame_count == 6
 
 
 # -- ranges

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image as PilImage
 
-from datasets.media.planes import BT709, PLAIN_COLOURS, Colours
+from datasets.media.planes import BT709, PLAIN_COLOURS, SQUARE, Colours
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Image
 
@@ -69,18 +69,21 @@ class VideoWriter:
         size_wh: tuple[int, int],
         *,
         colours: Colours = PLAIN_COLOURS,
+        pixel_aspect: Fraction = SQUARE,
         preset: str = "superfast",
         quality: int = 23,
     ) -> None:
         """`size_wh` of the frames in pixels; `quality` is x264's rate factor, lower is better.
 
-        `colours` are those of the file; RGB images are converted to them. Raises DrawingError
-        (`video_too_small`) for a side below 2 pixels. Writing and the end of the block raise it
-        (`video_not_encodable`) for what the encoder refuses, and OSError.
+        `colours` are those of the file; RGB images are converted to them. `pixel_aspect` is the
+        width of a pixel by its height. Raises DrawingError (`video_too_small`) for a side below 2
+        pixels. Writing and the end of the block raise it (`video_not_encodable`) for what the
+        encoder refuses, and OSError.
         """
         if min(size_wh) < 2:
             raise DrawingError("video_too_small", "A video needs at least 2 x 2 pixels.")
         self.colours = colours
+        self._pixel_aspect = pixel_aspect
         self._path = path
         self._partial = _partial_path(path)
         scale = min(1, _LONGEST_SIDE / max(size_wh))
@@ -174,6 +177,8 @@ class VideoWriter:
         context.thread_count = 1
         context.colorspace = self.colours.matrix
         context.color_primaries, context.color_trc = self.colours.primaries, self.colours.transfer
+        if self._pixel_aspect != SQUARE:
+            context.sample_aspect_ratio = self._pixel_aspect
         context.color_range = _FULL_RANGE if self.colours.full_range else _LIMITED_RANGE
         # Without frames that refer to later ones, the order of coding is that of showing; with
         # them and varying frame times, the container's duration comes out wrong.
