@@ -48,6 +48,14 @@ def tiff_tags(tags: dict[int, tuple[int, object]]) -> ImageFileDirectory_v2:
     return directory
 
 
+def change_tag(path, tag: int, old: int, new: int) -> None:
+    """Replace a short number that Pillow itself has written into a TIFF."""
+    entry = struct.pack("<HHLL", tag, TiffTags.SHORT, 1, old)
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    path.write_bytes(content.replace(entry, struct.pack("<HHLL", tag, TiffTags.SHORT, 1, new)))
+
+
 def refusal(path, **limits) -> tuple[int, str]:
     with pytest.raises(MediaError) as probed:
         probe_image(path, limits=MediaLimits(**limits))
@@ -126,7 +134,7 @@ def test_empty_file_is_refused(tmp_path):
 
 DNG_VERSION = {50706: (TiffTags.BYTE, b"\1\4\0\0")}
 PREVIEW = {254: (TiffTags.LONG, 1), 330: (TiffTags.LONG, 8)}
-RGB_PIXELS, SENSOR_PIXELS = (struct.pack("<HHLL", 262, 3, 1, kind) for kind in (2, 32803))
+RGB_PIXELS, SENSOR_PIXELS = 2, 32803
 
 
 @pytest.mark.parametrize(
@@ -140,9 +148,7 @@ RGB_PIXELS, SENSOR_PIXELS = (struct.pack("<HHLL", 262, 3, 1, kind) for kind in (
 )
 def test_raw_photograph_is_refused_and_its_preview_not_taken_for_it(tmp_path, tags, pixels):
     path = write_image(tmp_path / "x", image_format="TIFF", tiffinfo=tiff_tags(tags))
-    content = path.read_bytes()
-    assert content.count(RGB_PIXELS) == 1
-    path.write_bytes(content.replace(RGB_PIXELS, pixels))
+    change_tag(path, 262, RGB_PIXELS, pixels)
     with pytest.raises(MediaError) as caught:
         probe_image(path)
     assert (caught.value.status, caught.value.code) == (415, "unsupported_media_type")
@@ -233,6 +239,51 @@ def test_numbers_without_a_fixed_white_are_stretched(tmp_path, kind):
     values = np.array([[-1000, 0], [1000, 3000]], kind)
     picture = read_image(write_image(tmp_path / "x", Image.fromarray(values), image_format="TIFF"))
     assert picture[..., 0].tolist() == [[0, 64], [128, 255]]
+
+
+def greys_of(path) -> list[int]:
+    """The first row of a picture that is grey; its thumbnail must show the same."""
+    picture = read_image(path)
+    assert (picture == picture[..., :1]).all()
+    with Image.open(io.BytesIO(probe_image(path).thumbnail_jpeg)) as thumbnail:
+        np.testing.assert_allclose(np.asarray(thumbnail), picture, atol=3)
+    return picture[0, :, 0].tolist()
+
+
+def write_grey_tiff(path, values: np.ndarray, **options):
+    """Eight rows of the values, each eight pixels wide, so that a JPEG shows them well."""
+    pixels = np.repeat(np.repeat(values[None], 8, axis=0), 8, axis=1)
+    return write_image(path, Image.fromarray(pixels), image_format="TIFF", **options)
+
+
+def test_grey_of_twelve_bits_is_scaled_from_twelve(tmp_path):
+    packed = bytes.fromhex("000 800 fff 7ff".replace(" ", ""))  # four pixels, and two bytes unused
+    words = np.frombuffer(packed + bytes(2), "<u2")
+    path = write_image(tmp_path / "x", Image.fromarray(words[None]), image_format="TIFF")
+    change_tag(path, 258, 16, 12)
+    assert read_image(path)[0, :, 0].tolist() == [0, 128, 255, 127]
+
+
+def test_grey_whose_white_is_zero_is_turned_over_and_stands_upright(tmp_path):
+    values = np.array([0, 60_000, 65_535], np.uint16)
+    path = write_grey_tiff(tmp_path / "x", values, orientation=2)  # mirrored
+    assert greys_of(path)[::8] == [255, 233, 0]
+    change_tag(path, 262, 1, 0)
+    assert greys_of(path)[::8] == [0, 22, 255]
+
+
+def test_floats_whose_white_is_zero_are_turned_over(tmp_path):
+    path = write_grey_tiff(tmp_path / "x", np.array([0, 0.5, 1], np.float32))
+    assert greys_of(path)[::8] == [0, 128, 255]
+    change_tag(path, 262, 1, 0)
+    assert greys_of(path)[::8] == [255, 128, 0]
+
+
+def test_unsigned_numbers_of_32_bits_are_not_read_as_negative(tmp_path):
+    values = np.array([0, 2_000_000_000, 3_000_000_000, 4_000_000_000], np.uint32)
+    path = write_grey_tiff(tmp_path / "x", values.view(np.int32))
+    change_tag(path, 339, 2, 1)
+    assert greys_of(path)[::8] == [0, 128, 191, 255]
 
 
 def test_picture_of_one_pixel_is_read(tmp_path):

@@ -30,7 +30,10 @@ from datasets.media.sniff import sniff
 
 # Tags of TIFF 6.0, its Technical Note 1 and DNG 1.4.
 _SUBFILE_TYPE_TAG, _INNER_PICTURES_TAG, _DNG_VERSION_TAG = 254, 330, 50706
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339
 _REDUCED = 1
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
 
 
 class _TiffFile(TiffImageFile):
@@ -170,6 +173,8 @@ def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]
         _check_size(image.size, limits)
         with _damage_refused():
             image.load()
+            if isinstance(image, TiffImageFile):
+                _put_greys_right(image)
         yield image, sniffed.format
 
 
@@ -190,6 +195,31 @@ def _damage_refused() -> Iterator[None]:
     except _DAMAGE as error:
         _raise_if_disk_failed(error)
         raise corrupt_file("The image is damaged or incomplete: it cannot be decoded.") from error
+
+
+def _put_greys_right(image: TiffImageFile) -> None:
+    """Give greys of more than 8 bits the meaning that others of their mode have.
+
+    Pillow hands out the stored numbers, whatever the tags say of them.
+    """
+    tags = image.tag_v2
+    # Pillow's own defaults.
+    is_inverted = tags.get(_PHOTOMETRIC_TAG, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+    is_unsigned = tags.get(_SAMPLE_FORMAT_TAG, (_UNSIGNED,))[0] == _UNSIGNED
+    has_12_bits = tags.get(_BITS_TAG) == (12,)
+    values = np.asarray(image)
+    if image.mode in _SIXTEEN_BIT_MODES and has_12_bits:
+        values = values << 4 | values >> 8
+    elif image.mode in _SIXTEEN_BIT_MODES and is_inverted:
+        values = np.invert(values)
+    elif image.mode == "F" and is_inverted:
+        values = -values
+    elif image.mode == "I" and is_unsigned:
+        # Moved into the range of signed numbers; they are stretched anyway.
+        values = values ^ np.int32(-(2**31))
+    else:
+        return
+    image.paste(Image.fromarray(values))
 
 
 def _raise_if_disk_failed(error: Exception) -> None:
