@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from datasets.media.planes import BT709, UNSPECIFIED, Colours
+from datasets.media.planes import BT709, BT2020, BT2020_CONSTANT, SMPTE170M, UNSPECIFIED, Colours
 from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.draw import class_colour, draw, draw_on_planes
@@ -109,6 +109,24 @@ def test_rgb_becomes_the_numbers_that_players_turn_back(tmp_path, matrix, full_r
             writer.write_planes(memory, index / 25)
     for expected, frame in zip(rgb, iter_frames(tmp_path / "x.mp4"), strict=True):
         assert np.abs(frame.image.reshape(-1, 3).astype(int) - expected).max() <= 4
+
+
+@pytest.mark.parametrize("size_wh", [(64, 64), (64, 640)])
+@pytest.mark.parametrize("matrix", [8, 10, 11, 12, 13, 14])
+def test_colours_that_av_cannot_turn_are_shown_as_players_do(tmp_path, matrix, size_wh):
+    width, height = size_wh
+    usual = BT2020 if matrix == BT2020_CONSTANT else BT709 if height == 640 else SMPTE170M
+    rgb = np.array((200, 60, 40), np.uint8)
+    y, u, v = Colours(usual).of_rgb(rgb).tolist()
+    memory = np.repeat(np.array([y, u, v], np.uint8), [4, 1, 1]).repeat(width * height // 4)
+    source = tmp_path / "in.mp4"
+    with VideoWriter(source, size_wh, colours=Colours(matrix), quality=1) as writer:
+        writer.write_planes(memory.reshape(height * 3 // 2, width), 0.0)
+    assert count_frames(source).frame_count == 1
+    for path in (source, annotate(source, tmp_path / "out.mp4")):
+        (frame,) = iter_frames(path)
+        assert frame.planes.colours.matrix == matrix
+        assert np.abs(frame.image.astype(int) - rgb).max() <= 4
 
 
 @pytest.mark.parametrize("size_wh", [(16, 2), (2, 2), (64, 6), (64, 66), (64, 64)])

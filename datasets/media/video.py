@@ -21,13 +21,13 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.planes import SQUARE, UNSPECIFIED, Colours, Plane, Planes
+from datasets.media.planes import BT2020_CONSTANT, SQUARE, UNSPECIFIED, Colours, Plane, Planes
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
@@ -60,6 +60,7 @@ MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
 _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_TALLEST_STANDARD_DEFINITION = 576
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _SEEK_LEADS_SECONDS = (0, 2)
@@ -593,17 +594,13 @@ class _Painter:
         width, height = item.turn.size_wh(*self.see(item))
         has_alpha = any(component.is_alpha for component in item.frame.format.components)
         try:
-            plain = (
-                self._reformatter()
-                .reformat(
-                    item.frame,
-                    width=width,
-                    height=height,
-                    format="rgba" if has_alpha else "rgb24",
-                    threads=1,
-                )
-                .to_ndarray()
-            )
+            plain = self._converted(
+                item.frame,
+                width=width,
+                height=height,
+                format="rgba" if has_alpha else "rgb24",
+                threads=1,
+            ).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             _raise_if_out_of_memory(error)
             raise refused(
@@ -612,11 +609,29 @@ class _Painter:
             ) from error
         return item.turn.apply(_over_white(plain) if has_alpha else plain)
 
+    def _converted(self, frame: Any, **wanted: Any) -> Any:
+        """The frame in another format; colours of a kind that av cannot turn are taken as usual."""
+        try:
+            return self._reformatter().reformat(frame, **wanted)
+        except (av.FFmpegError, ValueError) as error:
+            _raise_if_out_of_memory(error)
+            usual = _usual_colours(frame)
+            return self._reformatter().reformat(
+                frame, src_colorspace=usual, dst_colorspace=usual, **wanted
+            )
+
     def _reformatter(self) -> VideoReformatter:
         if not hasattr(self._tools, "reformatter"):
             self._tools.reformatter = VideoReformatter()
         reformatter: VideoReformatter = self._tools.reformatter
         return reformatter
+
+
+def _usual_colours(frame: Any) -> Colorspace:
+    """What players take for the matrix of a video when they do not know the one it names."""
+    if int(frame.colorspace) == BT2020_CONSTANT:
+        return Colorspace.BT2020
+    return Colorspace.ITU709 if frame.height > _TALLEST_STANDARD_DEFINITION else Colorspace.ITU601
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
