@@ -3,6 +3,7 @@
 import errno
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import PIL.Image
@@ -284,6 +285,22 @@ def test_unsigned_numbers_of_32_bits_are_not_read_as_negative(tmp_path):
     path = write_grey_tiff(tmp_path / "x", values.view(np.int32))
     change_tag(path, 339, 2, 1)
     assert greys_of(path)[::8] == [0, 128, 191, 255]
+
+
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 1), ("RGB", 6), ("RGBA", 1)])
+def test_image_is_held_in_memory_once_beside_its_decoder(tmp_path, mode, orientation):
+    """Pillow's own memory is not counted here: what is, is the picture and some rows more."""
+    image = Image.new(mode, (2000, 1500), (10, 20, 30, 255)[: len(mode)])
+    path = write_image(tmp_path / "x", image, image_format="PNG", orientation=orientation)
+    read_image(path)  # what is imported at the first use does not count
+    tracemalloc.start()
+    try:
+        picture = read_image(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert picture.nbytes == 2000 * 1500 * 3
+    assert peak_bytes < 1.5 * picture.nbytes
 
 
 def test_picture_of_one_pixel_is_read(tmp_path):
