@@ -123,6 +123,7 @@ def write_video(
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     pix_fmt: str = "",
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """Encode a video; the container follows from the name unless it is given.
 
@@ -140,6 +141,8 @@ def write_video(
         stream.width, stream.height = size_wh
         stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         stream.codec_context.options = codec_options or {}
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation or hflip:

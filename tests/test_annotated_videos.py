@@ -1,13 +1,16 @@
 """Annotated videos look like their originals, sound like them and keep their times."""
 
+import errno
 import gc
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
-from datasets.media.planes import BT709, UNSPECIFIED, Colours
+from datasets.media.planes import BT709, BT2020, BT2020_CONSTANT, SMPTE170M, UNSPECIFIED, Colours
 from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.draw import class_colour, draw, draw_on_planes
@@ -108,6 +111,36 @@ def test_rgb_becomes_the_numbers_that_players_turn_back(tmp_path, matrix, full_r
         assert np.abs(frame.image.reshape(-1, 3).astype(int) - expected).max() <= 4
 
 
+@pytest.mark.parametrize("size_wh", [(64, 64), (64, 640)])
+@pytest.mark.parametrize("matrix", [8, 10, 11, 12, 13, 14])
+def test_colours_that_av_cannot_turn_are_shown_as_players_do(tmp_path, matrix, size_wh):
+    width, height = size_wh
+    usual = BT2020 if matrix == BT2020_CONSTANT else BT709 if height == 640 else SMPTE170M
+    rgb = np.array((200, 60, 40), np.uint8)
+    y, u, v = Colours(usual).of_rgb(rgb).tolist()
+    memory = np.repeat(np.array([y, u, v], np.uint8), [4, 1, 1]).repeat(width * height // 4)
+    source = tmp_path / "in.mp4"
+    with VideoWriter(source, size_wh, colours=Colours(matrix), quality=1) as writer:
+        writer.write_planes(memory.reshape(height * 3 // 2, width), 0.0)
+    assert count_frames(source).frame_count == 1
+    for path in (source, annotate(source, tmp_path / "out.mp4")):
+        (frame,) = iter_frames(path)
+        assert frame.planes.colours.matrix == matrix
+        assert np.abs(frame.image.astype(int) - rgb).max() <= 4
+
+
+@pytest.mark.parametrize("size_wh", [(16, 2), (2, 2), (64, 6), (64, 66), (64, 64)])
+def test_planes_of_every_even_size_are_written_as_they_are(tmp_path, size_wh):
+    width, height = size_wh
+    shape = height * 3 // 2, width
+    memory = np.random.default_rng(0).integers(16, 236, shape).astype(np.uint8)
+    with VideoWriter(tmp_path / "x.mp4", size_wh, quality=0) as writer:  # without loss
+        writer.write_planes(memory.copy(), 0.0)
+    frame = next(iter_frames(tmp_path / "x.mp4"))
+    assert frame.planes.size_wh == size_wh
+    np.testing.assert_array_equal(frame.planes.copied()[1], memory)
+
+
 def test_picture_that_the_decoder_still_needs_cannot_be_drawn_on(tmp_path):
     source = source_of_colours(tmp_path / "in.mp4", Colours())
     frame = next(iter_frames(source))
@@ -139,6 +172,50 @@ def test_pictures_of_other_kinds_are_drawn_over_rgb(tmp_path, kind):
     assert times_of(out) == times_of(source)
 
 
+# -- what the encoder does not take
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "written_wh"), [((20_480, 20), (16_384, 16)), ((4, 32_768), (2, 16_384))]
+)
+def test_frames_longer_than_the_encoder_takes_are_made_smaller(tmp_path, size_wh, written_wh):
+    source = write_video(
+        tmp_path / "in.mkv", codec="ffv1", frames=2, size_wh=size_wh,
+        paint=lambda _: corner_picture(size_wh),
+    )  # fmt: skip
+    assert next(iter_frames(source)).planes.size_wh == size_wh
+    out = annotate(source, tmp_path / "out.mp4")
+    assert (count_frames(out).size_wh, count_frames(out).frame_count) == (written_wh, 2)
+    width, height = written_wh
+    shown = next(iter_frames(out)).image
+    assert shown[height // 4, width // 4].min() > 240
+    assert shown[-1, -1].max() < 15
+
+
+def test_what_the_encoder_refuses_is_no_fault_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.pipeline.encode._LONGEST_SIDE", 20_000)
+    with (
+        pytest.raises(DrawingError) as caught,
+        VideoWriter(tmp_path / "x.mp4", (17_000, 16)) as writer,
+    ):
+        writer.write(np.zeros((16, 17_000, 3), np.uint8), 0.0)
+    assert caught.value.code == "video_not_encodable"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lack_of_memory_is_no_fault_of_the_pictures(tmp_path, monkeypatch):
+    def encode(frame):
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    with (
+        pytest.raises(MemoryError),
+        VideoWriter(tmp_path / "x.mp4", (64, 48)) as writer,
+    ):
+        writer._stream = SimpleNamespace(width=64, height=48, encode=encode)
+        writer.write(picture(0, (64, 48)), 0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_frames_die_without_the_garbage_collector(tmp_path):
     source = write_video(tmp_path / "in.mp4", frames=60, codec="libx264", rotation=90)
 
@@ -153,6 +230,38 @@ def test_frames_die_without_the_garbage_collector(tmp_path):
     finally:
         gc.enable()
     assert most - before < 12
+
+
+# -- the shape of pixels
+
+
+def aspect_of(path: Path) -> Fraction | None:
+    with av.open(str(path)) as container:
+        return container.streams.video[0].sample_aspect_ratio or None
+
+
+@pytest.mark.parametrize(
+    ("stored", "rotation", "expected"),
+    [
+        (Fraction(4, 3), 0, Fraction(4, 3)),
+        (Fraction(4, 3), 90, Fraction(3, 4)),
+        (Fraction(4, 3), 180, Fraction(4, 3)),
+        (None, 0, None),
+        (Fraction(1), 90, None),
+        (Fraction(65_000), 0, None),
+    ],
+)
+def test_joined_video_has_the_pixels_of_the_upright_original(tmp_path, stored, rotation, expected):
+    source = write_video(
+        tmp_path / "in.mp4", codec="libx264", frames=6, rotation=rotation, pixel_aspect=stored
+    )
+    segments = [
+        annotate(source, tmp_path / f"{first}.mp4", first_frame_index=first, max_frames=3)
+        for first in (0, 3)
+    ]
+    join_segments(segments, tmp_path / "out.mp4")
+    assert aspect_of(tmp_path / "out.mp4") == expected
+    assert count_frames(tmp_path / "out.mp4").frame_count == 6
 
 
 # -- ranges
@@ -246,6 +355,12 @@ def sound_of(path: Path) -> tuple[str, float, float]:
         return stream.codec_context.codec.canonical_name, frames[0].time, end
 
 
+def heard_seconds(path: Path) -> float:
+    """How much sound there is, without the gaps."""
+    with av.open(str(path)) as container:
+        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+
+
 def joined_with_sound(tmp_path, source) -> Path:
     segment = annotate(source, tmp_path / "segment.mp4")
     join_segments([segment], tmp_path / "out.mp4", sound_from=source)
@@ -306,6 +421,28 @@ def test_sound_that_begins_before_the_pictures_is_cut_to_them(tmp_path):
     _, start, end = sound_of(out)
     assert start == pytest.approx(0, abs=0.03)
     assert end == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("second_begins_seconds", [0, 90_000], ids=["again", "a day later"])
+@pytest.mark.parametrize(("coding", "expected"), [("aac", "aac"), ("ac3", "ac3"), ("mp2", "aac")])
+def test_sound_of_recordings_put_together_follows_their_pictures(
+    tmp_path, coding, expected, second_begins_seconds
+):
+    parts = [
+        write_video(
+            tmp_path / f"{begin}.ts", codec="libx264", frames=50, sound=coding,
+            options={"output_ts_offset": str(begin)},
+        )
+        for begin in (0.25, second_begins_seconds)
+    ]  # fmt: skip
+    source = tmp_path / "x.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    out = joined_with_sound(tmp_path, source)
+    assert times_of(out) == pytest.approx([i / 25 for i in range(100)], abs=1e-3)
+    found, start, end = sound_of(out)
+    assert (found, start) == (expected, pytest.approx(0, abs=0.06))
+    assert end == pytest.approx(4, abs=0.15)
+    assert heard_seconds(out) == pytest.approx(4, abs=0.15)  # nothing is dropped in between
 
 
 def test_damaged_sound_is_left_out_and_does_not_harm_the_pictures(tmp_path):

@@ -1,11 +1,17 @@
 """Images are decoded wholly, upright, to RGB of 8 bits; damaged and huge ones are refused."""
 
+import errno
+import io
+import struct
+import tracemalloc
+
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datasets.media.errors import MediaError
 from datasets.media.images import ImageFacts, probe_image, read_image
@@ -32,6 +38,23 @@ UPRIGHT_BOXES = {
     7: ((48, 64), (24, 32, 48, 64)),
     8: ((48, 64), (0, 32, 24, 64)),
 }
+
+
+def tiff_tags(tags: dict[int, tuple[int, object]]) -> ImageFileDirectory_v2:
+    """Tags by number, each with its type and value, to be saved with a TIFF."""
+    directory = ImageFileDirectory_v2()
+    for tag, (kind, value) in tags.items():
+        directory.tagtype[tag] = kind
+        directory[tag] = value
+    return directory
+
+
+def change_tag(path, tag: int, old: int, new: int) -> None:
+    """Replace a short number that Pillow itself has written into a TIFF."""
+    entry = struct.pack("<HHLL", tag, TiffTags.SHORT, 1, old)
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    path.write_bytes(content.replace(entry, struct.pack("<HHLL", tag, TiffTags.SHORT, 1, new)))
 
 
 def refusal(path, **limits) -> tuple[int, str]:
@@ -86,9 +109,59 @@ def test_truncated_image_is_refused(tmp_path, image_format, kept):
     assert refusal(path) == (400, "corrupt_file")
 
 
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_disk_that_fails_is_not_called_a_damaged_picture(tmp_path, monkeypatch, image_format):
+    path = write_image(tmp_path / "x", noise((200, 150)), image_format=image_format)
+    half = path.stat().st_size // 2
+
+    class FailingFile(io.BytesIO):
+        def read(self, size=-1):
+            if size < 0 or self.tell() + size > half:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    content = path.read_bytes()
+    monkeypatch.setattr(type(path), "open", lambda *_: FailingFile(content))
+    for use in (probe_image, read_image):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            use(path)
+        assert caught.value.errno == errno.EIO
+
+
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"")
     assert refusal(tmp_path / "x") == (400, "empty_file")
+
+
+DNG_VERSION = {50706: (TiffTags.BYTE, b"\1\4\0\0")}
+PREVIEW = {254: (TiffTags.LONG, 1), 330: (TiffTags.LONG, 8)}
+RGB_PIXELS, SENSOR_PIXELS = 2, 32803
+
+
+@pytest.mark.parametrize(
+    ("tags", "pixels"),
+    [
+        (PREVIEW | DNG_VERSION, RGB_PIXELS),
+        (PREVIEW, RGB_PIXELS),
+        (DNG_VERSION, SENSOR_PIXELS),
+    ],
+    ids=["dng", "nef", "dng without a preview"],
+)
+def test_raw_photograph_is_refused_and_its_preview_not_taken_for_it(tmp_path, tags, pixels):
+    path = write_image(tmp_path / "x", image_format="TIFF", tiffinfo=tiff_tags(tags))
+    change_tag(path, 262, RGB_PIXELS, pixels)
+    with pytest.raises(MediaError) as caught:
+        probe_image(path)
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_media_type")
+    assert caught.value.detail == (
+        "Raw photographs are not supported; please convert them to JPEG or TIFF."
+    )
+
+
+def test_tiff_with_smaller_copies_inside_is_its_full_picture(tmp_path):
+    tags = {254: (TiffTags.LONG, 0), 330: (TiffTags.LONG, 8)}
+    path = write_image(tmp_path / "x", image_format="TIFF", tiffinfo=tiff_tags(tags))
+    assert probe_image(path) == ImageFacts(size_wh=(64, 48), format="tiff")
 
 
 def test_video_is_no_image(tmp_path):
@@ -167,6 +240,67 @@ def test_numbers_without_a_fixed_white_are_stretched(tmp_path, kind):
     values = np.array([[-1000, 0], [1000, 3000]], kind)
     picture = read_image(write_image(tmp_path / "x", Image.fromarray(values), image_format="TIFF"))
     assert picture[..., 0].tolist() == [[0, 64], [128, 255]]
+
+
+def greys_of(path) -> list[int]:
+    """The first row of a picture that is grey; its thumbnail must show the same."""
+    picture = read_image(path)
+    assert (picture == picture[..., :1]).all()
+    with Image.open(io.BytesIO(probe_image(path).thumbnail_jpeg)) as thumbnail:
+        np.testing.assert_allclose(np.asarray(thumbnail), picture, atol=3)
+    return picture[0, :, 0].tolist()
+
+
+def write_grey_tiff(path, values: np.ndarray, **options):
+    """Eight rows of the values, each eight pixels wide, so that a JPEG shows them well."""
+    pixels = np.repeat(np.repeat(values[None], 8, axis=0), 8, axis=1)
+    return write_image(path, Image.fromarray(pixels), image_format="TIFF", **options)
+
+
+def test_grey_of_twelve_bits_is_scaled_from_twelve(tmp_path):
+    packed = bytes.fromhex("000 800 fff 7ff".replace(" ", ""))  # four pixels, and two bytes unused
+    words = np.frombuffer(packed + bytes(2), "<u2")
+    path = write_image(tmp_path / "x", Image.fromarray(words[None]), image_format="TIFF")
+    change_tag(path, 258, 16, 12)
+    assert read_image(path)[0, :, 0].tolist() == [0, 128, 255, 127]
+
+
+def test_grey_whose_white_is_zero_is_turned_over_and_stands_upright(tmp_path):
+    values = np.array([0, 60_000, 65_535], np.uint16)
+    path = write_grey_tiff(tmp_path / "x", values, orientation=2)  # mirrored
+    assert greys_of(path)[::8] == [255, 233, 0]
+    change_tag(path, 262, 1, 0)
+    assert greys_of(path)[::8] == [0, 22, 255]
+
+
+def test_floats_whose_white_is_zero_are_turned_over(tmp_path):
+    path = write_grey_tiff(tmp_path / "x", np.array([0, 0.5, 1], np.float32))
+    assert greys_of(path)[::8] == [0, 128, 255]
+    change_tag(path, 262, 1, 0)
+    assert greys_of(path)[::8] == [255, 128, 0]
+
+
+def test_unsigned_numbers_of_32_bits_are_not_read_as_negative(tmp_path):
+    values = np.array([0, 2_000_000_000, 3_000_000_000, 4_000_000_000], np.uint32)
+    path = write_grey_tiff(tmp_path / "x", values.view(np.int32))
+    change_tag(path, 339, 2, 1)
+    assert greys_of(path)[::8] == [0, 128, 191, 255]
+
+
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 1), ("RGB", 6), ("RGBA", 1)])
+def test_image_is_held_in_memory_once_beside_its_decoder(tmp_path, mode, orientation):
+    """Pillow's own memory is not counted here: what is, is the picture and some rows more."""
+    image = Image.new(mode, (2000, 1500), (10, 20, 30, 255)[: len(mode)])
+    path = write_image(tmp_path / "x", image, image_format="PNG", orientation=orientation)
+    read_image(path)  # what is imported at the first use does not count
+    tracemalloc.start()
+    try:
+        picture = read_image(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert picture.nbytes == 2000 * 1500 * 3
+    assert peak_bytes < 1.5 * picture.nbytes
 
 
 def test_picture_of_one_pixel_is_read(tmp_path):

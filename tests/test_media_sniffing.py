@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.media.errors import MediaError
-from datasets.media.sniff import Sniffed, sniff
+from datasets.media.sniff import Sniffed, is_zip, sniff
 from tests.mediafiles import image_bytes, write_gif, write_image, write_video, write_zip
 
 
@@ -90,6 +90,13 @@ def test_zip_is_an_archive(tmp_path):
     assert sniff(path) == Sniffed("archive", "zip")
 
 
+def test_whether_a_file_is_a_zip_is_told_by_its_first_bytes(tmp_path):
+    assert is_zip(write_zip(tmp_path / "photo.jpg", [("a.jpg", image_bytes())]))
+    assert not is_zip(write_gif(tmp_path / "a.zip", frames=2))
+    assert not is_zip(written(tmp_path, b"Rar!\x1a\x07\x01\0"))
+    assert not is_zip(written(tmp_path, b""))
+
+
 def test_empty_file_is_refused(tmp_path):
     with pytest.raises(MediaError) as caught:
         sniff(written(tmp_path, b""))
@@ -143,7 +150,14 @@ def test_other_kinds_are_refused_as_unsupported(tmp_path, kind):
 
 
 def test_refusal_says_what_the_file_is(tmp_path):
-    for kind, word in [("svg", "SVG"), ("heic", "HEIC"), ("m3u8", "Playlist"), ("rar", "zip")]:
+    for kind, word in [
+        ("svg", "SVG"),
+        ("heic", "HEIC"),
+        ("m3u8", "Playlist"),
+        ("rar", "zip"),
+        ("raw_photograph", "Raw"),
+        ("canon_raw", "Raw"),
+    ]:
         with pytest.raises(MediaError) as caught:
             sniff(written(tmp_path, UNSUPPORTED[kind]))
         assert word in caught.value.detail

@@ -160,11 +160,21 @@ def test_image_of_an_unknown_format_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_image_too_large_for_its_format_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size_wh"),
+    [("a.webp", (16_384, 4)), ("a.jpg", (65_501, 4)), ("a.jpg", (4, 65_501))],
+)
+def test_image_too_large_for_its_format_leaves_nothing(tmp_path, name, size_wh):
     with pytest.raises(DrawingError) as caught:
-        write_image(tmp_path / "a.webp", grey((16_400, 4)))
+        write_image(tmp_path / name, grey(size_wh))
     assert caught.value.code == "image_too_large"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_image_as_large_as_its_format_holds_is_written(tmp_path):
+    write_image(tmp_path / "a.jpg", grey((65_500, 4)))
+    with PilImage.open(tmp_path / "a.jpg") as written:
+        assert written.size == (65_500, 4)
 
 
 def test_page_draws_a_class_in_the_colour_of_annotated_files():

@@ -1,5 +1,6 @@
 """What a worker does with a unit, with a fake detector: the network has its own tests."""
 
+import errno
 import os
 import threading
 from datetime import timedelta
@@ -140,6 +141,24 @@ def test_corrupt_file_fails_alone(user, dataset, tmp_path):
     assert (job.state, job.charged_hundredths) == ("Completed", 150)
     first = '{"filename": "bad.png", "type": "image", "error": '
     assert first in "".join(result_json(job))
+
+
+@pytest.mark.django_db
+def test_image_that_the_disk_does_not_give_is_tried_again(user, dataset, tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", image_format="PNG")
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.media.images.PngImageFile.load", fail)
+        _, unit = run(job, FakeDetector())
+    assert (unit.state, unit.tries) == ("pending", 1)
+    assert JobFile.objects.get().state == "running"
+    _, unit = run(job, FakeDetector())
+    assert (unit.state, JobFile.objects.get().state) == ("completed", "completed")
 
 
 @pytest.mark.django_db

@@ -25,7 +25,7 @@ from datasets.uploading import (
 from odproject.core.files import StorageFullError
 from tests.clients import client_of
 from tests.factories import dataset_id_of, make_dataset, make_user
-from tests.mediafiles import image_bytes, noise, packet_spans, write_video
+from tests.mediafiles import image_bytes, noise, packet_spans, write_gif, write_video
 
 pytestmark = pytest.mark.django_db
 
@@ -266,6 +266,20 @@ def test_video_that_becomes_too_dear_is_not_decoded_to_its_end(
         upload(user, (tmp_path / "a.mp4").read_bytes(), name="a.mp4")
     assert seen == [1, 2_001, 2_002]
     assert not MediaFile.objects.exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gif_is_walked_over_by_the_child_alone_which_has_limits(
+    user, dataset, tmp_path, monkeypatch, packed
+):
+    def walk(path):
+        raise AssertionError("This process has no limit of time.")
+
+    monkeypatch.setattr("datasets.media.sniff._is_animated_gif", walk)
+    gif = write_gif(tmp_path / "a.gif", frames=2, size_wh=(16, 16)).read_bytes()
+    upload(user, make_zip(a__gif=gif) if packed else gif, name="a.gif")
+    media_file = MediaFile.objects.get()
+    assert (media_file.media_type, media_file.frame_count) == ("video", 2)
 
 
 def test_upload_notes_where_decoding_of_a_long_video_can_begin(user, dataset, tmp_path):

@@ -35,6 +35,13 @@ def unsupported_type(detail: str) -> MediaError:
     return MediaError("unsupported_media_type", detail, 415)
 
 
+def raw_photograph() -> MediaError:
+    """The refusal of what a camera's sensor saw, before any picture was made of it."""
+    return unsupported_type(
+        "Raw photographs are not supported; please convert them to JPEG or TIFF."
+    )
+
+
 def refused(code: str, detail: str) -> MediaError:
     """The refusal of a file that is understood and still not taken in."""
     return MediaError(code, detail, 422)

@@ -5,6 +5,7 @@ purpose: other libraries replace it while the program runs, it tries every forma
 registered, and its check of the size warns instead of refusing.
 """
 
+import errno
 import io
 import struct
 import warnings
@@ -23,9 +24,28 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from datasets.media.errors import corrupt_file, refused, unsupported_type
+from datasets.media.errors import corrupt_file, raw_photograph, refused, unsupported_type
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.sniff import sniff
+
+# Tags of TIFF 6.0, its Technical Note 1 and DNG 1.4.
+_SUBFILE_TYPE_TAG, _INNER_PICTURES_TAG, _DNG_VERSION_TAG = 254, 330, 50706
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339
+_REDUCED = 1
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
+
+
+class _TiffFile(TiffImageFile):
+    """Refuses raw photographs (DNG, NEF, ARW), which begin with a small preview of themselves."""
+
+    def _setup(self) -> None:
+        tags = self.tag_v2
+        is_preview = tags.get(_SUBFILE_TYPE_TAG, 0) & _REDUCED and _INNER_PICTURES_TAG in tags
+        if is_preview or _DNG_VERSION_TAG in tags:
+            raise raw_photograph()
+        super()._setup()
+
 
 # The allow-list. A multi-picture file (MPO) is a JPEG whose first picture is the photograph, so the
 # plain JPEG reader is the right one for it.
@@ -34,7 +54,7 @@ _READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "png": PngImageFile,
     "webp": WebPImageFile,
     "bmp": BmpImageFile,
-    "tiff": TiffImageFile,
+    "tiff": _TiffFile,
     "gif": GifImageFile,
 }
 # What Pillow's readers raise on damaged files, as found by damaging files of every format.
@@ -53,17 +73,20 @@ _DAMAGE = (
     zlib.error,
 )
 _ORIENTATION_TAG = 0x0112
-# What makes a picture upright that is stored in each of the orientations of EXIF 2.32, 4.6.4.
-_TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _TRANSPOSED = {5, 6, 7, 8}
+# The upright picture (h, w, 3) as a view with the rows and columns of the one that is stored in
+# each of the orientations of EXIF 2.32, 4.6.4.
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: upright[:, ::-1].transpose(1, 0, 2),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: upright[::-1].transpose(1, 0, 2),
+}
+_BLOCK_PIXELS = 1 << 18
 THUMBNAIL_PIXELS = 320  # of the longer side
 _SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 
@@ -84,8 +107,9 @@ def probe_image(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> ImageFac
     """Decode the image wholly and tell its upright size.
 
     Raises MediaError: 400 for an empty, truncated or damaged file, 415 for a file that is no image
-    of a supported format, 422 for more than `limits.max_pixels`, before anything is decoded. Of an
-    image with several pictures (MPO, TIFF, APNG, animated WebP) only the first counts.
+    of a supported format, 422 for more than `limits.max_pixels`, before anything is decoded.
+    Raises OSError where the disk fails. Of an image with several pictures (MPO, TIFF, APNG,
+    animated WebP) only the first counts.
     """
     with _loaded(path, limits) as (image, image_format):
         width, height = image.size
@@ -98,11 +122,11 @@ def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
     """Decode the image to upright RGB uint8 of shape (height, width, 3).
 
     Transparency is put over white, 16 bits are scaled to 8, numbers without a fixed white (32-bit
-    integers, floats) are stretched from their lowest to their highest. Raises MediaError as
-    `probe_image` does.
+    integers, floats) are stretched from their lowest to their highest. Raises MediaError and
+    OSError as `probe_image` does.
     """
     with _loaded(path, limits or DEFAULT_LIMITS) as (image, _), _damage_refused():
-        return _to_rgb(_upright(image))
+        return _to_rgb(image, _orientation(image))
 
 
 def thumbnail_of(picture: np.ndarray) -> bytes:
@@ -114,12 +138,10 @@ def _thumbnail(image: Image.Image) -> bytes | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            small = _shrunk(image)
-            orientation = _orientation(image)
-            if orientation != 1:
-                small = small.transpose(_TRANSPOSITIONS[orientation])
-            return _small_jpeg(Image.fromarray(_to_rgb(small)))
-    except _DAMAGE:
+            small = _to_rgb(_shrunk(image), _orientation(image))
+            return _small_jpeg(Image.fromarray(small))
+    except _DAMAGE as error:
+        _raise_if_disk_failed(error)
         return None
 
 
@@ -151,6 +173,8 @@ def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]
         _check_size(image.size, limits)
         with _damage_refused():
             image.load()
+            if isinstance(image, TiffImageFile):
+                _put_greys_right(image)
         yield image, sniffed.format
 
 
@@ -169,7 +193,40 @@ def _damage_refused() -> Iterator[None]:
         # Some readers compare with Pillow's own limit, which is a little lower than ours.
         raise refused("image_too_large", "The image has too many pixels.") from error
     except _DAMAGE as error:
+        _raise_if_disk_failed(error)
         raise corrupt_file("The image is damaged or incomplete: it cannot be decoded.") from error
+
+
+def _put_greys_right(image: TiffImageFile) -> None:
+    """Give greys of more than 8 bits the meaning that others of their mode have.
+
+    Pillow hands out the stored numbers, whatever the tags say of them.
+    """
+    tags = image.tag_v2
+    # Pillow's own defaults.
+    is_inverted = tags.get(_PHOTOMETRIC_TAG, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+    is_unsigned = tags.get(_SAMPLE_FORMAT_TAG, (_UNSIGNED,))[0] == _UNSIGNED
+    has_12_bits = tags.get(_BITS_TAG) == (12,)
+    for rows, block in _blocks(image):
+        values = np.asarray(block)
+        if image.mode in _SIXTEEN_BIT_MODES and has_12_bits:
+            values = values << 4 | values >> 8
+        elif image.mode in _SIXTEEN_BIT_MODES and is_inverted:
+            values = np.invert(values)
+        elif image.mode == "F" and is_inverted:
+            values = -values
+        elif image.mode == "I" and is_unsigned:
+            # Moved into the range of signed numbers; they are stretched anyway.
+            values = values ^ np.int32(-(2**31))
+        else:
+            return
+        image.paste(Image.fromarray(values), (0, rows.start))
+
+
+def _raise_if_disk_failed(error: Exception) -> None:
+    """The system numbers its errors and Pillow does not; seeking to nowhere is the file's fault."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 def _check_size(size_wh: tuple[int, int], limits: MediaLimits) -> None:
@@ -189,53 +246,75 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (*_DAMAGE, Image.DecompressionBombError):
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        _raise_if_disk_failed(error)
         return 1
-    return orientation if orientation in _TRANSPOSITIONS else 1
+    return orientation if orientation in _AS_STORED else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
-    return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
+def _to_rgb(image: Image.Image, orientation: int) -> np.ndarray:
+    """Upright RGB uint8 (h, w, 3) of an image that is stored in an orientation.
+
+    It is made in blocks of rows, because each copy of a large image takes hundreds of megabytes.
+    """
+    width, height = image.size
+    upright_hw = (width, height) if orientation in _TRANSPOSED else (height, width)
+    picture = np.empty((*upright_hw, 3), np.uint8)
+    stored = _AS_STORED[orientation](picture)
+    convert = _conversion(image)
+    for rows, block in _blocks(image):
+        stored[rows] = convert(block)
+    return picture
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _blocks(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Copies of some rows of an image each, from top to bottom."""
+    width, height = image.size
+    count = max(1, _BLOCK_PIXELS // width)
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
+        yield slice(top, bottom), image.crop((0, top, width, bottom))
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """What turns blocks of the image into uint8 (h, w, 3), or (h, w, 1) where it is grey."""
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _grey_to_rgb(_scaled_from_16_bits(np.asarray(image)))
+        return _scaled_from_16_bits
     if image.mode in ("I", "F"):
-        return _grey_to_rgb(_stretched(np.asarray(image)))
+        low, high = _range(image)
+        return lambda block: _stretched(block, low, high)
     if image.mode.startswith(("LA", "La", "PA", "RGBA", "RGBa")) or "transparency" in image.info:
-        return _over_white(image)
-    return np.array(image.convert("RGB"))
+        return _over_white
+    return lambda block: np.asarray(block.convert("RGB"))
 
 
-def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """Repeat uint8 (h, w) into uint8 (h, w, 3)."""
-    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-
-
-def _scaled_from_16_bits(values: np.ndarray) -> np.ndarray:
+def _scaled_from_16_bits(block: Image.Image) -> np.ndarray:
     """Scale 0..65535 to 0..255, rounded: 65535 = 255 * 257."""
+    values = np.asarray(block)[..., np.newaxis]
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
-    """Stretch the finite values from lowest to highest over 0..255; what is not finite is black."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, dtype=np.uint8)
-    low, high = float(values[finite].min()), float(values[finite].max())
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The lowest and the highest finite value of an image; 0 and 0 if there is none."""
+    lows, highs = [], []
+    for _, block in _blocks(image):
+        values = np.asarray(block)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    return min(lows, default=0.0), max(highs, default=0.0)
+
+
+def _stretched(block: Image.Image, low: float, high: float) -> np.ndarray:
+    """Stretch finite values from lowest to highest over 0..255; what is not finite is black."""
+    values = np.asarray(block)[..., np.newaxis].astype(np.float64)
     scale = 255.0 / (high - low) if high > low else 0.0
-    stretched = np.empty(values.shape, dtype=np.uint8)
-    for row, row_finite, target in zip(values, finite, stretched, strict=True):
-        # Row by row, because a copy of a large image in float64 takes gigabytes.
-        scaled = (np.where(row_finite, row, low).astype(np.float64) - low) * scale
-        np.rint(scaled, out=scaled)
-        target[:] = scaled
-    return stretched
+    scaled = (np.where(np.isfinite(values), values, low) - low) * scale
+    return np.rint(scaled).astype(np.uint8)
 
 
-def _over_white(image: Image.Image) -> np.ndarray:
-    picture = image.convert("RGBA")
+def _over_white(block: Image.Image) -> np.ndarray:
+    picture = block.convert("RGBA")
     page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return np.array(Image.alpha_composite(page, picture).convert("RGB"))
+    return np.asarray(Image.alpha_composite(page, picture).convert("RGB"))

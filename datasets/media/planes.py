@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,8 @@ class Colours:
 
 PLAIN_COLOURS = Colours()
 """What a video of our own making has."""
+SQUARE = Fraction(1)
+"""The width of a pixel by its height, where nothing else is told."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets.media.errors import MediaError, empty_file, unsupported_type
+from datasets.media.errors import MediaError, empty_file, raw_photograph, unsupported_type
 
 Kind = Literal["image", "video", "archive"]
 
@@ -62,6 +62,7 @@ def sniff(path: Path) -> Sniffed:
 
     Raises MediaError: 400 for an empty file, 415 for everything that is neither a supported image,
     a supported video nor a zip archive. Says nothing about whether the rest of the file is sound.
+    A GIF is read block by block to its second frame, which can take minutes if it was made to.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -85,8 +86,10 @@ def _image(head: bytes) -> Sniffed | None:
         return Sniffed("image", "webp")
     if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES:
         return Sniffed("image", "bmp")
-    # The third and fourth are BigTIFF. A Canon raw photograph begins as a TIFF and is none.
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") and head[8:10] != b"CR":
+    # The third and fourth are BigTIFF.
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if head[8:10] == b"CR":  # Canon's
+            raise raw_photograph()
         return Sniffed("image", "tiff")
     return None
 
@@ -103,7 +106,7 @@ def _iso_media(head: bytes) -> Sniffed | None:
         name = "AVIF" if brand in _AVIF_BRANDS else "HEIC"
         raise unsupported_type(f"{name} images are not supported; please convert them to JPEG.")
     if brand == b"crx ":
-        raise unsupported_type("Raw photographs are not supported; please convert them to JPEG.")
+        raise raw_photograph()
     if brand == b"qt  ":
         return Sniffed("video", "mov")
     return Sniffed("video", "3gp" if brand.startswith((b"3gp", b"3g2")) else "mp4")
@@ -135,6 +138,12 @@ def _is_transport_stream(head: bytes) -> bool:
         if len(syncs) >= 3 and all(byte == _TS_SYNC for byte in syncs):
             return True
     return False
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file begins as a zip archive; reads its first bytes only, whatever it is."""
+    with path.open("rb") as file:
+        return archive_name(file.read(_HEAD_BYTES)) == "zip"
 
 
 def archive_name(head: bytes) -> str | None:

@@ -14,7 +14,7 @@ import av
 
 from datasets.media.errors import MediaError
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.video import first_stamp_seconds, opened_container
+from datasets.media.video import MAX_SANE_GAP_SECONDS, first_stamp_seconds, opened_container
 
 _COPIED_CODECS = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
 _LEAST_MP3_RATE_HZ = 16_000  # MP4 knows no MP3 below
@@ -25,6 +25,28 @@ _DEFAULT_RATE_HZ = 48000
 
 class SoundError(Exception):
     """The sound cannot be read on; pictures do without it."""
+
+
+class _PacketClock:
+    """Stamps in ticks of `time_base` that never run backwards.
+
+    Where the stored clock jumps back or absurdly far ahead (recordings put together), it goes on
+    from the end of the last packet, as the times of the pictures do.
+    """
+
+    def __init__(self, time_base: Fraction) -> None:
+        self._longest_step = round(MAX_SANE_GAP_SECONDS / time_base)
+        self._shift = 0
+        self._last: int | None = None
+        self._end = 0
+
+    def tell(self, stamp: int, duration: int) -> int:
+        stamp += self._shift
+        if self._last is not None and not 0 <= stamp - self._last <= self._longest_step:
+            self._shift += self._end - stamp
+            stamp = self._end
+        self._last, self._end = stamp, stamp + max(duration, 1)
+        return stamp
 
 
 class Sound:
@@ -72,9 +94,17 @@ class Sound:
         except (av.FFmpegError, ValueError) as error:
             raise SoundError(str(error)) from error
 
+    def _stored_packets(self) -> Iterator[Any]:
+        """The packets of the file, their clock put right."""
+        clock = _PacketClock(self._stream.time_base)
+        for packet in self._container.demux(self._stream):
+            if packet.pts is not None:
+                packet.pts = packet.dts = clock.tell(packet.pts, packet.duration or 0)
+            yield packet
+
     def _copied_packets(self, stream: Any) -> Iterator[Any]:
         shift = round(self._zero_seconds / self._stream.time_base)
-        for packet in self._container.demux(self._stream):
+        for packet in self._stored_packets():
             if not packet.size or packet.is_corrupt or packet.pts is None:
                 continue
             packet.pts -= shift
@@ -102,7 +132,7 @@ class Sound:
     def _frames(self) -> Iterator[Any]:
         """The decoded frames without what is damaged, and None at the end."""
         context = self._stream.codec_context
-        for packet in self._container.demux(self._stream):
+        for packet in self._stored_packets():
             try:
                 yield from context.decode(packet if packet.size else None)
             except av.FFmpegError:

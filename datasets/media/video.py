@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.planes import UNSPECIFIED, Colours, Plane, Planes
+from datasets.media.planes import BT2020_CONSTANT, SQUARE, UNSPECIFIED, Colours, Plane, Planes
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
@@ -53,11 +54,13 @@ _READ_BUFFER_BYTES = 64 * 1024
 DECODER_THREADS = 2
 _DEFAULT_RATE_FPS = 25.0
 _MAX_SANE_RATE_FPS = 1000.0
+_MAX_SANE_ASPECT = 100
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
-_MAX_SANE_GAP_SECONDS = 24 * 3600.0
+MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
 _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_TALLEST_STANDARD_DEFINITION = 576
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _SEEK_LEADS_SECONDS = (0, 2)
@@ -77,7 +80,8 @@ class VideoFrame:
     `image` is RGB uint8 of shape (height, width, 3), upright, of one size for the whole video. It
     is made when it is first asked for, and again after `release_image`. `planes` is the same
     picture as the video keeps it, without a copy and not to be written to, where it stands
-    upright in 8 bits with colour in a quarter of the pixels; else None.
+    upright in 8 bits with colour in a quarter of the pixels; else None. `pixel_aspect` is the
+    width of an upright pixel by its height, one for the whole video.
     """
 
     def __init__(
@@ -88,11 +92,13 @@ class VideoFrame:
         *,
         planes: Planes | None = None,
         paint: Callable[[], np.ndarray] | None = None,
+        pixel_aspect: Fraction = SQUARE,
     ) -> None:
         """`paint` makes the image where none is given."""
         self.frame_index = frame_index
         self.time_seconds = time_seconds
         self.planes = planes
+        self.pixel_aspect = pixel_aspect
         self._image = image
         self._paint = paint
 
@@ -235,7 +241,7 @@ class _FrameClock:
             self.was_corrected = True
         else:
             seconds = stamp_seconds + self._shift_seconds
-            if not 0 <= seconds - self._last_seconds <= _MAX_SANE_GAP_SECONDS:
+            if not 0 <= seconds - self._last_seconds <= MAX_SANE_GAP_SECONDS:
                 self._shift_seconds = expected_seconds - stamp_seconds
                 seconds = expected_seconds
                 self.was_corrected = True
@@ -251,6 +257,7 @@ class _Decoded:
     time_seconds: float
     frame: Any
     turn: _Turn
+    pixel_aspect: Fraction
     was_time_corrected: bool = False
 
 
@@ -268,6 +275,7 @@ class _OpenVideo:
     max_pixels: int
     frame_seconds: float
     has_audio: bool
+    pixel_aspect: Fraction
     is_damaged: bool = False
 
 
@@ -540,22 +548,32 @@ class _Painter:
     def __init__(self) -> None:
         self._tools = threading.local()  # frames may be painted by other threads
         self._size_wh: tuple[int, int] | None = None
+        self._pixel_aspect = SQUARE
 
     def see(self, item: _Decoded) -> tuple[int, int]:
-        """Let the first frame decide the size (w, h) of all, whether it is painted or not."""
+        """Let the first frame decide the size (w, h) of all, whether it is painted or not.
+
+        It decides the shape of their pixels as well.
+        """
         if self._size_wh is None:
             self._size_wh = item.turn.size_wh(item.frame.width, item.frame.height)
+            self._pixel_aspect = item.pixel_aspect
         return self._size_wh
 
     def frame(self, item: _Decoded) -> VideoFrame:
         """The frame to be handed out. Raises MediaError 422 if it has no colours."""
         planes = self._planes(item)
+        number, time_seconds, aspect = item.frame_index, item.time_seconds, self._pixel_aspect
         if planes is not None:
             return VideoFrame(
-                item.frame_index, item.time_seconds, planes=planes, paint=lambda: self.paint(item)
+                number,
+                time_seconds,
+                planes=planes,
+                paint=lambda: self.paint(item),
+                pixel_aspect=aspect,
             )
         # Whether it can be painted at all is known only when it was.
-        return VideoFrame(item.frame_index, item.time_seconds, self.paint(item))
+        return VideoFrame(number, time_seconds, self.paint(item), pixel_aspect=aspect)
 
     def _planes(self, item: _Decoded) -> Planes | None:
         frame = item.frame
@@ -576,17 +594,13 @@ class _Painter:
         width, height = item.turn.size_wh(*self.see(item))
         has_alpha = any(component.is_alpha for component in item.frame.format.components)
         try:
-            plain = (
-                self._reformatter()
-                .reformat(
-                    item.frame,
-                    width=width,
-                    height=height,
-                    format="rgba" if has_alpha else "rgb24",
-                    threads=1,
-                )
-                .to_ndarray()
-            )
+            plain = self._converted(
+                item.frame,
+                width=width,
+                height=height,
+                format="rgba" if has_alpha else "rgb24",
+                threads=1,
+            ).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             _raise_if_out_of_memory(error)
             raise refused(
@@ -595,11 +609,29 @@ class _Painter:
             ) from error
         return item.turn.apply(_over_white(plain) if has_alpha else plain)
 
+    def _converted(self, frame: Any, **wanted: Any) -> Any:
+        """The frame in another format; colours of a kind that av cannot turn are taken as usual."""
+        try:
+            return self._reformatter().reformat(frame, **wanted)
+        except (av.FFmpegError, ValueError) as error:
+            _raise_if_out_of_memory(error)
+            usual = _usual_colours(frame)
+            return self._reformatter().reformat(
+                frame, src_colorspace=usual, dst_colorspace=usual, **wanted
+            )
+
     def _reformatter(self) -> VideoReformatter:
         if not hasattr(self._tools, "reformatter"):
             self._tools.reformatter = VideoReformatter()
         reformatter: VideoReformatter = self._tools.reformatter
         return reformatter
+
+
+def _usual_colours(frame: Any) -> Colorspace:
+    """What players take for the matrix of a video when they do not know the one it names."""
+    if int(frame.colorspace) == BT2020_CONSTANT:
+        return Colorspace.BT2020
+    return Colorspace.ITU709 if frame.height > _TALLEST_STANDARD_DEFINITION else Colorspace.ITU601
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
@@ -695,6 +727,7 @@ def _prepare(
         max_pixels=limits.max_frame_pixels,
         frame_seconds=1.0 / rate_fps,
         has_audio=len(container.streams.audio) > 0,
+        pixel_aspect=_pixel_aspect(stream),
     )
 
 
@@ -744,7 +777,8 @@ def _numbered(
         _check_size(frame.width, frame.height, video.max_pixels)
         time_seconds = clock.tell(_stamp_seconds(frame, video.stream))
         turn = turning.of(frame)
-        yield _Decoded(frame_index, time_seconds, frame, turn, clock.was_corrected)
+        aspect = 1 / video.pixel_aspect if turn.transpose else video.pixel_aspect
+        yield _Decoded(frame_index, time_seconds, frame, turn, aspect, clock.was_corrected)
         del frame
 
 
@@ -794,7 +828,7 @@ def _frame_seconds(frame: Any, stream: VideoStream) -> float | None:
     if not frame.duration or time_base is None:
         return None
     seconds = float(frame.duration * time_base)
-    return seconds if 0 < seconds <= _MAX_SANE_GAP_SECONDS else None
+    return seconds if 0 < seconds <= MAX_SANE_GAP_SECONDS else None
 
 
 def _nominal_rate_fps(stream: VideoStream) -> float | None:
@@ -802,6 +836,12 @@ def _nominal_rate_fps(stream: VideoStream) -> float | None:
         if rate and 0 < rate <= _MAX_SANE_RATE_FPS:
             return float(rate)
     return None
+
+
+def _pixel_aspect(stream: VideoStream) -> Fraction:
+    """The width of a stored pixel by its height; what is missing or absurd counts as square."""
+    aspect = stream.sample_aspect_ratio
+    return aspect if aspect and 1 / _MAX_SANE_ASPECT <= aspect <= _MAX_SANE_ASPECT else SQUARE
 
 
 def _average_rate_fps(stream: VideoStream, frame_count: int, duration_seconds: float) -> float:

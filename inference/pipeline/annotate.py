@@ -18,9 +18,9 @@ from inference.pipeline.types import Detections
 class AnnotatedVideo:
     """Draws and encodes frames in constant memory; use it as a context manager.
 
-    The file has the colours of its first frame, so that what the video says of its numbers stays
-    true and most pictures are never turned into RGB. It appears under its name only when the
-    block ends well.
+    The file has the colours and the pixel aspect of its first frame, so that what the video says
+    of its numbers stays true and most pictures are never turned into RGB. It appears under its
+    name only when the block ends well.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
@@ -39,9 +39,14 @@ class AnnotatedVideo:
         if writer is None:
             colours = planes.colours if planes is not None else PLAIN_COLOURS
             size_wh = planes.size_wh if planes else (frame.image.shape[1], frame.image.shape[0])
-            writer = VideoWriter(self._path, size_wh, colours=colours)
+            writer = VideoWriter(
+                self._path, size_wh, colours=colours, pixel_aspect=frame.pixel_aspect
+            )
             self._writer = self._stack.enter_context(writer)
-        if planes is not None and planes.colours == writer.colours:
+        if planes is not None and (planes.colours, planes.size_wh) == (
+            writer.colours,
+            writer.size_wh,
+        ):
             canvas, memory = planes.copied()
             draw_on_planes(canvas, detections, self._class_names)
             writer.write_planes(memory, frame.time_seconds)

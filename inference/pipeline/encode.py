@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image as PilImage
 
-from datasets.media.planes import BT709, PLAIN_COLOURS, Colours
+from datasets.media.planes import BT709, PLAIN_COLOURS, SQUARE, Colours
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Image
 
@@ -31,6 +32,7 @@ MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": str(TICKS_PER_SECOND
 _KEYFRAME_EVERY_FRAMES = 60
 _NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
+_LONGEST_SIDE = 16_384  # of what the encoder takes
 
 _IMAGE_FORMATS = {
     ".jpg": "JPEG",
@@ -47,6 +49,8 @@ _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 3},
     "TIFF": {"compression": "tiff_deflate"},
 }
+# Pillow tells of this one by an OSError that looks like one of the disk.
+_LONGEST_JPEG_SIDE = 65_500
 
 
 class VideoWriter:
@@ -54,8 +58,9 @@ class VideoWriter:
 
     The file appears under its name only when the block ends well; on an exception nothing is
     left. Frames keep their own times; a gap that MP4 cannot hold is cut short, and what follows
-    moves on with it. A size that is odd loses its last row or column, because
-    the colours of H.264 come in blocks of two by two. Sound is left out.
+    moves on with it. Frames longer than 16384 pixels are made smaller. A size that is odd loses its
+    last row or column, because the colours of H.264 come in blocks of two by two. Sound is left
+    out.
     """
 
     def __init__(
@@ -64,20 +69,25 @@ class VideoWriter:
         size_wh: tuple[int, int],
         *,
         colours: Colours = PLAIN_COLOURS,
+        pixel_aspect: Fraction = SQUARE,
         preset: str = "superfast",
         quality: int = 23,
     ) -> None:
         """`size_wh` of the frames in pixels; `quality` is x264's rate factor, lower is better.
 
-        `colours` are those of the file; RGB images are converted to them. Raises DrawingError
-        (`video_too_small`) for a side below 2 pixels.
+        `colours` are those of the file; RGB images are converted to them. `pixel_aspect` is the
+        width of a pixel by its height. Raises DrawingError (`video_too_small`) for a side below 2
+        pixels. Writing and the end of the block raise it (`video_not_encodable`) for what the
+        encoder refuses, and OSError.
         """
         if min(size_wh) < 2:
             raise DrawingError("video_too_small", "A video needs at least 2 x 2 pixels.")
         self.colours = colours
+        self._pixel_aspect = pixel_aspect
         self._path = path
         self._partial = _partial_path(path)
-        self._size_wh = size_wh
+        scale = min(1, _LONGEST_SIDE / max(size_wh))
+        self.size_wh = (max(2, round(size_wh[0] * scale)), max(2, round(size_wh[1] * scale)))
         self._preset = preset
         self._quality = quality
         self._last_tick: int | None = None
@@ -100,8 +110,8 @@ class VideoWriter:
 
         `image_rgb` uint8 (h, w, 3); one of another size is fitted into the video's.
         """
-        if (image_rgb.shape[1], image_rgb.shape[0]) != self._size_wh:
-            image_rgb = cv2.resize(image_rgb, self._size_wh, interpolation=cv2.INTER_AREA)
+        if (image_rgb.shape[1], image_rgb.shape[0]) != self.size_wh:
+            image_rgb = cv2.resize(image_rgb, self.size_wh, interpolation=cv2.INTER_AREA)
         even_rgb = image_rgb[: self._stream.height, : self._stream.width]
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even_rgb), format="rgb24")
         is_709 = self.colours.matrix == BT709
@@ -115,12 +125,14 @@ class VideoWriter:
         )
 
     def write_planes(self, memory: npt.NDArray[np.uint8], time_seconds: float) -> None:
-        """As `write`, for planes behind each other, (h 3/2, w), in the colours of the file.
+        """As `write`, for planes behind each other, (h 3/2, w), in size and colours of the file.
 
         The memory belongs to the writer from now on.
         """
-        frame = av.VideoFrame.from_numpy_buffer(memory, format="yuv420p")
-        self._append(frame, time_seconds)
+        # Without a copy av takes the height for a multiple of four, and the colours from elsewhere.
+        height = memory.shape[0] * 2 // 3
+        made = av.VideoFrame.from_ndarray if height % 4 else av.VideoFrame.from_numpy_buffer
+        self._append(made(memory, format="yuv420p"), time_seconds)
 
     def _append(self, frame: av.VideoFrame, time_seconds: float) -> None:
         tick = round(time_seconds * TICKS_PER_SECOND) - self._cut_ticks
@@ -130,7 +142,7 @@ class VideoWriter:
             self._last_duration_ticks = tick - self._last_tick
         frame.pts, frame.time_base = tick, Fraction(1, TICKS_PER_SECOND)
         self._last_tick = tick
-        self._mux(self._stream.encode(frame))
+        self._encode(frame)
 
     def __exit__(
         self,
@@ -142,7 +154,7 @@ class VideoWriter:
             self._discard()
             return
         try:
-            self._mux(self._stream.encode(None))
+            self._encode(None)
             if self._held is not None:
                 # The last frame is shown for as long as the one before it.
                 self._held.duration = self._last_duration_ticks
@@ -155,7 +167,7 @@ class VideoWriter:
 
     def _open_stream(self) -> Any:
         stream: Any = self._container.add_stream("libx264", rate=_NOMINAL_RATE_FPS)
-        stream.width, stream.height = (side - side % 2 for side in self._size_wh)
+        stream.width, stream.height = (side - side % 2 for side in self.size_wh)
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, TICKS_PER_SECOND)
         context = stream.codec_context
@@ -165,11 +177,25 @@ class VideoWriter:
         context.thread_count = 1
         context.colorspace = self.colours.matrix
         context.color_primaries, context.color_trc = self.colours.primaries, self.colours.transfer
+        if self._pixel_aspect != SQUARE:
+            context.sample_aspect_ratio = self._pixel_aspect
         context.color_range = _FULL_RANGE if self.colours.full_range else _LIMITED_RANGE
         # Without frames that refer to later ones, the order of coding is that of showing; with
         # them and varying frame times, the container's duration comes out wrong.
         context.options = {"preset": self._preset, "crf": str(self._quality), "bf": "0"}
         return stream
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        """Encode a frame and write what is ready; None stands for the end."""
+        try:
+            packets = self._stream.encode(frame)
+        except av.FFmpegError as error:
+            if error.errno == errno.ENOMEM:
+                raise  # the machine's fault
+            raise DrawingError(
+                "video_not_encodable", "The encoder refuses the annotated pictures."
+            ) from error
+        self._mux(packets)
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
@@ -193,6 +219,8 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
     if chosen is None or chosen not in _IMAGE_FORMATS.values():
         raise DrawingError("image_format_unknown", f"No image is written as {path.suffix!r}.")
+    if chosen == "JPEG" and max(image_rgb.shape) > _LONGEST_JPEG_SIDE:
+        raise DrawingError("image_too_large", "JPEG cannot hold this image.")
     with whole_file(path) as partial:
         try:
             PilImage.fromarray(image_rgb).save(
