@@ -81,6 +81,7 @@ const SVG = "http://www.w3.org/2000/svg";
 export function boxLayer(width, height) {
   const layer = document.createElementNS(SVG, "svg");
   layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  layer.setAttribute("preserveAspectRatio", "none"); // it covers the picture whatever its shape
   layer.setAttribute("aria-hidden", "true");
   return layer;
 }

@@ -57,8 +57,8 @@ function addressOf(view, file, path) {
 async function originalOf(view, file) {
   if (file.isGone) return null;
   try {
-    file.contentUrl ??= (await ask(`/api/v1/media-files/${file.media_file_id}/`)).content_url;
-    return await addressOf(view, file, file.contentUrl);
+    file.content ??= await ask(`/api/v1/media-files/${file.media_file_id}/`);
+    return await addressOf(view, file, file.content.content_url);
   } catch (refusal) {
     file.isGone = refusal.status === 404; // else it may be had the next time
     return null;
@@ -192,21 +192,19 @@ function changeSource(video, address) {
 function playableOriginal(view, file) {
   file.original ??= originalOf(view, file).then((found) => {
     if (!found && !file.isGone) file.original = null; // asked for again the next time
-    return found && playable(found.address);
+    return found && playable(found.address, file.content);
   });
   return file.original;
 }
 
-function playable(address) {
+// Boxes are in stored pixels, which need not be square: the browser's own size would not do.
+function playable(address, { width, height }) {
   return new Promise((resolve) => {
     const trial = element("video", { src: address, preload: "metadata", muted: true });
     trial.addEventListener("error", () => resolve(null), { once: true });
     trial.addEventListener(
       "loadedmetadata",
-      () => {
-        const { videoWidth: width, videoHeight: height } = trial;
-        resolve(width ? { address, width, height } : null);
-      },
+      () => resolve(trial.videoWidth ? { address, width, height } : null),
       { once: true },
     );
   });
