@@ -109,7 +109,7 @@ def watch_annotated_files(page: Page) -> None:
 
 def wait_for_greetings(page: Page, traffic: Traffic, count: int) -> None:
     """Return when so many sockets of a tab have been greeted with the list of jobs."""
-    for _ in range(600):
+    for _ in range(1800):
         if sum("jobs" in message for message in traffic.heard) >= count:
             return
         page.wait_for_timeout(100)
