@@ -417,7 +417,7 @@ class TestSlices:
     def test_tiles_make_units_smaller_so_that_others_have_their_turn(self, user, settings):
         settings.UNIT_MAX_IMAGES = 16
         settings.UNIT_MAX_FRAMES = 20
-        seven_parts = {"tiling": "auto", "size_wh": (1920, 1080)}
+        seven_parts = {"tiling": {"tile": 768}, "size_wh": (1920, 1080)}
         job = self.submit(user, images=5, videos=[30], **seven_parts)
         units = WorkUnit.objects.filter(job=job).order_by("position", "pk")
         sizes = [(unit.kind, sum(part.frame_count for part in unit.parts.all())) for unit in units]

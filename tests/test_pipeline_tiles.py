@@ -1,6 +1,7 @@
 """An image is cut into parts that cover it, overlap as asked for and share one input size."""
 
 import tracemalloc
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -45,17 +46,45 @@ def test_tiles_of_a_photograph_of_eight_megapixels():
 
 
 @pytest.mark.parametrize(
-    ("size_wh", "count"), [((640, 480), 1), ((800, 600), 1), ((801, 600), 3), ((1920, 1080), 9)]
+    ("size_wh", "sides"),
+    [
+        ((640, 480), {}),
+        ((641, 480), {480: 2}),
+        ((1280, 720), {480: 4 * 2}),
+        ((1920, 1080), {480: 5 * 3, 960: 3 * 2}),
+        ((4000, 2250), {480: 11 * 6, 960: 5 * 3, 1920: 3 * 2}),
+        ((30_000, 20_000), {1920: 20 * 13, 3840: 10 * 7, 7680: 5 * 4, 15_360: 3 * 2}),
+    ],
 )
-def test_auto_tiles_what_the_input_would_shrink_by_a_fifth(size_wh, count):
-    assert len(plan(size_wh, options("auto"))) == count
+def test_auto_takes_tiles_of_several_sizes_for_what_the_input_would_shrink(size_wh, sides):
+    chosen = options("auto")
+    whole, *tiles = rectangles(plan(size_wh, chosen))
+    assert whole == (0, 0, *size_wh)
+    found = Counter(max(right - left, bottom - top) for left, top, right, bottom in tiles)
+    assert found == sides
+    assert part_count(size_wh, chosen) == 1 + len(tiles) <= MAX_PARTS
 
 
-def test_auto_takes_larger_tiles_where_there_would_be_too_many():
-    parts = plan((30_000, 20_000), options("auto"))
-    assert 500 < len(parts) <= MAX_PARTS
-    left, top, right, bottom = rectangles(parts)[1]
-    assert (right - left, bottom - top) == (1280, 1280)
+@given(
+    size_wh=st.tuples(st.integers(700, 9000), st.integers(100, 9000)),
+    box_wh=st.tuples(st.integers(1, 2000), st.integers(1, 2000)),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_object_of_any_size_is_told_of_by_a_part_that_shows_it_large_enough(size_wh, box_wh, place):
+    box_wh = [min(side, whole) for side, whole in zip(box_wh, size_wh, strict=True)]
+    spans = zip(place, size_wh, box_wh, strict=True)
+    left, top = (round(where * (whole - side)) for where, whole, side in spans)
+    box = np.array([[left, top, left + box_wh[0], top + box_wh[1]]], np.float32)
+
+    def is_told(part):
+        begins_within = (box[0, :2] >= part.left_top).all()
+        return begins_within and (box[0, 2:] <= part.right_bottom).all() and part.counts(box)[0]
+
+    parts = [part for part in plan(size_wh, options("auto")) if is_told(part)]
+    letterboxes = [part.letterbox for part in parts]
+    longer = max(box_wh)
+    shown = [longer * one.resized_wh[0] / one.size_wh[0] for one in letterboxes]
+    assert max(shown, default=0) >= min(31.0, longer)
 
 
 @given(

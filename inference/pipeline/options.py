@@ -70,7 +70,8 @@ class DetectionOptions:
     over the smaller box. `one_class_per_object`: boxes of different classes may be one object
     too, that of the more confident class; False keeps both, as Ultralytics does. `image_size`:
     the longer side of the network's input in pixels, a multiple of 32. `class_names`: only these;
-    None for all. `tiling`: "off", "auto" or a `Tiling`. `max_detections` per image.
+    None for all. `tiling`: "off", a `Tiling`, or "auto": tiles that show small objects a third
+    larger than they are, and larger tiles for larger objects. `max_detections` per image.
     `frame_stride`: every n-th frame of a video is looked at. `tracking`: boxes of a video get
     track ids. `precision` of the network's arithmetic; "auto" never means int8.
     """
