@@ -130,8 +130,8 @@ class DetectionOptionsSerializer(serializers.Serializer[Any]):
     )
     tiling = TilingField(
         required=False,
-        help_text="`auto` cuts large pictures into tiles that show small objects a third larger, and "
-        "into larger ones for larger objects; an object sets tile and overlap.",
+        help_text="`auto` cuts large pictures into tiles that show small objects a third larger "
+        "and into larger ones for larger objects; an object sets tile and overlap.",
     )
     max_detections = serializers.IntegerField(
         min_value=1,
