@@ -228,9 +228,10 @@ def _authentication_detail(error: exceptions.APIException) -> str:
 def _field_errors(details: Any, path: str = "") -> list[FieldError]:
     """Flatten REST framework's nested details into one entry per reason."""
     if isinstance(details, dict):
-        match details.get("message"), details.get("code"):
-            case str(message), str(code):  # else these are the names of two fields
-                return [FieldError(path or "non_field_errors", code, str(message))]
+        message = details.get("message")
+        if isinstance(message, str):  # else it is the name of a field
+            code = str(details.get("code") or "invalid")
+            return [FieldError(path or "non_field_errors", code, str(message))]
         return [
             found
             for key, value in details.items()

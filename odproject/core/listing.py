@@ -129,7 +129,7 @@ class _MomentField(IsoDateTimeField):
         try:
             return moment.astimezone(UTC)
         except OverflowError as error:
-            raise forms.ValidationError("Enter a valid date/time.") from error
+            raise forms.ValidationError("Enter a valid date/time.", code="invalid") from error
 
 
 class MomentFilter(django_filters.IsoDateTimeFilter):
