@@ -98,9 +98,16 @@ def child_pid(service: Service, name: str) -> int:
 
 def kill(service: Service, name: str) -> int:
     """Kill a child with SIGKILL; returns the process id that it had."""
-    pid = child_pid(service, name)
-    os.kill(pid, signal.SIGKILL)
-    return pid
+
+    def strike() -> int | None:
+        pid = child_pid(service, name)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # the list of children still has one that has died since
+            return None
+        return pid
+
+    return int(eventually(strike, f"{name} is killed"))
 
 
 def wait_for_successor(service: Service, name: str, old_pid: int) -> int:
