@@ -113,11 +113,11 @@ def _levels(size_wh: tuple[int, int], options: DetectionOptions) -> list[_Level]
     most_parts = MAX_PARTS * min(1.0, (DEFAULT_IMAGE_SIZE / options.image_size) ** 2)
     while 1 + sum(_tile_count(size_wh, tiling) for tiling in tilings) > most_parts:
         del tilings[0]
-    shown = [tiling.tile / options.image_size for tiling in tilings]
-    levels = []
-    for position, (tiling, pixels) in enumerate(zip(tilings, shown, strict=True)):
-        above = [*shown, _pixels_shown_as_one(size_wh, options)][position + 1]
-        least_pixels = _LEAST_SHOWN * pixels if position else 0.0
+    shown_as_one = [tiling.tile / options.image_size for tiling in tilings]
+    shown_as_one.append(_pixels_shown_as_one(size_wh, options))
+    levels: list[_Level] = []
+    for tiling, (pixels, above) in zip(tilings, itertools.pairwise(shown_as_one), strict=True):
+        least_pixels = _LEAST_SHOWN * pixels if levels else 0.0
         most_pixels = max(_MOST_SHOWN * pixels, _SHOWN_TWICE * _LEAST_SHOWN * above)
         levels.append(_Level(tiling, least_pixels, most_pixels))
     return levels
