@@ -40,7 +40,9 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     email = models.EmailField(max_length=254)
     is_staff = models.BooleanField(
-        "administrator", default=False, help_text="May enter the admin; groups say what for."
+        "administrator",
+        default=False,
+        help_text="May enter the admin. Groups say what for; without one, to top up by the API.",
     )
     is_active = models.BooleanField("active", default=True, help_text="May log in.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)

@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
                     "is_staff",
                     models.BooleanField(
                         default=False,
-                        help_text="May enter the admin; groups say what for.",
+                        help_text="May enter the admin. Groups say what for; without one, to top up by the API.",
                         verbose_name="administrator",
                     ),
                 ),
