@@ -20,6 +20,7 @@ from inference.pipeline.types import Detections
 from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
+FIRST_FILES = 100  # of a job, told with it
 
 
 class JobNotFoundError(NotFoundError):
@@ -67,14 +68,18 @@ def jobs_with_progress(*, user: User) -> QuerySet[Job]:
 
 
 def job_with_files(*, user: User, job_id: int) -> Job:
-    """The user's job with `frames_done` and `files_in_order`; raises JobNotFoundError (404)."""
+    """The user's job with `frames_done`, `file_count` and its `first_files`, in upload order.
+
+    A dataset has as many files as people upload; how many more there are, the count tells.
+    Raises JobNotFoundError (404).
+    """
     job = jobs_with_progress(user=user).filter(pk=job_id).first()
     if job is None:
         raise JobNotFoundError(f"You have no job {job_id}.")
-    files = files_of_job(job=job)
-    for file in files:
+    job.file_count = job.files.count()  # type: ignore[attr-defined]
+    job.first_files = list(files_of_job(job=job)[:FIRST_FILES])  # type: ignore[attr-defined]
+    for file in job.first_files:  # type: ignore[attr-defined]
         file.job = job
-    job.files_in_order = files  # type: ignore[attr-defined]
     return job
 
 

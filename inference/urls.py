@@ -17,6 +17,7 @@ urlpatterns = [
     re_path(r"^api/v1/quotes/?$", v1_quotes.QuotesView.as_view()),
     re_path(r"^api/v1/jobs/?$", v1.JobsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/files/?$", v1.JobFilesView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/comparison/?$", v1_comparison.ComparisonView.as_view()),
     re_path(

@@ -17,6 +17,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from billing.idempotency import answered_once
 from billing.prices import tokens
+from datasets.models import MediaFile
 from inference import results, selectors, services
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
@@ -150,10 +151,15 @@ class JobSerializer(serializers.ModelSerializer[Job]):
 
 
 class JobDetailSerializer(JobSerializer):
-    """A job with its files in upload order."""
+    """A job with its first files in upload order."""
 
-    files = JobFileSerializer(many=True, read_only=True, source="files_in_order")
-
+    file_count = serializers.IntegerField(read_only=True)
+    files = JobFileSerializer(
+        many=True,
+        read_only=True,
+        source="first_files",
+        help_text=f"The first {selectors.FIRST_FILES}; all of them are at `files/`, in pages.",
+    )
     queue_position = serializers.SerializerMethodField(
         help_text="Of a pending job: 1 is the next one; null once it has begun."
     )
@@ -166,6 +172,7 @@ class JobDetailSerializer(JobSerializer):
             *JobSerializer.Meta.fields,
             "queue_position",
             "seconds_to_start",
+            "file_count",
             "files",
         )
         read_only_fields = fields  # type: ignore[assignment]
@@ -275,6 +282,19 @@ class JobFilters(StrictFilterSet):
         fields = {"state": ["exact"], "created_at": ["gte", "lt"]}
 
 
+class JobFileFilters(StrictFilterSet):
+    """What the files of a job can be narrowed by."""
+
+    type = django_filters.ChoiceFilter(
+        "media_file__media_type", choices=MediaFile.MediaType.choices
+    )
+    state__in = ChoiceInFilter("state", choices=JobFile.State.choices)
+
+    class Meta:
+        model = JobFile
+        fields = {"state": ["exact"]}
+
+
 class FrameFilters(StrictFilterSet):
     """What a list of frame results can be narrowed by, and what is shown of each."""
 
@@ -371,6 +391,23 @@ def _detail(user: User, job_id: int) -> dict[str, Any]:
     job = selectors.job_with_files(user=user, job_id=job_id)
     job.wait = wait_of(job)  # type: ignore[attr-defined]
     return dict(JobDetailSerializer(job).data)
+
+
+class JobFilesView(generics.ListAPIView[JobFile]):
+    """The files of a job in upload order: how far each is, what it cost, where its copy is."""
+
+    serializer_class = JobFileSerializer
+    pagination_class = Pages
+    filter_backends = (StrictFilters,)
+    filterset_class = JobFileFilters
+    queryset = JobFile.objects.none()
+
+    def get_queryset(self) -> QuerySet[JobFile]:
+        """Those of the user's job, also while it runs; raises JobNotFoundError (404)."""
+        if getattr(self, "swagger_fake_view", False):
+            return self.queryset
+        job = selectors.user_job(user=cast(User, self.request.user), job_id=self.kwargs["job_id"])
+        return selectors.files_of_job(job=job).select_related("job")
 
 
 class FrameResultsView(generics.ListAPIView[FrameResult]):

@@ -250,8 +250,15 @@ class Client:
         if state != "Completed":
             raise DemoError(f"The job ended as {state}.")
         found = self._ask("GET", "/inference/result", params={"jobId": job_id})
-        files = self._ask("GET", f"/api/v1/jobs/{job_id}")["files"]
-        return found["result"], files
+        return found["result"], self._all_files(job_id)
+
+    def _all_files(self, job_id: int) -> list[dict[str, Any]]:
+        files: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"next": f"/api/v1/jobs/{job_id}/files/?page_size=200"}
+        while page["next"]:
+            page = self._ask("GET", page["next"])
+            files += page["results"]
+        return files
 
     def download(self, job_id: int, folder: Path) -> list[Path]:
         """Unpack the annotated files into a folder."""

@@ -18,8 +18,8 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accounts.models import Session
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
-from inference import queue, services
-from inference.models import FrameResult, Job, UnitFile, WorkUnit
+from inference import queue, selectors, services
+from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from odproject.core.environ import BEGUN_AT
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
@@ -292,6 +292,42 @@ class TestJobs:
         services.abort_job(job_id=first.pk)
         listed = client.get("/api/v1/jobs/", {"state": "Pending"}).json()
         assert [one["id"] for one in listed["results"]] == [second.pk]
+
+    def test_job_tells_its_first_files_and_all_come_in_pages(
+        self, client, user, dataset, monkeypatch
+    ):
+        monkeypatch.setattr(selectors, "FIRST_FILES", 2)
+        names = [f"{letter}.jpg" for letter in "edcba"]
+        for name in names:
+            add_media_file(dataset, name=name)
+        job = submit(user)
+        shown = client.get(f"/api/v1/jobs/{job.pk}/").json()
+        assert shown["file_count"] == 5
+        assert [one["filename"] for one in shown["files"]] == ["e.jpg", "d.jpg"]
+        path = f"/api/v1/jobs/{job.pk}/files/"
+        page = client.get(path, {"page_size": 3}).json()
+        assert (page["count"], page["previous"]) == (5, None)
+        assert page["results"][:2] == shown["files"]
+        rest = client.get(page["next"]).json()
+        assert rest["next"] is None
+        assert [one["filename"] for one in page["results"] + rest["results"]] == names
+
+    def test_files_of_a_job_are_filtered_by_state_and_type(self, client, user, dataset):
+        add_media_file(dataset)
+        add_media_file(dataset, name="b.jpg")
+        job = submit(user)
+        job.files.filter(position=1).update(state=JobFile.State.FAILED, error="It is damaged.")
+        path = f"/api/v1/jobs/{job.pk}/files/"
+
+        def names(**query):
+            return [one["filename"] for one in client.get(path, query).json()["results"]]
+
+        assert names(state="failed") == ["b.jpg"]
+        assert names(state__in="failed,pending") == ["a.jpg", "b.jpg"]
+        assert names(type="image", state="pending") == ["a.jpg"]
+        assert names(type="video") == []
+        assert client.get(path, {"state": "lost"}).status_code == 400
+        assert client.get(path, {"ordering": "id"}).status_code == 400
 
     def test_frame_results_are_filtered_by_confidence_and_class(self, client, user, dataset):
         media_file = add_media_file(dataset)

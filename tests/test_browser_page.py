@@ -478,6 +478,31 @@ def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, se
     assert traffic.complaints == []
 
 
+def test_results_of_a_job_whose_files_come_in_pages_show_all_of_them(page, service, tmp_path):
+    asked: list[str] = []
+
+    def tell_the_first_only(route: Route) -> None:
+        answer = route.fetch()
+        job = answer.json()
+        route.fulfill(response=answer, json={**job, "files": job["files"][:1]})
+
+    def give_one_at_a_time(route: Route) -> None:
+        asked.append(urlsplit(route.request.url).query)
+        route.continue_(url=route.request.url.replace("page_size=200", "page_size=1"))
+
+    page.route(re.compile(r"/api/v1/jobs/\d+/$"), tell_the_first_only)
+    page.route(re.compile(r"/api/v1/jobs/\d+/files/"), give_one_at_a_time)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Album")
+    for name in ("first.jpg", "second.jpg", "third.jpg"):
+        upload(page, drawn_image(tmp_path / name, size_wh=(320, 180)))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("tbody th")).to_have_text(["first.jpg", "second.jpg", "third.jpg"])
+    expect(card.locator("figure")).to_have_count(3)
+    assert asked == ["page_size=200", "page=2&page_size=1", "page=3&page_size=1"]
+
+
 def test_results_of_a_deleted_dataset_keep_the_boxes_of_the_download(page, service, tmp_path):
     kept = "The original cannot be shown here, so the boxes stay those of the download."
     traffic = Traffic(page)

@@ -122,6 +122,7 @@ TABLE = [
         {"dataset_id": "{dataset_id}", "model_version": "YOLO8s_FSR"},
     ),
     Row("GET", "/api/v1/jobs/{job_id}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/files", ITS_OWNER),
     Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{file_id}", ITS_OWNER),

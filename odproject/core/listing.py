@@ -16,9 +16,6 @@ from rest_framework.pagination import CursorPagination, PageNumberPagination
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-PAGING_KEYS = {"page", "page_size", "cursor", "ordering"}
-
-
 LARGEST_PAGE = 10**9
 LARGEST_ID = 2**63 - 1
 
@@ -174,7 +171,11 @@ class StrictFilters(DjangoFilterBackend):
         """Raises ValidationError (400) for a parameter that is no filter of this list."""
         filterset_class = self.get_filterset_class(view, queryset)
         known = set(filterset_class.base_filters) if filterset_class else set()
-        if unknown := set(request.query_params) - known - PAGING_KEYS:
+        for other in (*view.filter_backends, view.pagination_class):
+            if other and not issubclass(other, StrictFilters):
+                keys = other().get_schema_operation_parameters(view)
+                known |= {parameter["name"] for parameter in keys}
+        if unknown := set(request.query_params) - known:
             raise exceptions.ValidationError(
                 {name: ["This list has no such filter."] for name in sorted(unknown)}
             )

@@ -10,6 +10,7 @@ const PATH = "/api/v1/jobs/";
 const PAGE_SIZE = 24;
 const FINISHED = new Set(["Completed", "Failed", "Aborted"]);
 const ASKED_AT_ONCE = 10;
+const FILES_ASKED_AT_ONCE = 200; // as many as the service gives
 
 const state = {
   jobs: new Map(), // job id -> what is known of it
@@ -196,13 +197,26 @@ function announceMilestone(card, job) {
 
 // -- results
 
+// The job comes with its first files; all of them come in pages.
+async function filesOf(job) {
+  if (job.file_count === job.files.length) return job.files;
+  const files = [];
+  let path = `${PATH}${job.id}/files/?page_size=${FILES_ASKED_AT_ONCE}`;
+  while (path) {
+    const page = await ask(path);
+    files.push(...page.results);
+    path = nextPath(path, page);
+  }
+  return files;
+}
+
 async function showResults(id) {
   const card = state.cards.get(id);
   card.toggle.disabled = true;
   try {
     const job = await ask(`${PATH}${id}/`);
     learn(id, job);
-    fillResults(card.results, job);
+    fillResults(card.results, job, await filesOf(job));
   } catch (refusal) {
     card.results.replaceChildren(element("p", { className: "alert", textContent: refusal.message }));
   }

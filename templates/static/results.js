@@ -14,8 +14,8 @@ const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", m
 
 const views = new WeakMap(); // the element with a job's results -> what is known of them
 
-export function fillResults(root, job) {
-  const files = job.files.map((file) => ({ ...file, frames: [], shows: () => {} }));
+export function fillResults(root, job, jobFiles) {
+  const files = jobFiles.map((file) => ({ ...file, frames: [], shows: () => {} }));
   const view = { job, files, percent: DRAWN_PERCENT, isOpen: true, addresses: new Set() };
   view.isCounted = job.frame_count <= LARGEST_COUNTED_FRAMES;
   view.isComplete = false;
