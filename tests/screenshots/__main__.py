@@ -24,9 +24,10 @@ LARGEST_BYTES = 250_000
 # A stopped worker neither loses its work nor counts as dead, for as long as pictures are taken.
 PATIENCE = {"OD_UNIT_LEASE_SECONDS": "3600", "OD_UNIT_SILENT_SECONDS": "3600"}
 
-# A later frame of the video; resolves when it is painted.
+# A later frame of the video; resolves when the page has been painted with it.
 LATER_FRAME = """video => new Promise((resolve) => {
-    video.requestVideoFrameCallback(() => resolve());
+    const painted = () => requestAnimationFrame(() => requestAnimationFrame(resolve));
+    video.requestVideoFrameCallback(painted);
     video.currentTime = 1.5;
 })"""
 
@@ -92,8 +93,8 @@ def _readme_pictures(browser: Browser, service: Service, example: Example, admin
     save_picture(page, IMAGES / "page-home.png", largest_bytes=LARGEST_BYTES)
     results = dashboard.open_results(page, example.completed_id)
     expect(results.locator("video")).to_have_js_property("readyState", 4)
-    results.locator("video").evaluate(LATER_FRAME)
     page.locator(f"[data-job='{example.completed_id}']").scroll_into_view_if_needed()
+    results.locator("video").evaluate(LATER_FRAME)  # where it stays: what moves is painted anew
     save_picture(page, IMAGES / "page-results.png", largest_bytes=LARGEST_BYTES)
     page.close()
     admin.goto(f"/admin/datasets/dataset/{example.blocked_id}/change/")
