@@ -26,6 +26,10 @@ if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
 
 _UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?|/api/v1/models/?", re.ASCII)
 _FORMS = re.compile(r"/admin/inference/modelversion/add/")
+_WHOLE_RESULTS = re.compile(
+    r"/inference/(result|content/[0-9]+)/?|/api/v1/jobs/[0-9]+/(exports/[a-z]+|annotated-zip)/?",
+    re.ASCII,
+)
 
 
 def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
@@ -47,17 +51,24 @@ def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
     return 0
 
 
-def _is_slow(scope: Scope) -> bool:
-    """Whether a request is an upload, whose decoding takes up to minutes."""
-    path = scope["path"]
-    return scope["method"] == "POST" and bool(_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path))
+def slow_kind(scope: Scope) -> str | None:
+    """Of a request that takes up to minutes: decoding an upload, or all that a job has found."""
+    method, path = scope["method"], scope["path"]
+    if method == "POST" and (_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path)):
+        return "upload"
+    if method in ("GET", "HEAD") and _WHOLE_RESULTS.fullmatch(path):
+        return "result"
+    return None
 
 
 _http = http_application(
     wsgi_application,
     settings.WEB_THREADS,
-    slow_threads=settings.CONCURRENT_INSPECTIONS,
-    is_slow=_is_slow,
+    slow_threads={
+        "upload": settings.CONCURRENT_INSPECTIONS,
+        "result": settings.CONCURRENT_RESULTS,
+    },
+    slow_kind=slow_kind,
 )
 application = ProtocolTypeRouter(
     {

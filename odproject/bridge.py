@@ -16,7 +16,7 @@ import contextvars
 import io
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -68,16 +68,17 @@ def http_application(
     wsgi_app: WSGIApplication,
     threads: int | None = None,
     *,
-    slow_threads: int = 1,
-    is_slow: Callable[[Scope], bool] = lambda scope: False,
+    slow_threads: Mapping[str, int] | None = None,
+    slow_kind: Callable[[Scope], str | None] = lambda scope: None,
 ) -> "Bridge":
     """Return the ASGI application that serves `wsgi_app` through `threads` threads.
 
-    Without `threads`, their number is the environment's OD_WEB_THREADS, or 16. Requests that
-    `is_slow` says take long, which looks at the ASGI scope, have `slow_threads` of their own.
+    Without `threads`, their number is the environment's OD_WEB_THREADS, or 16. Requests that take
+    long have threads of their own: `slow_kind` tells from the ASGI scope which kind one is of,
+    None for the others, and `slow_threads` how many each kind has.
     """
     count = threads or int(os.environ.get("OD_WEB_THREADS") or DEFAULT_THREADS)
-    return Bridge(wsgi_app, count, slow_threads=slow_threads, is_slow=is_slow)
+    return Bridge(wsgi_app, count, slow_threads=slow_threads or {}, slow_kind=slow_kind)
 
 
 class Bridge:
@@ -88,14 +89,17 @@ class Bridge:
         wsgi_app: WSGIApplication,
         threads: int,
         *,
-        slow_threads: int,
-        is_slow: Callable[[Scope], bool],
+        slow_threads: Mapping[str, int],
+        slow_kind: Callable[[Scope], str | None],
     ) -> None:
         self.wsgi_app = wsgi_app
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="web")
         # What takes long waits here for its like, and holds up nothing else.
-        self.slow_threads = ThreadPoolExecutor(slow_threads, thread_name_prefix="slow")
-        self.is_slow = is_slow
+        self.slow_threads = {
+            kind: ThreadPoolExecutor(count, thread_name_prefix=kind)
+            for kind, count in slow_threads.items()
+        }
+        self.slow_kind = slow_kind
         # Reading a file must not wait for views, which may all wait for the database.
         self.file_threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
 
@@ -106,7 +110,8 @@ class Bridge:
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
         context = contextvars.copy_context()
-        pool = self.slow_threads if self.is_slow(scope) else self.threads
+        kind = self.slow_kind(scope)
+        pool = self.threads if kind is None else self.slow_threads[kind]
         work = pool.submit(context.run, exchange.run)
         try:
             rest = await asyncio.wrap_future(work)

@@ -324,6 +324,7 @@ INSPECTION_MEMORY_BYTES = env_int("OD_INSPECTION_MEMORY_BYTES", 4 * 1024**3)
 WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
 # Threads beside them that take uploads, one at a time each; the others wait without a thread.
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4)
+CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2)  # the same, for whole results of jobs
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000

@@ -73,7 +73,11 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
     return [_body_facts(environ)]
 
 
-_http = http_application(wsgi, slow_threads=1, is_slow=lambda scope: scope["path"] == "/wait")
+_http = http_application(
+    wsgi,
+    slow_threads={"waiting": 1},
+    slow_kind=lambda scope: "waiting" if scope["path"] == "/wait" else None,
+)
 
 
 async def _websocket(receive: Any, send: Any) -> None:

@@ -63,3 +63,27 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
     given = [int(one) for one in judged.stdout.split()]
     assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413], judged.stderr
     assert given[8:] == [0, 401, 401, 413, 401]
+
+
+def test_uploads_and_whole_results_keep_to_threads_of_their_own():
+    requests = [
+        ("POST", "/upload"),
+        ("POST", "/api/v1/datasets/1/uploads/"),
+        ("POST", "/api/v1/models/"),
+        ("POST", "/admin/inference/modelversion/add/"),
+        ("GET", "/inference/result"),
+        ("GET", "/inference/content/12/"),
+        ("GET", "/api/v1/jobs/12/exports/coco/"),
+        ("HEAD", "/api/v1/jobs/12/annotated-zip"),
+        ("GET", "/api/v1/models/"),
+        ("GET", "/api/v1/jobs/12/"),
+        ("GET", "/api/v1/jobs/12/frame-results/"),
+        ("POST", "/inference"),
+    ]
+    judged = run(
+        "-c",
+        "from odproject.asgi import slow_kind\n"
+        f"for method, path in {requests!r}:\n"
+        "    print(slow_kind({'method': method, 'path': path}))",
+    )
+    assert judged.stdout.split() == ["upload"] * 4 + ["result"] * 4 + ["None"] * 4, judged.stderr
