@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from billing.models import Account, Hold, Transfer
-from billing.prices import tokens
+from billing.prices import tokens, tokens_text
 from odproject.core.errors import ConflictError, DomainError
 
 WELCOME_HUNDREDTHS = 100_000
@@ -31,10 +31,13 @@ class InsufficientTokensError(DomainError):
     @classmethod
     def of(cls, *, needed_hundredths: int, balance_hundredths: int) -> "InsufficientTokensError":
         """The refusal with both amounts, as a sentence and as members of the document."""
-        needed, balance = tokens(needed_hundredths), tokens(balance_hundredths)
+        needed, balance = tokens_text(needed_hundredths), tokens_text(balance_hundredths)
         return cls(
-            f"{needed:g} tokens are needed, the balance is {balance:g}.",
-            members={"needed_tokens": needed, "balance_tokens": balance},
+            f"{needed} tokens are needed, the balance is {balance}.",
+            members={
+                "needed_tokens": tokens(needed_hundredths),
+                "balance_tokens": tokens(balance_hundredths),
+            },
         )
 
 

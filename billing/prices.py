@@ -35,6 +35,15 @@ def tokens(hundredths: int) -> float:
     return float(Decimal(hundredths) / HUNDREDTHS_PER_TOKEN)
 
 
+def tokens_text(hundredths: int) -> str:
+    """Hundredths as tokens in a sentence, exactly: 1.5, 100000.01.
+
+    >>> [tokens_text(one) for one in (150, 10_000_001, 100_000, 0)]
+    ['1.5', '100000.01', '1000', '0']
+    """
+    return f"{Decimal(hundredths) / HUNDREDTHS_PER_TOKEN:.2f}".rstrip("0").rstrip(".")
+
+
 def hundredths(amount_tokens: Decimal) -> int:
     """Tokens as hundredths; raises ValueError when the amount is finer than a hundredth."""
     scaled = amount_tokens * HUNDREDTHS_PER_TOKEN

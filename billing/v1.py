@@ -1,7 +1,6 @@
 """Balance and ledger in /api/v1/."""
 
 import uuid
-from decimal import Decimal
 from typing import Any, cast
 
 from django.db.models import QuerySet
@@ -14,6 +13,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from accounts.selectors import user_by_email
 from billing import selectors, services
+from billing.fields import TopUpAmountField
 from billing.idempotency import answered_once
 from billing.models import Transfer
 from billing.prices import tokens
@@ -73,9 +73,7 @@ class TopUpSerializer(serializers.Serializer[Any]):
     """What a top-up needs."""
 
     email = serializers.CharField(max_length=254, help_text="Whose balance.")
-    amount_tokens = serializers.DecimalField(
-        max_digits=7, decimal_places=2, min_value=Decimal("0.01"), max_value=Decimal(20000)
-    )
+    amount_tokens = TopUpAmountField()
     reason = serializers.CharField(
         max_length=200, allow_blank=True, default="", help_text="The user reads it."
     )

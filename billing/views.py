@@ -1,7 +1,6 @@
 """GET and PATCH /token."""
 
 import uuid
-from decimal import Decimal
 from typing import Any, cast
 
 from rest_framework import serializers
@@ -12,6 +11,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from accounts.selectors import user_by_email
 from billing import selectors, services
+from billing.fields import TopUpAmountField
 from billing.idempotency import answered_once
 from billing.prices import tokens
 from odproject.core.api import validated
@@ -21,9 +21,7 @@ class TopUpSerializer(serializers.Serializer[Any]):
     """Keys of PATCH /token."""
 
     topUpUserEmail = serializers.CharField(max_length=254)  # noqa: N815
-    topUpAmount = serializers.DecimalField(  # noqa: N815
-        max_digits=7, decimal_places=2, min_value=Decimal("0.01"), max_value=Decimal(20000)
-    )
+    topUpAmount = TopUpAmountField()  # noqa: N815
 
 
 class TokenView(APIView):

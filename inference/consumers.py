@@ -97,7 +97,10 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         if not origin or origin in settings.CSRF_TRUSTED_ORIGINS:
             return True
         host = headers.get(b"host", b"").decode("latin1").lower()
-        return bool(host) and urlsplit(origin).netloc == host
+        try:
+            return bool(host) and urlsplit(origin).netloc == host
+        except ValueError:  # no address at all, such as "http://[x"
+            return False
 
     async def _authenticate(self, ticket: str) -> Presence | None:
         if ticket:

@@ -118,6 +118,7 @@ class Job(models.Model):
     )
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True)
+    served_at = models.DateTimeField(null=True, help_text="When a worker last took a unit of it.")
     finished_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -152,6 +153,7 @@ class Job(models.Model):
         ]
         indexes = [
             models.Index(fields=["user", "-id"], name="job_by_user"),
+            models.Index(fields=["user", "served_at"], name="job_served_last"),
             models.Index(
                 fields=["state"],
                 name="job_unfinished",
@@ -240,6 +242,7 @@ class WorkUnit(models.Model):
     worker_name = models.CharField(max_length=100, blank=True)
     lease_expires_at = models.DateTimeField(null=True)
     enqueued_at = models.DateTimeField(null=True)
+    waits_until = models.DateTimeField(null=True, help_text="After a failure that may pass.")
 
     class Meta:
         ordering = ["position", "pk"]

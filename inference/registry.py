@@ -25,7 +25,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
 from django.db import DatabaseError, IntegrityError, InterfaceError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from accounts.models import User
@@ -585,9 +585,7 @@ def request_test(*, version_id: int) -> None:
 def enqueue_tests(*, version_id: int | None = None, now: datetime | None = None) -> int:
     """Send hints for test runs that wait, of one version or all; returns how many were sent."""
     now = now or timezone.now()
-    waiting = ModelVersion.objects.filter(test_requested_at__isnull=False).filter(
-        Q(test_lease_expires_at=None) | Q(test_lease_expires_at__lt=now)
-    )
+    waiting = _waiting_tests(now)
     stale = now - timedelta(seconds=settings.UNIT_HINT_SECONDS)
     waiting = waiting.filter(Q(test_enqueued_at=None) | Q(test_enqueued_at__lt=stale))
     if version_id is not None:
@@ -599,6 +597,20 @@ def enqueue_tests(*, version_id: int | None = None, now: datetime | None = None)
         ModelVersion.objects.filter(pk=waiting_id).update(test_enqueued_at=now)
         sent += 1
     return sent
+
+
+def next_test() -> int | None:
+    """The version that has waited longest for its test run; None when none waits."""
+    waiting = _waiting_tests(timezone.now()).order_by("test_requested_at", "pk")
+    return waiting.values_list("pk", flat=True).first()
+
+
+def _waiting_tests(now: datetime) -> QuerySet[ModelVersion]:
+    """Versions whose test run nobody has begun, or whose worker died over it."""
+    return ModelVersion.objects.filter(
+        Q(test_lease_expires_at=None) | Q(test_lease_expires_at__lt=now),
+        test_requested_at__isnull=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -614,8 +626,8 @@ def _claim_test(version_id: int) -> TryOutClaim | None:
     now = timezone.now()
     lease_seconds = 2 * settings.MODEL_CHILD_SECONDS
     claimed = (
-        ModelVersion.objects.filter(pk=version_id, test_requested_at__isnull=False)
-        .filter(Q(test_lease_expires_at=None) | Q(test_lease_expires_at__lt=now))
+        _waiting_tests(now)
+        .filter(pk=version_id)
         .update(
             test_attempt=F("test_attempt") + 1,
             test_lease_expires_at=now + timedelta(seconds=lease_seconds),

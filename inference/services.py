@@ -15,14 +15,14 @@ from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, transaction
-from django.db.models import BigIntegerField, F, QuerySet, Sum
+from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Cast
 from django.utils import timezone
 
 from accounts.models import User
 from accounts.services import append_event, lock_user
 from billing.ledger import place_hold, settle_hold
-from billing.prices import hundredths, tokens
+from billing.prices import hundredths, tokens, tokens_text
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile
 from datasets.selectors import open_dataset, reopened_dataset
@@ -149,7 +149,7 @@ def submit_job(
     dataset = open_dataset(user=user, dataset_id=dataset_id, locked=True)
     plan = _plan(version, dataset, options or {})
     if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
-        now = f"{tokens(plan.quoted_hundredths):g} tokens"
+        now = f"{tokens_text(plan.quoted_hundredths)} tokens"
         raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
     return _queue_job(user=user, dataset=dataset, plan=plan)
 
@@ -308,7 +308,7 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
         jobs = jobs.filter(pk=job_id)
     sent = 0
     for unfinished_id in jobs.values_list("pk", flat=True):
-        waiting = WorkUnit.objects.filter(job_id=unfinished_id, state=WorkUnit.State.PENDING)
+        waiting = _waiting_units(now).filter(job_id=unfinished_id)
         window = list(waiting.order_by("position", "pk")[: settings.UNITS_ENQUEUED_PER_JOB])
         for unit in window:
             if unit.enqueued_at is not None and unit.enqueued_at > stale:
@@ -318,6 +318,35 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
             WorkUnit.objects.filter(pk=unit.pk).update(enqueued_at=now)
             sent += 1
     return sent
+
+
+def _waiting_units(now: datetime) -> QuerySet[WorkUnit]:
+    pauses_no_more = Q(waits_until=None) | Q(waits_until__lte=now)
+    return WorkUnit.objects.filter(pauses_no_more, state=WorkUnit.State.PENDING)
+
+
+def next_unit(*, now: datetime | None = None) -> int | None:
+    """The waiting unit whose turn it is, or None: users take turns, and so do a user's jobs.
+
+    It is of the user who was served longest ago, or never, and of that user's job which was. A
+    hint says only that something waits: where units take longer than hints live, the ones that a
+    worker finds are the sweeper's latest, and those begin with the oldest job (docs/adr/0013).
+    """
+    now = now or timezone.now()
+    waiting = _waiting_units(now)
+    served = Job.objects.filter(user=OuterRef("user"), served_at__isnull=False)
+    jobs = Job.objects.filter(
+        Exists(waiting.filter(job=OuterRef("pk"))), state__in=Job.UNFINISHED
+    ).annotate(user_served_at=Subquery(served.order_by("-served_at").values("served_at")[:1]))
+    job_id = (
+        jobs.order_by(
+            F("user_served_at").asc(nulls_first=True), F("served_at").asc(nulls_first=True), "pk"
+        )
+        .values_list("pk", flat=True)
+        .first()
+    )
+    units = waiting.filter(job_id=job_id).order_by("position", "pk")
+    return units.values_list("pk", flat=True).first()
 
 
 # -- the life of a work unit ---------------------------------------------------------------------
@@ -353,10 +382,13 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
     JobFile.objects.filter(parts__unit=unit, state=JobFile.State.PENDING).update(
         state=JobFile.State.RUNNING
     )
-    if job.state == Job.State.PENDING:
+    is_first = job.state == Job.State.PENDING
+    job.served_at = now
+    if is_first:
         job.state = Job.State.RUNNING
         job.started_at = now
-        job.save(update_fields=["state", "started_at"])
+    job.save(update_fields=["state", "started_at", "served_at"])
+    if is_first:
         append_event(user_id=job.user_id, kind="job.started", payload=job_payload(job))
     return Claim(unit_id=unit_id, attempt=unit.attempt, job_id=job.pk, user_id=job.user_id)
 
@@ -520,14 +552,18 @@ def _fail_file(file_id: int, fault: FileFault) -> None:
 
 
 @transaction.atomic
-def hand_back_unit(*, claim: Claim, counts_as_try: bool) -> None:
+def hand_back_unit(
+    *, claim: Claim, counts_as_try: bool, waits_until: datetime | None = None
+) -> None:
     """Put a unit back in the queue: the worker stops, or something broke that may work later.
 
-    A unit that has been tried often enough fails instead. Losing the lease meanwhile is fine.
+    A unit that has been tried often enough fails instead. `waits_until`: when it is worth to be
+    tried again. Losing the lease meanwhile is fine.
     """
     job = _locked_job(claim.job_id)
     unit = _own_unit(claim).first()
     if unit is not None:
+        unit.waits_until = waits_until
         _put_back(job, unit, counts_as_try=counts_as_try)
 
 
@@ -547,7 +583,7 @@ def _put_back(job: Job, unit: WorkUnit, *, counts_as_try: bool) -> None:
     unit.lease_expires_at = None
     unit.enqueued_at = None
     unit.tries -= 0 if counts_as_try else 1
-    unit.save(update_fields=["state", "lease_expires_at", "enqueued_at", "tries"])
+    unit.save(update_fields=["state", "lease_expires_at", "enqueued_at", "waits_until", "tries"])
     if counts_as_try and unit.kind == WorkUnit.Kind.IMAGES:
         _split_batch(unit)
     transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
@@ -563,6 +599,7 @@ def _split_batch(unit: WorkUnit) -> None:
             position=part.job_file.position,
             attempt=unit.attempt,
             tries=unit.tries,
+            waits_until=unit.waits_until,
         )
         part.save(update_fields=["unit"])
 

@@ -18,7 +18,7 @@ from inference import registry, services
 from inference.leases import while_database_is_away
 from inference.networks import Detectors
 from inference.queue import RUN_UNIT, TEST_MODEL
-from inference.worker import Heartbeat, ProcessHealth, run_unit, uses_too_much_memory
+from inference.worker import Heartbeat, ProcessHealth, run_next_unit, uses_too_much_memory
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,17 @@ def start_worker(**_: Any) -> None:
 
 @shared_task(name=RUN_UNIT)
 def run_unit_task(unit_id: int) -> None:
-    """Run a work unit, if it still waits and this worker does not stop."""
+    """Run the work unit whose turn it is: that some wait is all that the hint of one says.
+
+    A model version that waits to be tried out comes first: an administrator looks on, and it takes
+    seconds. A worker that stops runs nothing any more.
+    """
     if is_stopping():
         return  # the hint is repeated, for another worker
     close_old_connections()
-    run_unit(
-        unit_id=unit_id,
+    if version_id := while_database_is_away(registry.next_test):
+        registry.run_test(version_id=version_id)
+    run_next_unit(
         worker_name=worker_name(),
         detector_of=detectors.for_job,
         should_stop=is_stopping,

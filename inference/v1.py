@@ -315,7 +315,11 @@ class FrameFilters(StrictFilterSet):
 
 
 class OldestFirst(NewestFirst):
-    """Frame results in the order of their making, which may have 500 detections each."""
+    """Frame results in the order of their making, which may have 500 detections each.
+
+    While a job runs, what two workers store in the same moment may come behind a cursor that has
+    gone by; whoever wants every frame reads once the job has ended.
+    """
 
     ordering = "id"
     max_page_size = 100
@@ -411,7 +415,7 @@ class JobFilesView(generics.ListAPIView[JobFile]):
 
 
 class FrameResultsView(generics.ListAPIView[FrameResult]):
-    """What a job found, frame by frame."""
+    """What a job found, frame by frame: every frame once it has ended, those there are before."""
 
     serializer_class = FrameResultSerializer
     pagination_class = OldestFirst

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from django.conf import settings
 from django.db.models import Count, F, Sum
 
 from inference.models import Job, UnitFile, WorkUnit
@@ -36,8 +35,7 @@ def wait_of(job: Job) -> Wait | None:
 def _frames_ahead(job: Job) -> float:
     """Images and frames that are looked at before the job's turn comes.
 
-    Of each job only the first few units stand in the queue (`services.enqueue_units`), so a long
-    job is not waited for to its end.
+    Jobs take turns (`services.next_unit`), so of each one that came before a unit is waited for.
     """
     # That the jobs are unfinished too spares the units of all that ever were.
     waiting = (
@@ -52,9 +50,7 @@ def _frames_ahead(job: Job) -> float:
             units=Count("unit", distinct=True), frames=Sum(F("frame_count") - F("frames_done"))
         )
     )
-    return sum(
-        row["frames"] * min(1.0, settings.UNITS_ENQUEUED_PER_JOB / row["units"]) for row in waiting
-    )
+    return sum(row["frames"] / row["units"] for row in waiting)
 
 
 def _frames_per_second() -> float | None:

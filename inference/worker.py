@@ -10,6 +10,7 @@ import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import (
@@ -19,6 +20,7 @@ from django.db import (
     close_old_connections,
     connection,
 )
+from django.utils import timezone
 
 from datasets.media.errors import MediaError
 from inference import services
@@ -37,6 +39,11 @@ MOST_FAILURES_IN_A_ROW = 5
 # breaks it, every time. So only the first few attempts are forgiven, whichever workers made them:
 # then it counts, an image of a batch alone, and the unit ends after three more.
 FORGIVEN_ATTEMPTS = 5
+# The same for a disk that is full or fails, or what else the system refuses. Somebody has to make
+# room first, so the unit is tried again later and later, for about an hour before it counts.
+FORGIVEN_REFUSALS = 10
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=15), timedelta(minutes=10)
+MOST_RACES = 20  # lost to other workers, until the next hint
 
 
 @dataclass
@@ -96,6 +103,31 @@ class Heartbeat(threading.Thread):
         self._due.set()
 
 
+def run_next_unit(
+    *,
+    worker_name: str,
+    detector_of: Callable[[Job], Detector],
+    should_stop: Callable[[], bool] = lambda: False,
+    on_hang: Callable[[], None] = lambda: None,
+    health: ProcessHealth | None = None,
+) -> bool:
+    """Run the waiting unit whose turn it is, as `run_unit` does; returns whether there was one."""
+    for _ in range(MOST_RACES):
+        unit_id = while_database_is_away(services.next_unit)
+        if unit_id is None:
+            break
+        if run_unit(
+            unit_id=unit_id,
+            worker_name=worker_name,
+            detector_of=detector_of,
+            should_stop=should_stop,
+            on_hang=on_hang,
+            health=health,
+        ):
+            return True
+    return False
+
+
 def run_unit(
     *,
     unit_id: int,
@@ -131,7 +163,11 @@ def run_unit(
         fault = None if is_device_fault(error) else _fault_of_file(error)
         if fault is None:
             logger.exception("Work unit %s broke off in attempt %s", unit_id, claim.attempt)
-            _hand_back(claim, counts_as_try=_counts_as_try(error, claim, health))
+            _hand_back(
+                claim,
+                counts_as_try=_counts_as_try(error, claim, health),
+                pause=_pause_after(claim) if _is_refused_by_system(error) else None,
+            )
             return True
         with contextlib.suppress(LeaseLostError):
             while_database_is_away(lambda: services.fail_unit(claim=claim, fault=fault))
@@ -155,15 +191,30 @@ def _counts_as_try(error: Exception, claim: Claim, health: ProcessHealth) -> boo
     if is_device_fault(error):
         health.is_device_broken = True
         return claim.attempt > FORGIVEN_ATTEMPTS
+    if _is_refused_by_system(error):
+        return claim.attempt > FORGIVEN_REFUSALS
     health.failures_in_a_row += 1
     return True
 
 
-def _hand_back(claim: Claim, *, counts_as_try: bool) -> None:
+def _is_refused_by_system(error: Exception) -> bool:
+    """Whether a disk is full or fails, or the like: what files are at fault for is no OSError."""
+    return isinstance(error, OSError)
+
+
+def _pause_after(claim: Claim) -> timedelta:
+    doublings = min(claim.attempt - 1, FORGIVEN_REFUSALS)
+    return min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE)
+
+
+def _hand_back(claim: Claim, *, counts_as_try: bool, pause: timedelta | None = None) -> None:
+    waits_until = None if pause is None else timezone.now() + pause
     # If the database stays away, the lease runs out and the sweeper puts the unit back.
     with contextlib.suppress(DatabaseError, InterfaceError):
         while_database_is_away(
-            lambda: services.hand_back_unit(claim=claim, counts_as_try=counts_as_try)
+            lambda: services.hand_back_unit(
+                claim=claim, counts_as_try=counts_as_try, waits_until=waits_until
+            )
         )
 
 

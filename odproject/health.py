@@ -1,7 +1,7 @@
 """Is the process alive, and is the service ready to work?"""
 
 import redis
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest, JsonResponse
 
 from inference.selectors import ready_workers
@@ -37,7 +37,7 @@ def _database_reason() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-    except DatabaseError:
+    except (DatabaseError, InterfaceError):
         return "The database does not answer."
     return ""
 
@@ -54,5 +54,5 @@ def _redis_reason() -> str:
 def _worker_reason() -> str:
     try:
         return "" if ready_workers() else "No worker with a loaded model has been heard of lately."
-    except DatabaseError:
+    except (DatabaseError, InterfaceError):
         return "The workers' heartbeats cannot be read."

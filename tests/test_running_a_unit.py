@@ -155,7 +155,7 @@ def test_image_that_the_disk_does_not_give_is_tried_again(user, dataset, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr("datasets.media.images.PngImageFile.load", fail)
         _, unit = run(job, FakeDetector())
-    assert (unit.state, unit.tries) == ("pending", 1)
+    assert (unit.state, unit.tries) == ("pending", 0)
     assert JobFile.objects.get().state == "running"
     _, unit = run(job, FakeDetector())
     assert (unit.state, JobFile.objects.get().state) == ("completed", "completed")

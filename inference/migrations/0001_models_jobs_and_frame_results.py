@@ -89,6 +89,12 @@ class Migration(migrations.Migration):
                 ("error", models.CharField(blank=True, max_length=500)),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
                 ("started_at", models.DateTimeField(null=True)),
+                (
+                    "served_at",
+                    models.DateTimeField(
+                        help_text="When a worker last took a unit of it.", null=True
+                    ),
+                ),
                 ("finished_at", models.DateTimeField(null=True)),
                 (
                     "dataset",
@@ -308,6 +314,10 @@ class Migration(migrations.Migration):
                 ("lease_expires_at", models.DateTimeField(null=True)),
                 ("enqueued_at", models.DateTimeField(null=True)),
                 (
+                    "waits_until",
+                    models.DateTimeField(help_text="After a failure that may pass.", null=True),
+                ),
+                (
                     "job",
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.PROTECT,
@@ -451,6 +461,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="job",
             index=models.Index(fields=["user", "-id"], name="job_by_user"),
+        ),
+        migrations.AddIndex(
+            model_name="job",
+            index=models.Index(fields=["user", "served_at"], name="job_served_last"),
         ),
         migrations.AddIndex(
             model_name="job",

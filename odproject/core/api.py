@@ -272,7 +272,7 @@ def client_address(request: Request | HttpRequest) -> str:
     forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "")
     if settings.NUM_PROXIES and forwarded:
         hops = forwarded.split(",")
-        address = hops[-min(settings.NUM_PROXIES, len(hops))].strip()
+        address = _without_port(hops[-min(settings.NUM_PROXIES, len(hops))].strip())
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -282,6 +282,12 @@ def client_address(request: Request | HttpRequest) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def _without_port(address: str) -> str:
+    """The address alone, where a proxy writes the port that it was connected from behind it."""
+    found = re.fullmatch(r"\[(.+)\](?::\d+)?|([0-9.]+):\d+", address)
+    return address if found is None else found[1] or found[2]
 
 
 def _plain_problem(status: int) -> JsonResponse:

@@ -41,7 +41,7 @@ def test_email_of_a_top_up_has_no_case(administrator, saver):
     assert answer.json() == {"updatedTokenBalance": before + 1}
 
 
-@pytest.mark.parametrize("amount", ["20000", "20000.00", "2e4", "0.01"])
+@pytest.mark.parametrize("amount", ["20000", "20000.00", "2e4", "0.01", "20000.000", "0.0100"])
 def test_greatest_and_smallest_amount_are_taken(administrator, saver, amount):
     before = saver.balance()
     keys = {"topUpUserEmail": saver.email, "topUpAmount": amount}
@@ -50,6 +50,7 @@ def test_greatest_and_smallest_amount_are_taken(administrator, saver, amount):
 
 
 AMOUNTS = ["NaN", "Infinity", "-Infinity", "1e400", "-1", "0", "-0.0", "0.001", "20000.01"]
+AMOUNTS += ["0.01" + 40 * "0" + "1"]  # exact to the last digit
 
 
 @pytest.mark.parametrize("amount", [*AMOUNTS, "true", "null", "[5]", '{"a": 5}', '"five"', '""'])

@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, InterfaceError, close_old_connections
 from django.utils import timezone
 
 from accounts.limits import forget_old_attempts
@@ -66,6 +66,8 @@ class Command(BaseCommand):
                 if time.monotonic() >= next_cleaning:
                     next_cleaning = time.monotonic() + CLEANING_INTERVAL_SECONDS
                     _clean()
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
                 logger.warning("The sweeper waits for the database: %s", error)
+            except OSError:
+                logger.exception("The sweeper cannot clean up and goes on")
             close_old_connections()
