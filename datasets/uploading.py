@@ -7,6 +7,7 @@ removed again. So a refusal leaves the ledger, the rows and the files as they we
 import contextlib
 import logging
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,11 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 MAX_NAME_LENGTH = 1000
 UNPAID_DECODING_HUNDREDTHS = 100_000  # decoded beyond the balance: 2000 frames at first prices
+
+_TOO_MUCH_WASTED = (
+    "Damaged files before this one have taken the time that one archive may waste; try it again "
+    "without them."
+)
 
 
 class UnacceptableMediaError(DomainError):
@@ -176,6 +182,7 @@ def media_limits() -> MediaLimits:
         max_frames=settings.MAX_VIDEO_FRAMES,
         max_archive_files=settings.MAX_ARCHIVE_FILES,
         per_file_timeout_seconds=settings.INSPECTION_TIMEOUT_SECONDS,
+        refused_members_timeout_seconds=settings.INSPECTION_TIMEOUT_SECONDS,
         child_memory_bytes=settings.INSPECTION_MEMORY_BYTES,
     )
 
@@ -251,15 +258,20 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Pu
             accepted = AcceptedFile.inspected(name or "upload", path, facts, folder)
             inspection.accepted.append(accepted)
             return inspection
+        wasted_seconds = 0.0
         for position, member in enumerate(open_archive(path, limits=limits)):
             target = folder / f"{position:06}"
             member_name = member.name[-MAX_NAME_LENGTH:]
+            begun_at = time.monotonic()
             try:
+                if wasted_seconds > limits.refused_members_timeout_seconds:
+                    raise MediaError("inspection_timeout", _TOO_MUCH_WASTED, 422)
                 _extract(path, member, target, limits)
                 facts = _paid_facts(inspector, target, purse)
             except MediaError as error:
                 target.unlink(missing_ok=True)
                 inspection.refused.append(RefusedFile(member_name, error))
+                wasted_seconds += time.monotonic() - begun_at
             else:
                 accepted = AcceptedFile.inspected(member_name, target, facts, folder)
                 inspection.accepted.append(accepted)

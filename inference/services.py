@@ -345,6 +345,8 @@ def next_unit(*, now: datetime | None = None) -> int | None:
         .values_list("pk", flat=True)
         .first()
     )
+    if job_id is None:
+        return None
     units = waiting.filter(job_id=job_id).order_by("position", "pk")
     return units.values_list("pk", flat=True).first()
 

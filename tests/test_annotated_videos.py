@@ -457,6 +457,28 @@ def test_damaged_sound_is_left_out_and_does_not_harm_the_pictures(tmp_path):
     assert len(times_of(out)) == len(times_of(source)) > 40
 
 
+def test_sound_ends_soon_after_the_pictures(tmp_path, monkeypatch):
+    """A file of some KB can claim hours of it, all of which would be encoded."""
+    monkeypatch.setattr("inference.pipeline.join._LONGEST_CODA_SECONDS", 1.0)
+    source = write_video(tmp_path / "x.mkv", codec="libx264", frames=100, sound="pcm_s16le")
+    segment = annotate(source, tmp_path / "segment.mp4", max_frames=25)
+    join_segments([segment], tmp_path / "out.mp4", sound_from=source)
+    found, start, end = sound_of(tmp_path / "out.mp4")
+    assert (found, start) == ("aac", pytest.approx(0, abs=0.06))
+    assert end == pytest.approx(24 / 25 + 1, abs=0.1)
+
+
+def test_sound_of_one_sample_a_second_is_left_out_rather_than_made_up(tmp_path):
+    """Resampled to 48 kHz, such a packet would take 48,000 times its size."""
+    source = write_video(
+        tmp_path / "x.mkv", frames=100 * 25, rate_fps=25, sound="pcm_s16le", sound_rate_hz=1
+    )
+    segment = annotate(source, tmp_path / "segment.mp4", max_frames=5)
+    join_segments([segment], tmp_path / "out.mp4", sound_from=source)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
 def test_video_without_sound_stays_silent(tmp_path):
     source = write_video(tmp_path / "x.mp4", codec="libx264", frames=3)
     with av.open(str(joined_with_sound(tmp_path, source))) as container:

@@ -122,6 +122,18 @@ def test_name_in_the_old_code_page_is_accepted(tmp_path):
     assert names(write_raw_zip(tmp_path / "x.zip", [(b"M\x81ll.jpg", b"x")])) == ["Müll.jpg"]
 
 
+@pytest.mark.parametrize("beyond", range(20, 28))
+def test_member_whose_last_bytes_are_still_packed_when_all_is_read_comes_out_whole(
+    tmp_path, beyond
+):
+    """A black bitmap: zlib has taken all input, and holds more than one chunk of output."""
+    content = bytes(256 * 1024 + beyond)
+    path = write_zip(tmp_path / "a.zip", [("black.bmp", content)])
+    (member,) = open_archive(path)
+    extract_member(path, member, tmp_path / "black.bmp")
+    assert (tmp_path / "black.bmp").read_bytes() == content
+
+
 def test_damaged_member_is_reported_alone_and_leaves_nothing_behind(tmp_path):
     path = write_zip(
         tmp_path / "x.zip", [("good", b"good"), ("bad", b"badly")], method=zipfile.ZIP_STORED

@@ -198,6 +198,38 @@ def test_truncated_webm_is_counted_by_what_decodes(tmp_path):
     assert count_frames(path).frame_count == len(list(iter_frames(path))) == 5
 
 
+@pytest.mark.parametrize("name", ["x.avi", "x.wmv"])
+def test_pictures_out_of_order_have_their_times_where_the_container_stores_none(tmp_path, name):
+    """What libavformat makes up runs backwards; taken for new recordings, 2 s became 4."""
+    path = write_video(
+        tmp_path / name, frames=50, codec="libx264", codec_options={"bf": "3", "g": "12"}
+    )
+    facts = count_frames(path)
+    # The last pictures, given up at the end, have the time of the packet before.
+    assert facts.duration_seconds == pytest.approx(2, abs=0.05)
+    assert facts.average_rate_fps == pytest.approx(25, abs=0.6)
+    times = [frame.time_seconds for frame in iter_frames(path)]
+    assert times[:48] == pytest.approx([index / 25 for index in range(48)])
+    later = [frame.time_seconds for frame in iter_frames(path, first_frame_index=30)]
+    assert later == times[30:]
+
+
+def test_video_that_was_cut_on_a_phone_is_not_damaged(tmp_path):
+    """An edit list hides the frames before the cut, which the container counts all the same."""
+    path = write_video(
+        tmp_path / "x.mp4",
+        frames=30,
+        codec="libx264",
+        times_ms=[40 * (index - 10) for index in range(30)],
+        options={"avoid_negative_ts": "disabled"},
+    )
+    with av.open(str(path)) as container:
+        hidden = [packet.is_discard for packet in container.demux(video=0) if packet.size]
+    assert (len(hidden), sum(hidden)) == (30, 10)
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.warning) == (20, "")
+
+
 def test_damaged_frame_in_the_middle_is_skipped_and_the_times_keep_its_gap(tmp_path):
     path = write_video(tmp_path / "x.avi", frames=6, codec="mjpeg", rate_fps=10)
     start, end = packet_spans(path)[2]

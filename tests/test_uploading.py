@@ -3,6 +3,7 @@
 import zipfile
 from datetime import timedelta
 from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 from django.core.files.storage import default_storage
@@ -99,6 +100,26 @@ def test_bad_file_in_a_zip_is_reported_and_free(user, dataset):
         ("notes.txt", "unsupported_media_type")
     ]
     assert balance_hundredths(user=user) == 100_000 - 150
+
+
+def test_damaged_files_of_a_zip_waste_only_so_much_time(user, dataset, settings, monkeypatch):
+    """They cost nothing, so nothing else would end a zip of thousands of them."""
+    settings.INSPECTION_TIMEOUT_SECONDS = 20
+    ticks = iter(range(0, 1000, 8))
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("datasets.uploading.time", clock)
+    good, bad = image_bytes(), b"not an image"
+    members = {"1.jpg": bad, "2.jpg": bad, "3.jpg": good, "4.jpg": bad, "5.jpg": good}
+    taken = upload(user, make_zip(**members), "a.zip")
+    assert [one.name for one in taken.media_files.order_by("pk")] == ["3.jpg"]
+    reasons = [(one["filename"], one["code"]) for one in taken.refused]
+    assert reasons == [
+        ("1.jpg", "unsupported_media_type"),
+        ("2.jpg", "unsupported_media_type"),
+        ("4.jpg", "unsupported_media_type"),
+        ("5.jpg", "inspection_timeout"),
+    ]
+    assert balance_hundredths(user=user) == 100_000 - 75
 
 
 def test_zip_without_one_good_file_is_refused(user, dataset, media_root):

@@ -398,9 +398,13 @@ class _Inflater:
         return self._inner.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        while data and not self.eof:
-            yield self._inner.decompress(data, self._chunk_bytes)
+        # A full chunk may leave some behind in zlib, also when all input is taken.
+        is_full = False
+        while (data or is_full) and not self.eof:
+            chunk = self._inner.decompress(data, self._chunk_bytes)
+            is_full = len(chunk) == self._chunk_bytes
             data = self._inner.unconsumed_tail
+            yield chunk
 
 
 class _Bunzipper:

@@ -25,6 +25,7 @@ class MediaLimits:
     archive_ratio_floor_bytes: int = 64 * _MIB
     max_member_bytes: int = 2 * _GIB
     per_file_timeout_seconds: float = 300.0
+    refused_members_timeout_seconds: float = 300.0  # of an archive, together: they cost nothing
     child_memory_bytes: int = 4 * _GIB
     child_cpu_seconds: int = 600
 

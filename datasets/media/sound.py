@@ -21,6 +21,9 @@ _LEAST_MP3_RATE_HZ = 16_000  # MP4 knows no MP3 below
 _AAC_FRAME_SAMPLES = 1024
 _AAC_RATES_HZ = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 _DEFAULT_RATE_HZ = 48000
+# What is resampled lies in memory as a whole: at 48 kHz a packet of this length takes 12 MB. A file
+# of some KB can claim a packet of hours, at one sample a second.
+_LONGEST_PACKET_SECONDS = 60
 
 
 class SoundError(Exception):
@@ -118,6 +121,8 @@ class Sound:
         )
         next_pts = 0
         for frame in self._frames():
+            if frame is not None and frame.samples > _LONGEST_PACKET_SECONDS * frame.sample_rate:
+                raise SoundError("A packet of it is too long.")
             for piece in resampler.resample(frame):
                 if piece.pts is not None and piece.time_base is not None:
                     since_zero = float(piece.pts * piece.time_base) - self._zero_seconds

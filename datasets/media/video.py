@@ -55,6 +55,7 @@ DECODER_THREADS = 2
 _DEFAULT_RATE_FPS = 25.0
 _MAX_SANE_RATE_FPS = 1000.0
 _MAX_SANE_ASPECT = 100
+_WITHOUT_TIMES_OF_SHOWING = {"avi", "asf"}
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
@@ -211,6 +212,31 @@ class _NamelessFile(io.RawIOBase):
         super().close()
 
 
+class _StampChoice:
+    """Chooses between a frame's own time stamp and that of its packet, as libavcodec does.
+
+    The kind that ran backwards more often is not believed. AVI and ASF store no times of showing:
+    what is made up for them runs backwards where pictures are stored out of order (H.264), while
+    the stamps of the packets, handed through the decoder, do not. There those are believed first.
+    """
+
+    def __init__(self, container_format: str) -> None:
+        self._last: list[int | None] = [None, None]
+        self._faults = [int(container_format in _WITHOUT_TIMES_OF_SHOWING), 0]
+
+    def of(self, frame: Any) -> int | None:
+        stamps = (frame.pts, frame.dts)
+        for kind, stamp in enumerate(stamps):
+            if stamp is not None:
+                last = self._last[kind]
+                self._faults[kind] += last is not None and stamp <= last
+                self._last[kind] = stamp
+        pts, dts = stamps
+        if pts is None or (dts is not None and self._faults[0] > self._faults[1]):
+            return dts
+        return pts
+
+
 class _FrameClock:
     """Gives every frame its time in seconds since the first, never running backwards.
 
@@ -267,7 +293,10 @@ class _SeekMissedError(Exception):
 
 @dataclass
 class _OpenVideo:
-    """`is_damaged` turns true when something of it cannot be read or decoded."""
+    """`is_damaged` turns true when something of it cannot be read or decoded.
+
+    `hidden_count`: the packets read so far that an edit list hides, as of a video cut on a phone.
+    """
 
     container: InputContainer
     stream: VideoStream
@@ -277,6 +306,7 @@ class _OpenVideo:
     has_audio: bool
     pixel_aspect: Fraction
     is_damaged: bool = False
+    hidden_count: int = 0
 
 
 def iter_frames(
@@ -405,7 +435,7 @@ def count_frames(
 
 def _damage(video: _OpenVideo, frame_count: int) -> str:
     """A sentence about what is missing of a video, as far as its container tells."""
-    promised = video.stream.frames
+    promised = video.stream.frames - video.hidden_count
     lost = promised - frame_count
     if lost > 0 and (video.is_damaged or lost > 1 + _UNTOLD_LOSS * promised):
         return f"The video is damaged: {lost} of its {promised} frames could not be decoded."
@@ -772,10 +802,10 @@ def _numbered(
     video: _OpenVideo, frames: Iterable[Any], clock: _FrameClock, *, first_frame_index: int = 0
 ) -> Generator[_Decoded, None, None]:
     """The decoder's frames with their number, their time and how they are to be turned."""
-    turning = _Turning()
+    turning, choice = _Turning(), _StampChoice(video.format)
     for frame_index, frame in enumerate(frames, first_frame_index):
         _check_size(frame.width, frame.height, video.max_pixels)
-        time_seconds = clock.tell(_stamp_seconds(frame, video.stream))
+        time_seconds = clock.tell(_seconds(choice.of(frame), frame, video.stream))
         turn = turning.of(frame)
         aspect = 1 / video.pixel_aspect if turn.transpose else video.pixel_aspect
         yield _Decoded(frame_index, time_seconds, frame, turn, aspect, clock.was_corrected)
@@ -802,6 +832,7 @@ def _packets(video: _OpenVideo) -> Generator[Any, None, None]:
     try:
         for packet in packets:
             if packet.size:
+                video.hidden_count += packet.is_discard
                 yield packet
     except av.FFmpegError as error:
         # A damaged tail ends the video; what came before it counts.
@@ -817,8 +848,12 @@ def _raise_if_out_of_memory(error: Exception) -> None:
 
 
 def _stamp_seconds(frame: Any, stream: VideoStream) -> float | None:
-    """The frame's time stamp; the last frames, given up at the end, do not know their time base."""
-    stamp = frame.pts if frame.pts is not None else frame.dts
+    """The time stamp of the first frame of a video."""
+    return _seconds(frame.pts if frame.pts is not None else frame.dts, frame, stream)
+
+
+def _seconds(stamp: int | None, frame: Any, stream: VideoStream) -> float | None:
+    """A stamp in seconds; the last frames, given up at the end, do not know their time base."""
     time_base = frame.time_base or stream.time_base
     return None if stamp is None or time_base is None else float(stamp * time_base)
 

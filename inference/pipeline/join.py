@@ -23,6 +23,8 @@ from inference.pipeline.errors import DrawingError
 
 logger = logging.getLogger(__name__)
 _PROGRESS_EVERY_PACKETS = 256
+# Of sound after the last picture. A file of some KB can claim hours, which would all be encoded.
+_LONGEST_CODA_SECONDS = 600.0
 
 
 def join_segments(
@@ -36,10 +38,11 @@ def join_segments(
 
     The segments come from `VideoWriter` with one size: their frames have the times of the whole
     video already, and each begins with a key frame, so the packets are copied as they are. Sound
-    is copied where MP4 can hold its coding, else encoded to AAC; sound that cannot be read to its
-    end is left out. The file appears under its name only when it is whole. `on_progress` is
-    called now and then; what it raises ends the work and leaves nothing. Raises DrawingError
-    (`segment_unfit`) for a segment without a frame or of another coding.
+    is copied where MP4 can hold its coding, else encoded to AAC; it ends some minutes after the
+    pictures at the latest, and sound that cannot be read is left out. The file appears under its
+    name only when it is whole. `on_progress` is called now and then; what it raises ends the work
+    and leaves nothing. Raises DrawingError (`segment_unfit`) for a segment without a frame or of
+    another coding.
     """
     with contextlib.ExitStack() as stack:
         partial = stack.enter_context(whole_file(path))
@@ -62,14 +65,32 @@ def _write(
             extradata = template.codec_context.extradata
             pictures: Any = output.add_stream_from_template(template, opaque=True)
         pictures.time_base = Fraction(1, TICKS_PER_SECOND)
-        tracks: list[Iterable[tuple[float, Any]]] = [_pictures(segments, pictures, extradata)]
+        ending = _Ending(_pictures(segments, pictures, extradata))
+        tracks: list[Iterable[tuple[float, Any]]] = [ending]
         if sound is not None:
             tracks.append(_timed(sound.packets(sound.add_stream(output))))
             _begin(output)
-        for count, (_, packet) in enumerate(heapq.merge(*tracks, key=lambda item: item[0])):
+        merged = heapq.merge(*tracks, key=lambda item: item[0])
+        for count, (seconds, packet) in enumerate(merged):
+            if ending.seconds is not None and seconds > ending.seconds + _LONGEST_CODA_SECONDS:
+                break
             _mux(output, packet, is_sound=packet.stream is not pictures)
             if count % _PROGRESS_EVERY_PACKETS == 0:
                 on_progress()
+
+
+class _Ending:
+    """Packets with their times; `seconds` is that of the last one, once it has been given."""
+
+    def __init__(self, packets: Iterable[tuple[float, Any]]) -> None:
+        self._packets = packets
+        self.seconds: float | None = None
+
+    def __iter__(self) -> Iterator[tuple[float, Any]]:
+        last = 0.0
+        for last, packet in self._packets:
+            yield last, packet
+        self.seconds = last
 
 
 def _begin(output: Any) -> None:
