@@ -131,16 +131,22 @@ def displayed_objects(
     found = stored_detections(frame).above(minimum_confidence)
     objects: list[dict[str, Any]] = [
         {
-            "name": class_name(class_names, int(class_id)),
-            "class": int(class_id),
-            "confidence": round(float(confidence), 5),
+            "name": class_name(class_names, class_id),
+            "class": class_id,
+            "confidence": round(confidence, 5),
             "box": {
-                key: round(float(value), 2)
-                for key, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)
+                "x1": round(x1, 2),
+                "y1": round(y1, 2),
+                "x2": round(x2, 2),
+                "y2": round(y2, 2),
             },
         }
-        for class_id, confidence, box in zip(
-            found.class_ids, found.confidences, found.boxes_xyxy, strict=True
+        for class_id, confidence, (x1, y1, x2, y2) in zip(
+            # Python's own numbers, which are several times faster one by one.
+            found.class_ids.tolist(),
+            found.confidences.tolist(),
+            found.boxes_xyxy.tolist(),
+            strict=True,
         )
     ]
     if found.track_ids is not None:
