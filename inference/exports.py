@@ -76,23 +76,32 @@ class _Named:
         )
 
 
-def _named_files(job: Job) -> Iterator[_Named]:
-    """The files of a job in upload order."""
+def _named_files(
+    job: Job, folder_name: Callable[[str], str] = lambda name: name
+) -> Iterator[_Named]:
+    """The files of a job in upload order; `folder_name` says what a folder of theirs is called."""
+
+    def path_of(name: str) -> PurePosixPath:
+        *folders, last = safe_archive_name(name).split("/")
+        return PurePosixPath(*map(folder_name, folders), last)
+
     files = files_of_job(job=job)
     pictures, videos = UnusedNames(), UnusedNames()
     of_pictures = files.filter(media_file__media_type=MediaFile.MediaType.IMAGE)
     for name in of_pictures.values_list("media_file__name", flat=True).iterator(chunk_size=500):
-        videos.reserve(safe_archive_name(name).partition("/")[0])
+        videos.reserve(path_of(name).parts[0])
     for file in files.iterator(chunk_size=200):
-        stem = str(PurePosixPath(safe_archive_name(file.media_file.name)).with_suffix(""))
+        stem = path_of(file.media_file.name).with_suffix("")
         if file.media_file.media_type == MediaFile.MediaType.VIDEO:
-            yield _Named(file.media_file, videos.take(stem.replace("/", "_")))
+            yield _Named(file.media_file, videos.take(folder_name("_".join(stem.parts))))
         else:
-            yield _Named(file.media_file, pictures.take(stem))
+            yield _Named(file.media_file, pictures.take(str(stem)))
 
 
-def _frames(job: Job) -> Iterator[tuple[_Named, FrameResult]]:
-    for named in _named_files(job):
+def _frames(
+    job: Job, folder_name: Callable[[str], str] = lambda name: name
+) -> Iterator[tuple[_Named, FrameResult]]:
+    for named in _named_files(job, folder_name):
         for frame in frame_results(job=job, media_file=named.media_file):
             yield named, frame
 
@@ -228,7 +237,8 @@ def _joined(items: Iterator[dict[str, Any]]) -> Iterator[bytes]:
 def yolo(job: Job, minimum_confidence: float) -> Iterator[bytes]:
     """A zip of data.yaml and labels: a line `class x y width height` for every detection.
 
-    The pictures belong into `images/` under the names that files.csv gives.
+    The pictures belong into `images/` under the names that files.csv gives. No folder in there is
+    called `images` as well: the labels are looked for by the last one of a path.
     """
     pipe = Pipe()
     listed = io.StringIO()
@@ -236,12 +246,12 @@ def yolo(job: Job, minimum_confidence: float) -> Iterator[bytes]:
     table.writerow(("image", "file", "media_file_id", "frame_number"))
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
         archive.writestr(_zip_info(job, "data.yaml"), _data_yaml(job))
-        for named, frame in _frames(job):
+        for named, frame in _frames(job, _yolo_folder):
             label = _zip_info(job, f"labels/{named.frame_stem(frame)}.txt")
             archive.writestr(label, _yolo_lines(named.media_file, frame, minimum_confidence))
             yield pipe.take()
         with archive.open(_zip_info(job, "files.csv"), "w", force_zip64=True) as target:
-            for named, frame in _frames(job):
+            for named, frame in _frames(job, _yolo_folder):
                 image = f"images/{named.frame_file(frame)}"
                 original = (named.media_file.name, frame.media_file_id, frame.frame_index)
                 table.writerow((image, *original))
@@ -250,6 +260,10 @@ def yolo(job: Job, minimum_confidence: float) -> Iterator[bytes]:
                 listed.truncate()
                 yield pipe.take()
     yield pipe.take()
+
+
+def _yolo_folder(name: str) -> str:
+    return "images_" if name == "images" else name
 
 
 def _data_yaml(job: Job) -> str:

@@ -16,6 +16,7 @@ import yaml
 from pycocotools.coco import COCO
 
 from inference import queue, services
+from inference.evaluation.read import read_data
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
 from odproject.core import files, room
@@ -173,6 +174,44 @@ def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
         "images/a/car (2).png",
         "images/A/CAR (3).jpg",
     ]
+
+
+def test_labels_are_found_of_pictures_that_lie_in_folders_called_images(user, dataset, tmp_path):
+    names = ["images/car.jpg", "images_/car.jpg", "a/images/val/images.jpg", "images.mp4"]
+    kinds = ["image", "image", "image", "video"]
+    media_files = [
+        add_media_file(dataset, name=name, media_type=kind)
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+    job = submitted(user)
+    for class_id, media_file in enumerate(media_files):
+        found(job, media_file, (class_id, 0.9, (64, 48, 128, 96)))
+    services.abort_job(job_id=job.pk)
+    texts = texts_of(export(job, "yolo"))
+    assert sorted(texts) == [
+        "data.yaml",
+        "files.csv",
+        "labels/a/images_/val/images.txt",
+        "labels/images_ (2)/frame_000000.txt",
+        "labels/images_/car (2).txt",
+        "labels/images_/car.txt",
+    ]
+    images = {row["image"]: row["file"] for row in csv.DictReader(io.StringIO(texts["files.csv"]))}
+    assert images == {
+        "images/images_/car.jpg": "images/car.jpg",
+        "images/images_/car (2).jpg": "images_/car.jpg",
+        "images/a/images_/val/images.jpg": "a/images/val/images.jpg",
+        "images/images_ (2)/frame_000000.jpg": "images.mp4",
+    }
+    for name, content in (texts | dict.fromkeys(images, "")).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    read = {str(one.path.relative_to(tmp_path)): one for one in read_data(tmp_path).images}
+    assert {images[name]: one.class_ids.tolist() for name, one in read.items()} == {
+        name: [class_id] for class_id, name in enumerate(names)
+    }
+    (original, *_) = json.loads(export(job, "coco"))["images"]
+    assert original["file_name"] == "images/car.jpg"  # nothing is looked for beside it
 
 
 def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
