@@ -267,7 +267,8 @@ def _yolo_folder(name: str) -> str:
 
 
 def _data_yaml(job: Job) -> str:
-    names = json.dumps(job.class_names)  # a list in JSON is one in YAML
+    # A list in JSON is one in YAML, but for escapes of two halves that are one letter.
+    names = json.dumps(job.class_names, ensure_ascii=False)
     return f"path: .\ntrain: images\nval: images\nnames: {names}\n"
 
 

@@ -142,6 +142,12 @@ def test_yolo_labels_say_which_picture_they_belong_to(ended_job):
     }
 
 
+def test_yolo_settings_name_classes_in_any_letters(ended_job):
+    names = ["car \U0001f697", 'größe "L": 車, \\']
+    Job.objects.filter(pk=ended_job.pk).update(class_names=names)
+    assert yaml.safe_load(texts_of(export(ended_job, "yolo"))["data.yaml"])["names"] == names
+
+
 def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
     names = ["a/car.jpg", "b/car.jpg", "a/car.png", "A/CAR.jpg", "car/x.jpg", "../../car.jpg"]
     pictures = [add_media_file(dataset, name=name) for name in names]
