@@ -245,6 +245,23 @@ def test_crowd_is_neither_missed_nor_wrongly_found(tmp_path):
     assert scores.sizes == {"small": 1, "medium": 0, "large": 0}
 
 
+@pytest.mark.parametrize("ignored", [[], ["bus"], ["1"]])
+def test_what_is_found_of_an_ignored_class_is_no_mistake(tmp_path, ignored):
+    write_image(tmp_path / "a.png", (400, 400))
+    write_labels(tmp_path / "a.txt", [(0, 0.2, 0.2, 0.1, 0.1), (1, 0.6, 0.6, 0.2, 0.2)])
+    (tmp_path / "data.yaml").write_text("names: [car, bus]")
+    perfect = Detections(
+        np.array([2, 0], np.int16),
+        np.array([0.9, 0.8], np.float32),
+        np.array([[200, 200, 280, 280], [60, 60, 100, 100]], np.float32),
+    )
+    data = for_model(read_data(tmp_path), CLASSES, ignored=ignored)
+    scores = evaluate(Rehearsed([perfect]), data, name="off").scores
+    assert sum(scores.sizes.values()) == (1 if ignored else 2)
+    assert scores.class_agnostic.ap == pytest.approx(1)
+    assert scores.mean_over_classes.ap == pytest.approx(1)
+
+
 class TestReading:
     """Which folders are understood, and what is said of the others."""
 
@@ -308,6 +325,24 @@ class TestReading:
         write_labels(tmp_path / "a.txt", [self.ROW, (0, *self.ROW[1:])])
         data = for_model(read_data(tmp_path), CLASSES, ignored=[word])
         assert (data.images[0].class_ids.tolist(), data.left_out) == ([0], {"truck": 1})
+
+    @pytest.mark.parametrize(
+        ("names", "ignored", "expected"),
+        [
+            ("[van, Bus, car]", ["bus"], {2}),
+            ("[van, Bus, car, truck]", ["truck"], {1}),  # of which no image shows any
+            ("[van, Bus, car]", ["van"], set()),  # which the model does not know
+            ("[bus, Bus, car]", ["0"], set()),  # the other one counts
+            ("[van, Bus, car]", [], set()),
+        ],
+    )
+    def test_ignored_class_is_ignored_in_what_the_model_finds(
+        self, tmp_path, names, ignored, expected
+    ):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [(n, *self.ROW[1:]) for n in range(3)])
+        (tmp_path / "data.yaml").write_text(f"names: {names}")
+        assert for_model(read_data(tmp_path), CLASSES, ignored=ignored).ignored_ids == expected
 
     def test_ignored_class_that_does_not_exist_is_a_mistake(self, tmp_path):
         write_image(tmp_path / "a.png")

@@ -50,13 +50,15 @@ class LabelledImage:
 class LabelledData:
     """Labelled images; `class_names` by class id, None where the data do not name them.
 
-    `left_out` counts the boxes, by class, that are not measured. `split`: which part of a data set
-    it is, where a `data.yaml` names the parts.
+    `left_out` counts the boxes, by class, that are not measured. `ignored_ids`: what is found of
+    these classes does not count either. `split`: which part of a data set it is, where a
+    `data.yaml` names the parts.
     """
 
     images: tuple[LabelledImage, ...]
     class_names: dict[int, str] | None
     left_out: dict[str, int] = field(default_factory=dict)
+    ignored_ids: frozenset[int] = frozenset()
     split: str | None = None
 
     @property
@@ -76,8 +78,8 @@ def for_model(
     """The data with the model's class ids, matched by name where the data name their classes.
 
     `ignored`: names or numbers of classes that are left out, as are those that the model does not
-    know. Raises EvaluationDataError when nothing is left to measure, or when `ignored` names a
-    class that is in neither the data nor the model.
+    know; what the model finds of them is left out as well. Raises EvaluationDataError when nothing
+    is left to measure, or when `ignored` names a class that is in neither the data nor the model.
     """
     names = data.class_names
     if names is None:
@@ -87,9 +89,14 @@ def for_model(
     present = {int(one) for image in data.images for one in image.class_ids}
     _check_ignored(ignored_words, {**dict.fromkeys(present, ""), **names})
     new_ids: dict[int, int] = {}
-    for class_id in present:
+    ignored_ids: set[int] = set()
+    for class_id in present | set(names):
         name = names.get(class_id, "").casefold()
-        if name in by_name and not {name, str(class_id)} & ignored_words:
+        if name not in by_name:
+            continue
+        if {name, str(class_id)} & ignored_words:
+            ignored_ids.add(by_name[name])
+        else:
             new_ids[class_id] = by_name[name]
     left_out: Counter[str] = Counter()
     images = []
@@ -105,6 +112,8 @@ def for_model(
         images=tuple(images),
         class_names=dict(enumerate(model_class_names)),
         left_out=dict(left_out),
+        # Of two classes of the data that are one of the model the other may count.
+        ignored_ids=frozenset(ignored_ids.difference(new_ids.values())),
     )
     if not measured.object_count:
         raise EvaluationDataError(_nothing_left(left_out, model_class_names))

@@ -29,7 +29,7 @@ class Evaluation:
 def evaluate(
     detector: Detector, data: LabelledData, *, name: str, progress: Progress = lambda images: images
 ) -> Evaluation:
-    """Find what is in every image, and score it.
+    """Find what is in every image, and score it, but for classes that `data` ignore.
 
     The class ids of `data` are those of the detector (`data.for_model`). As many images are in
     memory as the detector looks at together. `progress` may watch the images go by. Raises
@@ -44,7 +44,10 @@ def evaluate(
         return image
 
     start = time.perf_counter()
-    found = [detections for _, detections in detector.stream(progress(data.images), read)]
+    found = [
+        detections.without(data.ignored_ids)
+        for _, detections in detector.stream(progress(data.images), read)
+    ]
     seconds = time.perf_counter() - start
     return Evaluation(name, score(data.images, sizes_wh, found, detector.class_names), seconds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,7 +92,13 @@ class Detections:
     def above(self, confidence: float) -> Detections:
         """Those of at least this confidence, in the same order."""
         # Compared in float32: a stored 0.25 must be found by a question for 0.25, and 0.7 as well.
-        keep = self.confidences >= np.float32(confidence)
+        return self._kept(self.confidences >= np.float32(confidence))
+
+    def without(self, class_ids: Collection[int]) -> Detections:
+        """Those of other classes, in the same order."""
+        return self._kept(~np.isin(self.class_ids, list(class_ids)))
+
+    def _kept(self, keep: npt.NDArray[np.bool_]) -> Detections:
         return Detections(
             self.class_ids[keep],
             self.confidences[keep],
