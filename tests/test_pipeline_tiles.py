@@ -111,6 +111,34 @@ def test_tiles_cover_every_pixel_and_overlap_at_least_as_asked(width, height, ti
             assert end - start >= int(tile * overlap) - 1
 
 
+@given(
+    long_side=st.integers(1, 100_000),
+    short_side=st.integers(1, 700),
+    is_wide=st.booleans(),
+    tiling=st.one_of(
+        st.sampled_from(["off", "auto"]),
+        st.builds(Tiling, st.integers(160, 2048), st.floats(0, 0.5)),
+    ),
+)
+def test_parts_are_as_many_as_are_counted(long_side, short_side, is_wide, tiling):
+    size_wh = (long_side, short_side) if is_wide else (short_side, long_side)
+    assert part_count(size_wh, options(tiling)) == len(plan(size_wh, options(tiling)))
+
+
+@pytest.mark.parametrize(
+    ("tiling", "expected"),
+    [(Tiling(160, 0.5), 2_500_000), (Tiling(640, 0.2), 390_626), ("auto", 1018)],
+)
+def test_tiles_are_counted_without_a_list_of_them(tiling, expected):
+    """A picture of such a shape is a small file, and the process that serves pages counts."""
+    tracemalloc.start()
+    count = part_count((200_000_000, 1), options(tiling))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == expected
+    assert peak_bytes < 100_000
+
+
 def test_part_is_laid_out_as_the_image_that_it_shows():
     image = np.random.default_rng(0).integers(0, 255, (700, 900, 3), np.uint8)
     parts = plan((900, 700), options(Tiling(320, 0.25), 320))[1:]

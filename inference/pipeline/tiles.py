@@ -8,6 +8,7 @@ and Davis, An Analysis of Scale Invariance in Object Detection (SNIP), 2018.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -158,15 +159,18 @@ def _overlap_pixels(tiling: Tiling) -> float:
 
 
 def _tile_count(size_wh: tuple[int, int], tiling: Tiling) -> int:
-    columns, rows = (len(_starts(side, tiling)) for side in size_wh)
+    columns, rows = (_count_along(side, tiling) for side in size_wh)
     return columns * rows
 
 
 def _starts(side_pixels: int, tiling: Tiling) -> list[int]:
     """Where the tiles along one side begin: as few as cover it, spread evenly."""
+    room, count = side_pixels - tiling.tile, _count_along(side_pixels, tiling)
+    return [round(room * index / (count - 1)) for index in range(count)] if count > 1 else [0]
+
+
+def _count_along(side_pixels: int, tiling: Tiling) -> int:
+    """How many tiles cover one side; a side that one covers has room for no other."""
     room = side_pixels - tiling.tile
-    if room <= 0:
-        return [0]
     step = max(1.0, tiling.tile * (1 - tiling.overlap))
-    count = int(np.ceil(room / step)) + 1
-    return [round(room * index / (count - 1)) for index in range(count)]
+    return 1 if room <= 0 else math.ceil(room / step) + 1
