@@ -426,7 +426,9 @@ class TestReading:
         with pytest.raises(EvaluationDataError, match=r"\(dog\) is measured: the model knows car"):
             for_model(read_data(tmp_path), CLASSES)
 
-    @pytest.mark.parametrize("text", ["names: 3", "- a", "names: {a: b}", "names: [", "{}"])
+    @pytest.mark.parametrize(
+        "text", ["names: 3", "- a", "names: {a: b}", "names: {²: b}", "names: [", "{}"]
+    )
     def test_class_names_that_are_none(self, tmp_path, text):
         write_image(tmp_path / "a.png")
         write_labels(tmp_path / "a.txt", [self.ROW])
@@ -443,6 +445,10 @@ class TestReading:
             (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "is no box"),
             (lambda d: d["annotations"][0].update(bbox=[1, 2, -1, 3]), "is no box"),
             (lambda d: d["annotations"][0].update(bbox="x"), "is no COCO file: ValueError"),
+            (lambda d: d["annotations"][0].update(area=-1), "-1 is no area"),
+            (lambda d: d["annotations"][0].update(area=np.nan), "nan is no area"),
+            (lambda d: d["annotations"][0].update(area=np.inf), "inf is no area"),
+            (lambda d: d["annotations"][0].update(iscrowd="no"), "is no COCO file: ValueError"),
             (lambda d: d["images"][0].update(file_name="b.png"), "The image b.png of"),
         ],
     )
@@ -454,6 +460,48 @@ class TestReading:
         with pytest.raises(EvaluationDataError) as refusal:
             read_data(folder)
         assert reason in str(refusal.value)
+
+    def test_coco_category_beyond_all_numbers_is_refused(self, street, tmp_path):
+        folder = street.write_coco(tmp_path)
+        text = json.dumps(street.coco())
+        huge = text.replace('"category_id": 10', f'"category_id": {10**30}')
+        huge = huge.replace('{"id": 10, "name"', f'{{"id": {10**30}, "name"')
+        (folder / "annotations.json").write_text(huge)
+        with pytest.raises(EvaluationDataError, match="is no COCO file: OverflowError"):
+            read_data(folder)
+
+    def test_coco_label_without_an_area_has_that_of_its_box(self, street, tmp_path):
+        folder = street.write_coco(tmp_path)
+        document = street.coco()
+        first, second, third, *_ = document["annotations"]
+        del first["area"]
+        second["area"] = None
+        third["area"] = 7
+        (folder / "annotations.json").write_text(json.dumps(document))
+        areas = read_data(folder).images[0].areas
+        expected = [one["bbox"][2] * one["bbox"][3] for one in (first, second)]
+        np.testing.assert_allclose(areas[:3], [*expected, 7])
+
+    @pytest.mark.parametrize(
+        ("value", "is_crowd"),
+        [("0", False), ("1", True), (0, False), (1, True), (None, False), (True, True)],
+    )
+    def test_coco_crowd_is_a_number_even_as_text(self, street, tmp_path, value, is_crowd):
+        folder = street.write_coco(tmp_path)
+        document = street.coco()
+        document["annotations"][0]["iscrowd"] = value
+        (folder / "annotations.json").write_text(json.dumps(document))
+        crowds = read_data(folder).images[0].is_crowd
+        assert (bool(crowds[0]), crowds[1:].any()) == (is_crowd, False)
+
+    def test_files_that_macos_writes_beside_others_are_no_data(self, street, tmp_path):
+        street.write_yolo(tmp_path / "yolo")
+        (tmp_path / "yolo/images/._0.png").write_bytes(b"no picture")
+        assert len(read_data(tmp_path / "yolo").images) == 6
+        (tmp_path / "coco").mkdir()
+        street.write_coco(tmp_path / "coco")
+        (tmp_path / "coco/._annotations.json").write_bytes(b"no annotations")
+        assert len(read_data(tmp_path / "coco").images) == 6
 
     def test_several_coco_files_need_one_to_be_named(self, street, tmp_path):
         folder = street.write_coco(tmp_path)

@@ -1,7 +1,8 @@
 """Labelled images of a COCO file.
 
 A JSON file with `images`, `annotations` and `categories`, in a folder, in its subfolder
-`annotations`, or named itself. Boxes without an area, which nothing can match, are left out.
+`annotations`, or named itself. Boxes without an area, which nothing can match, are left out. A
+label that does not name its area has that of its box.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.evaluation.data import LabelledData, LabelledImage
+from inference.evaluation.data import MACOS_PREFIX, LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 
 
@@ -29,6 +30,7 @@ def find_coco(source: Path) -> Path | None:
         path
         for folder in (source, source / "annotations")
         for path in sorted(folder.glob("*.json"))
+        if not path.name.startswith(MACOS_PREFIX)
     ]
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(source)) for path in found)
@@ -49,7 +51,7 @@ def read_coco(path: Path) -> LabelledData:
         found = tuple(_coco_image(images[one], by_image[one], path) for one in images)
     except OSError as error:
         raise EvaluationDataError(f"{path} cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvaluationDataError(
             f"{path} is no COCO file: {type(error).__name__}: {error}"
         ) from error
@@ -71,21 +73,27 @@ def _check_annotation(
         raise EvaluationDataError(
             f"{where}: {annotation['bbox']} is no box of left, top, width and height in pixels."
         )
+    area = annotation.get("area")
+    if area is not None and not 0 <= float(area) < np.inf:  # NaN fails this comparison, too
+        raise EvaluationDataError(f"{where}: {area} is no area in square pixels.")
 
 
 def _coco_image(
     image: dict[str, Any], annotations: list[dict[str, Any]], path: Path
 ) -> LabelledImage:
     boxes = np.array([one["bbox"] for one in annotations], np.float64).reshape(-1, 4)
-    areas = [one.get("area", box[2] * box[3]) for one, box in zip(annotations, boxes, strict=True)]
+    areas = boxes[:, 2] * boxes[:, 3]
+    for position, one in enumerate(annotations):
+        if one.get("area") is not None:
+            areas[position] = one["area"]
     has_area = boxes[:, 2:].min(axis=1) > 0
     labelled = LabelledImage(
         _coco_image_path(str(image["file_name"]), path),
         np.array([int(one["category_id"]) for one in annotations], np.int64),
         boxes,
         is_relative=False,
-        areas=np.array(areas, np.float64),
-        is_crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool),
+        areas=areas,
+        is_crowd=np.array([bool(int(one.get("iscrowd") or 0)) for one in annotations], bool),
         size_wh=(int(image["width"]), int(image["height"])),
         empty_box_count=int((~has_area).sum()),
     )

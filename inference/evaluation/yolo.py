@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from inference.evaluation.data import LabelledData, LabelledImage
+from inference.evaluation.data import MACOS_PREFIX, LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 
 DATA_FILE = "data.yaml"
@@ -74,7 +74,9 @@ def _images_in(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(MACOS_PREFIX)
+        and path.is_file()
     ]
 
 
@@ -204,8 +206,13 @@ def _class_names(document: dict[str, Any], data_file: Path) -> dict[int, str]:
     names = document.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(str(one).isdigit() for one in names):
+    if not isinstance(names, dict) or not all(_is_number(str(one)) for one in names):
         raise EvaluationDataError(
             f"{data_file} names no classes: `names` must be a list or a mapping."
         )
     return {int(class_id): str(name) for class_id, name in names.items()}
+
+
+def _is_number(word: str) -> bool:
+    """Whether it is a whole number from 0 on; `²` is a digit, but none."""
+    return word.isascii() and word.isdigit()
