@@ -18,13 +18,14 @@ def track_video(
     """Give the detections of a video their track ids, slice by slice, in constant memory.
 
     Done again, after an attempt that broke off, it writes the same ids. `on_progress` is called
-    before each slice is written, and ends the pass by what it raises. Raises LeaseLostError.
+    for each frame, of which a crowded one may take a second, before its slice is written, and ends
+    the pass by what it raises. Raises LeaseLostError.
     """
     tracker = Tracker()
     for frames in frame_result_slices(job=job, media_file=media_file):
         for frame in frames:
             ids = tracker.update(frame.time_seconds, stored_detections(frame))
             frame.track_ids = ids.astype("<i4").tobytes()
-        on_progress()
+            on_progress()
         store = partial(services.store_track_ids, claim=claim, frames=frames)
         while_database_is_away(store)

@@ -21,6 +21,7 @@ from inference.pipeline.options import DetectionOptions, FieldFault, OptionsErro
 from inference.pipeline.types import Detections
 from inference.results import result_json
 from inference.services import LeaseLostError
+from inference.tracking import track_video
 from inference.worker import run_unit
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_video
@@ -149,12 +150,29 @@ def test_pass_that_is_broken_off_is_made_again_with_the_same_ids(dataset, monkey
     job = submit(dataset, tracking=True)
     run_next(job)
     monkeypatch.setattr("inference.selectors.FRAMES_PER_READ", 4)
-    answers = iter([False, True])
+    answers = iter([False] * 4 + [True])
     handed_back = run_next(job, should_stop=lambda: next(answers))
     assert (handed_back.state, handed_back.tries, job.state) == ("pending", 0, "Running")
     assert track_ids() == [[1, 0]] * 4 + [None] * 6
     run_next(job)
     assert (job.state, track_ids()) == ("Completed", [[1, 0]] * 10)
+
+
+def test_progress_of_tracking_is_told_for_each_frame_of_a_slice(dataset):
+    """Half a thousand crowded frames may take longer than silence is borne."""
+    job = submit(dataset, tracking=True)
+    run_next(job)
+    unit = WorkUnit.objects.get(job=job, kind="finish")
+    claim = services.claim_unit(unit_id=unit.pk, worker_name="w")
+    told = []
+    track_video(
+        claim=claim,
+        job=job,
+        media_file=MediaFile.objects.get(),
+        on_progress=lambda: told.append(track_ids()),
+    )
+    assert told == [[None] * 10] * 10  # all of them before the only slice is written
+    assert track_ids() == [[1, 0]] * 10
 
 
 def test_ranges_that_end_in_any_order_are_followed_as_one_video(
