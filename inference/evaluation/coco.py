@@ -51,7 +51,7 @@ def read_coco(path: Path) -> LabelledData:
         found = tuple(_coco_image(images[one], by_image[one], path) for one in images)
     except OSError as error:
         raise EvaluationDataError(f"{path} cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise EvaluationDataError(
             f"{path} is no COCO file: {type(error).__name__}: {error}"
         ) from error

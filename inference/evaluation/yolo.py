@@ -26,6 +26,7 @@ ALL_SPLITS = "all"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 NUMBERS_PER_BOX = 5
 FEWEST_CORNERS = 3
+_LARGEST_CLASS_ID = 2**31 - 1
 FOLDERS_ABOVE = 2
 # Shares are rounded when they are written, and then clipped when they are read.
 ROUNDING_SHARE = 1e-3
@@ -161,8 +162,10 @@ def _row(words: list[str], where: str) -> list[float]:
         class_id, *shares = (float(word) for word in words)
     except ValueError:
         raise EvaluationDataError(f"{where}: {' '.join(words)!r} are not all numbers.") from None
-    if not (np.isfinite(class_id) and class_id >= 0 and class_id == int(class_id)):
-        raise EvaluationDataError(f"{where}: the class {words[0]} is no whole number from 0 on.")
+    if not (0 <= class_id <= _LARGEST_CLASS_ID and class_id == int(class_id)):  # nor a NaN
+        raise EvaluationDataError(
+            f"{where}: the class {words[0]} is no whole number from 0 to {_LARGEST_CLASS_ID}."
+        )
     # A NaN fails this comparison, too. Boxes that stick out of the image are common in labels,
     # and measured as they are.
     if not all(-ROUNDING_SHARE <= share <= 1 + ROUNDING_SHARE for share in shares):
