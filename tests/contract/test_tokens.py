@@ -50,7 +50,6 @@ def test_greatest_and_smallest_amount_are_taken(administrator, saver, amount):
 
 
 AMOUNTS = ["NaN", "Infinity", "-Infinity", "1e400", "-1", "0", "-0.0", "0.001", "20000.01"]
-AMOUNTS += ["0.01" + 40 * "0" + "1"]  # exact to the last digit
 
 
 @pytest.mark.parametrize("amount", [*AMOUNTS, "true", "null", "[5]", '{"a": 5}', '"five"', '""'])
@@ -63,7 +62,12 @@ def test_unfit_amount_in_json_is_400_and_adds_nothing(administrator, customer, a
     assert customer.balance() == before
 
 
-@pytest.mark.parametrize("amount", [*AMOUNTS, "sNaN", "five", "", "1,5", "0x10", "9" * 5000])
+TOO_FINE = "0.01" + 40 * "0" + "1"  # which a number in JSON cannot tell from 0.01
+
+
+@pytest.mark.parametrize(
+    "amount", [*AMOUNTS, TOO_FINE, "sNaN", "five", "", "1,5", "0x10", "9" * 5000]
+)
 def test_unfit_amount_in_a_form_is_400_and_adds_nothing(administrator, customer, amount):
     before = customer.balance()
     keys = {"topUpUserEmail": customer.email, "topUpAmount": amount}
