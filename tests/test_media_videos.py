@@ -214,6 +214,20 @@ def test_pictures_out_of_order_have_their_times_where_the_container_stores_none(
     assert later == times[30:]
 
 
+@pytest.mark.parametrize("name", ["x.avi", "x.mp4"])
+def test_frames_after_a_seek_have_the_times_that_they_have_without(tmp_path, name):
+    """The packets of an AVI have earlier stamps than the frames that the decoder makes of them."""
+    path = write_video(
+        tmp_path / name, frames=200, codec="libx264", codec_options={"bf": "0", "g": "30"}
+    )
+    plan = count_frames(path).seek_plan
+    assert plan is not None
+    whole = [frame.time_seconds for frame in iter_frames(path)]
+    assert whole == pytest.approx([index / 25 for index in range(200)])
+    after = iter_frames(path, seek_plan=plan, first_frame_index=150)
+    assert [frame.time_seconds for frame in after] == pytest.approx(whole[150:])
+
+
 def test_video_that_was_cut_on_a_phone_is_not_damaged(tmp_path):
     """An edit list hides the frames before the cut, which the container counts all the same."""
     path = write_video(

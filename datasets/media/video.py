@@ -217,12 +217,14 @@ class _StampChoice:
 
     The kind that ran backwards more often is not believed. AVI and ASF store no times of showing:
     what is made up for them runs backwards where pictures are stored out of order (H.264), while
-    the stamps of the packets, handed through the decoder, do not. There those are believed first.
+    the stamps of the packets, handed through the decoder, do not. There those are believed first,
+    put off by as much as the first frame's own time is: a decoder hands frames out late.
     """
 
     def __init__(self, container_format: str) -> None:
         self._last: list[int | None] = [None, None]
         self._faults = [int(container_format in _WITHOUT_TIMES_OF_SHOWING), 0]
+        self._delay: int | None = None
 
     def of(self, frame: Any) -> int | None:
         stamps = (frame.pts, frame.dts)
@@ -232,9 +234,11 @@ class _StampChoice:
                 self._faults[kind] += last is not None and stamp <= last
                 self._last[kind] = stamp
         pts, dts = stamps
-        if pts is None or (dts is not None and self._faults[0] > self._faults[1]):
-            return dts
-        return pts
+        if pts is None or dts is None:
+            return dts if pts is None else pts
+        if self._delay is None:
+            self._delay = pts - dts
+        return dts + self._delay if self._faults[0] > self._faults[1] else pts
 
 
 class _FrameClock:
