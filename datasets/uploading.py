@@ -182,7 +182,6 @@ def media_limits() -> MediaLimits:
         max_frames=settings.MAX_VIDEO_FRAMES,
         max_archive_files=settings.MAX_ARCHIVE_FILES,
         per_file_timeout_seconds=settings.INSPECTION_TIMEOUT_SECONDS,
-        refused_members_timeout_seconds=settings.INSPECTION_TIMEOUT_SECONDS,
         child_memory_bytes=settings.INSPECTION_MEMORY_BYTES,
     )
 
@@ -264,7 +263,7 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Pu
             member_name = member.name[-MAX_NAME_LENGTH:]
             begun_at = time.monotonic()
             try:
-                if wasted_seconds > limits.refused_members_timeout_seconds:
+                if wasted_seconds > limits.per_file_timeout_seconds:
                     raise MediaError("inspection_timeout", _TOO_MUCH_WASTED, 422)
                 _extract(path, member, target, limits)
                 facts = _paid_facts(inspector, target, purse)

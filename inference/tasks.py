@@ -18,7 +18,13 @@ from inference import registry, services
 from inference.leases import while_database_is_away
 from inference.networks import Detectors
 from inference.queue import RUN_UNIT, TEST_MODEL
-from inference.worker import Heartbeat, ProcessHealth, run_next_unit, uses_too_much_memory
+from inference.worker import (
+    Heartbeat,
+    ProcessHealth,
+    run_next_unit,
+    run_unit,
+    uses_too_much_memory,
+)
 from odproject.core.process import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -79,11 +85,14 @@ def run_unit_task(unit_id: int) -> None:
     if version_id := while_database_is_away(registry.next_test):
         registry.run_test(version_id=version_id)
     run_next_unit(
-        worker_name=worker_name(),
-        detector_of=detectors.for_job,
-        should_stop=is_stopping,
-        on_hang=end_at_once,
-        health=health,
+        lambda waiting_id: run_unit(
+            unit_id=waiting_id,
+            worker_name=worker_name(),
+            detector_of=detectors.for_job,
+            should_stop=is_stopping,
+            on_hang=end_at_once,
+            health=health,
+        )
     )
     if health.is_lost:
         # Its supervisor starts another one, later and later if that lives for a short time only.

@@ -103,27 +103,16 @@ class Heartbeat(threading.Thread):
         self._due.set()
 
 
-def run_next_unit(
-    *,
-    worker_name: str,
-    detector_of: Callable[[Job], Detector],
-    should_stop: Callable[[], bool] = lambda: False,
-    on_hang: Callable[[], None] = lambda: None,
-    health: ProcessHealth | None = None,
-) -> bool:
-    """Run the waiting unit whose turn it is, as `run_unit` does; returns whether there was one."""
+def run_next_unit(run: Callable[[int], bool]) -> bool:
+    """Run the waiting unit whose turn it is; returns whether there was one.
+
+    `run` is `run_unit` of a unit's number: False when another worker was quicker.
+    """
     for _ in range(MOST_RACES):
         unit_id = while_database_is_away(services.next_unit)
         if unit_id is None:
             break
-        if run_unit(
-            unit_id=unit_id,
-            worker_name=worker_name,
-            detector_of=detector_of,
-            should_stop=should_stop,
-            on_hang=on_hang,
-            health=health,
-        ):
+        if run(unit_id):
             return True
     return False
 

@@ -128,7 +128,7 @@ def test_model_that_waits_to_be_tried_out_goes_before_every_unit(monkeypatch):
         ModelVersion.objects.filter(pk=version_id).update(test_requested_at=None)
 
     monkeypatch.setattr(registry, "run_test", try_out)
-    monkeypatch.setattr(tasks, "run_next_unit", lambda **_: done.append("unit"))
+    monkeypatch.setattr(tasks, "run_next_unit", lambda run: done.append("unit"))
     monkeypatch.setattr(tasks, "close_old_connections", lambda: None)  # the test needs its own
     for _ in range(2):
         tasks.run_unit_task(WorkUnit.objects.first().pk)

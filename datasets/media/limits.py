@@ -13,6 +13,7 @@ class MediaLimits:
     `max_gif_frames` is lower than `max_frames` because a GIF packs a frame into some 20 bytes.
     A member of an archive may unpack to `max_archive_ratio` times its packed size, or to
     `archive_ratio_floor_bytes`, whichever is more: plain bitmaps and blank frames pack very well.
+    Its refused members, which cost nothing, may take the time of one file together.
     """
 
     max_pixels: int = 200_000_000
@@ -25,7 +26,6 @@ class MediaLimits:
     archive_ratio_floor_bytes: int = 64 * _MIB
     max_member_bytes: int = 2 * _GIB
     per_file_timeout_seconds: float = 300.0
-    refused_members_timeout_seconds: float = 300.0  # of an archive, together: they cost nothing
     child_memory_bytes: int = 4 * _GIB
     child_cpu_seconds: int = 600
 
