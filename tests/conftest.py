@@ -2,9 +2,12 @@
 
 Tests of the service's own code use `db` (rolled back) or `committed_db` (committed, then the
 database is made anew from a template, so no trigger is ever disabled to clean up).
+
+`make test` runs several processes side by side, each with engines of its own.
 """
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +26,21 @@ pytest_plugins = ["tests.service_fixtures"]
 
 TEST_DATABASE = "odproject_test"
 TEMPLATE_DATABASE = "odproject"
+MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` means: one for each core that this one may use."""
+    may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(may_use or 1, MOST_PROCESSES)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests of the service, which is started once; files stay whole."""
+    for item in items:
+        of_the_service = item.get_closest_marker("service") is not None
+        item.add_marker(pytest.mark.xdist_group("service" if of_the_service else item.path.name))
 
 
 def _point_django_at(url: str, *, database: str = "") -> None:

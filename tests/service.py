@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-READY_SECONDS = 180.0
+READY_SECONDS = 300.0
 STOP_SECONDS = 90.0
 ADMIN_EMAIL = "admin@example.com"
 ADMIN_PASSWORD = "an-administrator-of-the-tests"
