@@ -19,12 +19,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from a2wsgi.wsgi import Body, build_environ
 
 from odproject.core.environ import BEGUN_AT
+from odproject.fair_threads import FairThreads
 
 SPOOLED_BODY = "odproject.spooled_body"
 DEFAULT_THREADS = 16
@@ -70,15 +72,19 @@ def http_application(
     *,
     slow_threads: Mapping[str, int] | None = None,
     slow_kind: Callable[[Scope], str | None] = lambda scope: None,
+    asker: Callable[[Scope], str] = lambda scope: "",
 ) -> "Bridge":
     """Return the ASGI application that serves `wsgi_app` through `threads` threads.
 
     Without `threads`, their number is the environment's OD_WEB_THREADS, or 16. Requests that take
     long have threads of their own: `slow_kind` tells from the ASGI scope which kind one is of,
-    None for the others, and `slow_threads` how many each kind has.
+    None for the others, and `slow_threads` how many each kind has. For those, whom `asker` tells
+    apart take turns.
     """
     count = threads or int(os.environ.get("OD_WEB_THREADS") or DEFAULT_THREADS)
-    return Bridge(wsgi_app, count, slow_threads=slow_threads or {}, slow_kind=slow_kind)
+    return Bridge(
+        wsgi_app, count, slow_threads=slow_threads or {}, slow_kind=slow_kind, asker=asker
+    )
 
 
 class Bridge:
@@ -91,15 +97,16 @@ class Bridge:
         *,
         slow_threads: Mapping[str, int],
         slow_kind: Callable[[Scope], str | None],
+        asker: Callable[[Scope], str],
     ) -> None:
         self.wsgi_app = wsgi_app
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="web")
         # What takes long waits here for its like, and holds up nothing else.
         self.slow_threads = {
-            kind: ThreadPoolExecutor(count, thread_name_prefix=kind)
-            for kind, count in slow_threads.items()
+            kind: FairThreads(count, name=kind) for kind, count in slow_threads.items()
         }
         self.slow_kind = slow_kind
+        self.asker = asker
         # Reading a file must not wait for views, which may all wait for the database.
         self.file_threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
 
@@ -109,10 +116,13 @@ class Bridge:
             raise ValueError(f"This application answers http, not {scope['type']}.")
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
-        context = contextvars.copy_context()
+        run = partial(contextvars.copy_context().run, exchange.run)
         kind = self.slow_kind(scope)
-        pool = self.threads if kind is None else self.slow_threads[kind]
-        work = pool.submit(context.run, exchange.run)
+        work: Future[bytes | FileResponse | None]
+        if kind is None:
+            work = self.threads.submit(run)
+        else:
+            work = self.slow_threads[kind].submit(self.asker(scope), run)
         try:
             rest = await asyncio.wrap_future(work)
         except asyncio.CancelledError:

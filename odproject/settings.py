@@ -323,6 +323,7 @@ INSPECTION_TIMEOUT_SECONDS = env_int("OD_INSPECTION_TIMEOUT_SECONDS", 300)
 INSPECTION_MEMORY_BYTES = env_int("OD_INSPECTION_MEMORY_BYTES", 4 * 1024**3)
 WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
 # Threads beside them that take uploads, one at a time each; the others wait without a thread.
+# Users take turns, and the last free thread is for one who has none.
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4)
 CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2)  # the same, for whole results of jobs
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)

@@ -87,3 +87,19 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
         "    print(slow_kind({'method': method, 'path': path}))",
     )
     assert judged.stdout.split() == ["upload"] * 4 + ["result"] * 4 + ["None"] * 4, judged.stderr
+
+
+def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
+    asked = run(
+        "-c",
+        "from odproject.asgi import asker\n"
+        "from accounts.models import User\n"
+        "from rest_framework_simplejwt.tokens import AccessToken\n"
+        "seven, eight, nine = (AccessToken.for_user(User(pk=pk)) for pk in (7, 8, 9))\n"
+        "headers = [f'Bearer {seven}', f'bearer  {eight} ', 'Bearer forged', '', str(nine)]\n"
+        "for header in headers:\n"
+        "    named = [(b'host', b'a'), (b'authorization', header.encode())]\n"
+        "    print(repr(asker({'headers': named})))\n"
+        "print(repr(asker({'headers': []})))",
+    )
+    assert asked.stdout.split() == ["'7'", "'8'", "''", "''", "''", "''"], asked.stderr
