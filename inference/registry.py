@@ -26,7 +26,6 @@ from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
 from django.db import DatabaseError, IntegrityError, InterfaceError, connection, transaction
 from django.db.models import F, Q, QuerySet
-from django.utils import timezone
 
 from accounts.models import User
 from inference import queue
@@ -36,6 +35,7 @@ from inference.models import Job, ModelVersion
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.options import DetectionOptions, OptionsError
 from inference.pipeline.weights_file import WeightsFacts
+from odproject.core.clock import database_now
 from odproject.core.errors import ConflictError, DomainError, FieldError, NotFoundError
 from odproject.core.files import storing
 
@@ -492,7 +492,7 @@ def _record(
     default_options: dict[str, Any],
     notes: str,
 ) -> ModelVersion:
-    now = timezone.now()
+    now = database_now()
     try:
         with transaction.atomic():
             row = ModelVersion.objects.create(
@@ -569,7 +569,7 @@ def request_test(*, version_id: int) -> None:
         ModelVersion.objects.filter(pk=version_id, state=State.DRAFT, test_requested_at=None)
         .exclude(weights_sha256="")
         .update(
-            test_requested_at=timezone.now(),
+            test_requested_at=database_now(),
             test_enqueued_at=None,
             test_lease_expires_at=None,
             test_attempt=0,
@@ -584,7 +584,7 @@ def request_test(*, version_id: int) -> None:
 
 def enqueue_tests(*, version_id: int | None = None, now: datetime | None = None) -> int:
     """Send hints for test runs that wait, of one version or all; returns how many were sent."""
-    now = now or timezone.now()
+    now = now or database_now()
     waiting = _waiting_tests(now)
     stale = now - timedelta(seconds=settings.UNIT_HINT_SECONDS)
     waiting = waiting.filter(Q(test_enqueued_at=None) | Q(test_enqueued_at__lt=stale))
@@ -601,7 +601,7 @@ def enqueue_tests(*, version_id: int | None = None, now: datetime | None = None)
 
 def next_test() -> int | None:
     """The version that has waited longest for its test run; None when none waits."""
-    waiting = _waiting_tests(timezone.now()).order_by("test_requested_at", "pk")
+    waiting = _waiting_tests(database_now()).order_by("test_requested_at", "pk")
     return waiting.values_list("pk", flat=True).first()
 
 
@@ -623,7 +623,7 @@ class TryOutClaim:
 
 def _claim_test(version_id: int) -> TryOutClaim | None:
     """Take a test run that waits, or whose worker died; None when there is none to take."""
-    now = timezone.now()
+    now = database_now()
     lease_seconds = 2 * settings.MODEL_CHILD_SECONDS
     claimed = (
         _waiting_tests(now)
@@ -696,7 +696,7 @@ def _end_test(
             state=State.DRAFT if error else State.TESTED,
             test_requested_at=None,
             test_lease_expires_at=None,
-            tested_at=timezone.now(),
+            tested_at=database_now(),
             test_error=error[:500],
             test_figures=dict(figures or {}),
             test_picture=picture,

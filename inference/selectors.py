@@ -9,7 +9,6 @@ from django.conf import settings
 from django.db import connection
 from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from accounts.models import User
 from billing.selectors import Breach
@@ -17,6 +16,7 @@ from datasets.models import MediaFile
 from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
+from odproject.core.clock import database_now
 from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
@@ -162,14 +162,14 @@ def class_name(class_names: list[str], class_id: int) -> str:
 
 def ready_workers() -> list[WorkerHeartbeat]:
     """Workers heard of lately that have a model loaded."""
-    since = timezone.now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
+    since = database_now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
     alive = WorkerHeartbeat.objects.filter(last_seen_at__gte=since)
     return [worker for worker in alive if worker.loaded_weights]
 
 
 def is_alive(worker: WorkerHeartbeat) -> bool:
     """Whether a worker was heard of lately."""
-    silence = timezone.now() - worker.last_seen_at
+    silence = database_now() - worker.last_seen_at
     return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
 
 

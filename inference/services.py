@@ -17,7 +17,6 @@ from django.conf import settings
 from django.db import OperationalError, transaction
 from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Cast
-from django.utils import timezone
 
 from accounts.models import User
 from accounts.services import append_event, lock_user
@@ -43,6 +42,7 @@ from inference.pipeline.options import DetectionOptions
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
 from inference.slicing import frame_ranges, network_looks
+from odproject.core.clock import database_now
 from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
@@ -301,7 +301,7 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
     stand in front of everybody else's. A hint that got lost is repeated after a while; one that
     comes late or twice does nothing, because claiming decides.
     """
-    now = now or timezone.now()
+    now = now or database_now()
     stale = now - timedelta(seconds=settings.UNIT_HINT_SECONDS)
     jobs = Job.objects.filter(state__in=Job.UNFINISHED).order_by("pk")
     if job_id is not None:
@@ -332,7 +332,7 @@ def next_unit(*, now: datetime | None = None) -> int | None:
     hint says only that something waits: where units take longer than hints live, the ones that a
     worker finds are the sweeper's latest, and those begin with the oldest job (docs/adr/0013).
     """
-    now = now or timezone.now()
+    now = now or database_now()
     waiting = _waiting_units(now)
     served = Job.objects.filter(user=OuterRef("user"), served_at__isnull=False)
     jobs = Job.objects.filter(
@@ -368,7 +368,7 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
     )
     if job is None:
         return None
-    now = timezone.now()
+    now = database_now()
     claimed = WorkUnit.objects.filter(pk=unit_id, state=WorkUnit.State.PENDING).update(
         state=WorkUnit.State.RUNNING,
         attempt=F("attempt") + 1,
@@ -416,7 +416,7 @@ def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
 
 def renew_lease(*, claim: Claim) -> bool:
     """Keep a unit for as long as a lease lasts from now; returns whether it is still ours."""
-    return bool(_own_unit(claim).update(lease_expires_at=_lease_end(timezone.now())))
+    return bool(_own_unit(claim).update(lease_expires_at=_lease_end(database_now())))
 
 
 @transaction.atomic
@@ -554,18 +554,16 @@ def _fail_file(file_id: int, fault: FileFault) -> None:
 
 
 @transaction.atomic
-def hand_back_unit(
-    *, claim: Claim, counts_as_try: bool, waits_until: datetime | None = None
-) -> None:
+def hand_back_unit(*, claim: Claim, counts_as_try: bool, pause: timedelta | None = None) -> None:
     """Put a unit back in the queue: the worker stops, or something broke that may work later.
 
-    A unit that has been tried often enough fails instead. `waits_until`: when it is worth to be
-    tried again. Losing the lease meanwhile is fine.
+    A unit that has been tried often enough fails instead. `pause`: how long to wait before it is
+    worth to be tried again. Losing the lease meanwhile is fine.
     """
     job = _locked_job(claim.job_id)
     unit = _own_unit(claim).first()
     if unit is not None:
-        unit.waits_until = waits_until
+        unit.waits_until = None if pause is None else database_now() + pause
         _put_back(job, unit, counts_as_try=counts_as_try)
 
 
@@ -628,7 +626,7 @@ def _end_job(job: Job, state: Job.State, *, error: str = "") -> None:
     processed = UnitFile.objects.filter(unit__job=job).aggregate(
         cost=Sum(Cast("frames_done", BigIntegerField()) * F("job_file__frame_price_hundredths"))
     )
-    now = timezone.now()
+    now = database_now()
     job.state = state
     job.error = error
     job.finished_at = now
@@ -696,7 +694,7 @@ def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reaso
 
 def sweep(*, now: datetime | None = None) -> int:
     """Put units of dead workers back, and repeat lost hints; returns how many units moved."""
-    now = now or timezone.now()
+    now = now or database_now()
     expired = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, lease_expires_at__lt=now)
     returned = _return_units(expired, lease_ended_before=now)
     return returned + (0 if queue.is_crowded() else enqueue_units(now=now))
@@ -781,6 +779,6 @@ def record_heartbeat(
             "loaded_weights": list(loaded_weights),
             "device": device,
             "precisions": list(precisions),
-            "last_seen_at": timezone.now(),
+            "last_seen_at": database_now(),
         },
     )

@@ -20,7 +20,6 @@ from django.db import (
     close_old_connections,
     connection,
 )
-from django.utils import timezone
 
 from datasets.media.errors import MediaError
 from inference import services
@@ -197,13 +196,10 @@ def _pause_after(claim: Claim) -> timedelta:
 
 
 def _hand_back(claim: Claim, *, counts_as_try: bool, pause: timedelta | None = None) -> None:
-    waits_until = None if pause is None else timezone.now() + pause
     # If the database stays away, the lease runs out and the sweeper puts the unit back.
     with contextlib.suppress(DatabaseError, InterfaceError):
         while_database_is_away(
-            lambda: services.hand_back_unit(
-                claim=claim, counts_as_try=counts_as_try, waits_until=waits_until
-            )
+            lambda: services.hand_back_unit(claim=claim, counts_as_try=counts_as_try, pause=pause)
         )
 
 

@@ -232,6 +232,22 @@ def test_living_lease_is_left_alone_by_the_sweeper(user):
     assert unit_states(job) == ["running"]
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_host_whose_clock_is_wrong_takes_no_unit_from_another_and_loses_none(
+    user, monkeypatch, hours
+):
+    right, wrong = timezone.now(), timezone.now() + timedelta(hours=hours)
+    job = submit(user, images=2)
+    claim(job, 0, worker="right")
+    monkeypatch.setattr(timezone, "now", lambda: wrong)
+    claim(job, 1, worker="wrong")
+    services.sweep()
+    assert unit_states(job) == ["running", "running"]
+    monkeypatch.setattr(timezone, "now", lambda: right)
+    services.sweep()
+    assert unit_states(job) == ["running", "running"]
+
+
 def test_unit_that_kills_three_workers_fails(user):
     job = submit(user, images=1)
     for _ in range(3):

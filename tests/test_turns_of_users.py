@@ -73,8 +73,8 @@ def test_unit_that_pauses_is_nobodys_turn_until_then(hints):
     unit = WorkUnit.objects.get()
     claim = services.claim_unit(unit_id=unit.pk, worker_name="w")
     now = timezone.now()
-    later = now + timedelta(minutes=5)
-    services.hand_back_unit(claim=claim, counts_as_try=False, waits_until=later)
+    later = now + timedelta(minutes=6)
+    services.hand_back_unit(claim=claim, counts_as_try=False, pause=timedelta(minutes=5))
     assert services.next_unit(now=now) is None
     services.sweep(now=now)
     assert hints == []

@@ -19,6 +19,7 @@ from billing.idempotency import forget_old_answers
 from datasets.uploading import remove_orphaned_uploads
 from inference.registry import enqueue_tests
 from inference.services import forget_silent_workers, remove_orphaned_results, sweep
+from odproject.core.clock import database_now
 from odproject.core.process import die_with_parent
 
 CLEANING_INTERVAL_SECONDS = 3600
@@ -33,7 +34,7 @@ def _clean() -> None:
     older_than = timezone.now() - ORPHAN_AGE
     removed = remove_orphaned_uploads(older_than=older_than)
     removed += remove_orphaned_results(older_than=older_than)
-    forget_silent_workers(before=timezone.now() - SILENT_WORKER_AGE)
+    forget_silent_workers(before=database_now() - SILENT_WORKER_AGE)
     forget_old_answers()
     forget_old_attempts()
     call_command("clearsessions")
