@@ -399,6 +399,17 @@ class TestReading:
         assert (data.object_count, data.empty_box_count, data.left_out) == (1, 3, {})
         assert left_out(data) == ["Left out: boxes without an area, 3 of them."]
 
+    def test_box_that_is_written_twice_is_one_vehicle_and_another_class_there_is_another(
+        self, tmp_path
+    ):
+        write_image(tmp_path / "a.png")
+        other_class = (0, *self.ROW[1:])
+        write_labels(tmp_path / "a.txt", [self.ROW, other_class, self.ROW, self.ROW])
+        data = read_data(tmp_path)
+        assert data.images[0].class_ids.tolist() == [1, 0]
+        assert (data.object_count, data.repeated_box_count) == (2, 2)
+        assert left_out(data) == ["Left out: boxes written twice, 2 of them."]
+
     def test_coco_boxes_without_an_area_are_left_out(self, street, tmp_path):
         folder = street.write_coco(tmp_path)
         document = street.coco()

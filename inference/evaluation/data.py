@@ -26,7 +26,8 @@ class LabelledImage:
     height, as shares of the image's size when `is_relative`, else in pixels. `areas` float (n,)
     in square pixels and `is_crowd` bool (n,) come with COCO's annotations; the area of a relative
     box is that of the box. `size_wh` in pixels, where the labels name it. `empty_box_count`: how
-    many boxes were left out because they have no area.
+    many boxes were left out because they have no area, `repeated_box_count` because the same file
+    has the very same box before.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class LabelledImage:
     is_crowd: npt.NDArray[np.bool_] | None = None
     size_wh: tuple[int, int] | None = None
     empty_box_count: int = 0
+    repeated_box_count: int = 0
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> LabelledImage:
         """The same image with some of its labels."""
@@ -73,6 +75,11 @@ class LabelledData:
     def empty_box_count(self) -> int:
         """How many boxes were left out because they have no area."""
         return sum(image.empty_box_count for image in self.images)
+
+    @property
+    def repeated_box_count(self) -> int:
+        """How many boxes were left out because their file has them before."""
+        return sum(image.repeated_box_count for image in self.images)
 
 
 def for_model(

@@ -37,6 +37,8 @@ def left_out(data: LabelledData) -> list[str]:
     lines = [f"Left out: {count} of {name}." for name, count in data.left_out.items()]
     if data.empty_box_count:
         lines.append(f"Left out: boxes without an area, {data.empty_box_count} of them.")
+    if data.repeated_box_count:
+        lines.append(f"Left out: boxes written twice, {data.repeated_box_count} of them.")
     return lines
 
 

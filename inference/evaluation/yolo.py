@@ -144,13 +144,18 @@ def _labelled_image(path: Path, labels: Path | None) -> LabelledImage:
     for number, line in enumerate(_lines(labels) if labels else (), start=1):
         if line.strip():
             rows.append(_row(line.split(), f"{labels}, line {number}"))
-    table = np.array(rows, np.float64).reshape(-1, NUMBERS_PER_BOX)
+    # Written twice it is one vehicle still, as for Ultralytics.
+    table = np.array(list(dict.fromkeys(rows)), np.float64).reshape(-1, NUMBERS_PER_BOX)
     has_area = table[:, 3:].min(axis=1) > 0
     labelled = LabelledImage(path, table[:, 0].astype(np.int64), table[:, 1:]).kept(has_area)
-    return replace(labelled, empty_box_count=int((~has_area).sum()))
+    return replace(
+        labelled,
+        empty_box_count=int((~has_area).sum()),
+        repeated_box_count=len(rows) - len(table),
+    )
 
 
-def _row(words: list[str], where: str) -> list[float]:
+def _row(words: list[str], where: str) -> tuple[float, ...]:
     """Class, left, top, width and height of a line's words."""
     is_polygon = len(words) > 2 * FEWEST_CORNERS and len(words) % 2 == 1
     if len(words) != NUMBERS_PER_BOX and not is_polygon:
@@ -179,7 +184,7 @@ def _row(words: list[str], where: str) -> list[float]:
         left_top, size = points.min(axis=0), np.ptp(points, axis=0)
     else:
         left_top, size = points[0] - points[1] / 2, points[1]
-    return [class_id, *left_top, *size]
+    return (class_id, *left_top, *size)
 
 
 # -- data.yaml ------------------------------------------------------------------------------------

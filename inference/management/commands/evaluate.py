@@ -120,6 +120,7 @@ class Command(BaseCommand):
                 "sizes": evaluations[0].scores.sizes,
                 "left_out": data.left_out,
                 "boxes_without_area": data.empty_box_count,
+                "boxes_written_twice": data.repeated_box_count,
             },
             "results": results,
         }
