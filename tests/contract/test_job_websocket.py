@@ -202,7 +202,7 @@ def test_token_in_the_query_opens_nothing(customer, service):
 
 def test_page_of_another_site_opens_nothing(customer, service):
     host = urlsplit(service.ws_url).netloc
-    for origin in ("https://elsewhere.example", f"http://elsewhere.{host}", "null"):
+    for origin in ("https://elsewhere.example", f"http://elsewhere.{host}", "null", "http://[x"):
         assert close_code(service.ws_url, customer.headers | {"Origin": origin}) == 1008, origin
     ours = customer.headers | {"Origin": f"http://{host}"}
     with connect(service.ws_url, additional_headers=ours, proxy=None) as socket:
