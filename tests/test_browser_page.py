@@ -655,12 +655,7 @@ def test_upload_that_a_proxy_gave_up_waiting_for_is_charged_once(page, service, 
             return
         keys.append(route.request.headers["idempotency-key"])
         if len(keys) == 1:
-            # Not route.fetch(), in which the browser leaves the file out.
-            headers = {"Authorization": route.request.headers["authorization"]}
-            headers["Idempotency-Key"] = keys[0]
-            sent = {"name": picture.name, "mimeType": "image/jpeg", "buffer": picture.read_bytes()}
-            taken = page.request.post(route.request.url, headers=headers, multipart={"file": sent})
-            assert taken.status == 201
+            _take(page, route, picture)
             route.fulfill(status=504, body="Gateway Time-out")
         elif len(keys) == 2:
             in_use = {"code": "idempotency_key_in_use", "detail": "It is still at work."}
@@ -696,6 +691,48 @@ def test_upload_that_a_proxy_gave_up_waiting_for_is_charged_once(page, service, 
     upload(page, picture)  # what is known to be taken may be taken a second time
     expect(page.locator("#balance")).to_have_text("998.5")
     assert len(set(keys)) == 2
+
+
+def test_upload_that_a_reload_cut_off_is_charged_once(page, service, tmp_path):
+    keys: list[str] = []
+
+    def answer_first_nothing(route: Route) -> None:
+        if route.request.method != "POST" or keys:
+            route.continue_()
+            return
+        _take(page, route, picture)
+        keys.append(route.request.headers["idempotency-key"])
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Impatient")
+    picture = drawn_image(tmp_path / "street.jpg", size_wh=(320, 180))
+    address = re.compile(r"/api/v1/datasets/\d+/uploads/$")
+    page.route(address, answer_first_nothing)
+    page.set_input_files("#files", picture)
+    expect(page.locator("#upload-label")).to_contain_text("street.jpg")
+    while not keys:
+        page.wait_for_timeout(50)
+    page.on("dialog", lambda dialog: dialog.accept())  # whether to leave
+    page.reload()
+    expect(page.locator("#balance")).to_have_text("999.25")
+    with page.expect_request(address) as again:
+        report = upload(page, picture)
+    expect(report.locator("h4")).to_have_text("1 file accepted for 0.75 tokens")
+    assert again.value.headers["idempotency-key"] == keys[0]
+    expect(page.locator("#media-files li")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("999.25")
+
+    upload(page, picture)  # what is known to be taken may be taken a second time
+    expect(page.locator("#balance")).to_have_text("998.5")
+
+
+def _take(page: Page, route: Route, picture: Path) -> None:
+    """Have the service take an upload: not by route.fetch(), which leaves the file out."""
+    sent = {"name": picture.name, "mimeType": "image/jpeg", "buffer": picture.read_bytes()}
+    names = ("authorization", "idempotency-key")
+    headers = {name: route.request.headers[name] for name in names}
+    taken = page.request.post(route.request.url, headers=headers, multipart={"file": sent})
+    assert taken.status == 201
 
 
 def test_upload_refused_for_want_of_room_is_free_and_may_be_tried_again(page, service, tmp_path):
