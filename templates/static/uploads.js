@@ -6,17 +6,31 @@ import { refreshBalance } from "./ledger.js";
 import { amount, announce, button, byId, element, plural } from "./page.js";
 
 const LONGEST_REPORT = 500;
+const DOUBTFUL_KEY = "odproject.doubtful";
 
 const state = {
   current: null, // the XMLHttpRequest under way
   isBusy: false,
   reportedId: null, // the dataset that the report is about
   report: newReport(),
-  doubtful: new Map(), // uploads that nobody knows the end of, so that none is paid twice
+  doubtful: keptDoubts(), // keys of uploads that nobody knows the end of: none is paid twice
 };
 
 function newReport() {
   return { accepted: 0, refused: 0, doubtful: 0, tokens: 0 };
+}
+
+// What this tab knew before the page was loaded again, perhaps in the middle of an upload.
+function keptDoubts() {
+  try {
+    return new Map(JSON.parse(sessionStorage.getItem(DOUBTFUL_KEY)));
+  } catch {
+    return new Map(); // not ours
+  }
+}
+
+function keepDoubts(...more) {
+  sessionStorage.setItem(DOUBTFUL_KEY, JSON.stringify([...state.doubtful, ...more]));
 }
 
 async function uploadFiles(files) {
@@ -45,20 +59,21 @@ function endUpload() {
 // same key it is taken, and paid, once.
 function uploadOf(file, datasetId) {
   const id = JSON.stringify([datasetId, file.name, file.size, file.lastModified]);
-  const { idempotencyKey } = state.doubtful.get(id) || { idempotencyKey: newIdempotencyKey() };
+  const idempotencyKey = state.doubtful.get(id) || newIdempotencyKey();
   return { id, file, datasetId, idempotencyKey };
 }
 
 // Uploads a file and reports it; resolves to whether to go on with the next one.
 async function reportOne(one, which = "") {
   const filename = one.file.name;
+  keepDoubts([one.id, one.idempotencyKey]); // in case that the page goes before the answer comes
   try {
     addReport(filename, await uploadOne(one, which));
     state.doubtful.delete(one.id);
   } catch (refusal) {
     const { message: error, cancelled } = refusal;
     if (refusal.isInDoubt || (state.doubtful.has(one.id) && refusal.keepsDoubt)) {
-      state.doubtful.set(one.id, one);
+      state.doubtful.set(one.id, one.idempotencyKey);
       addReport(filename, { doubtful: [{ filename, error }] });
       offerRetry(one, "doubtful");
     } else {
@@ -67,6 +82,8 @@ async function reportOne(one, which = "") {
       if (refusal.status >= 500) offerRetry(one, "refused");
     }
     return !cancelled;
+  } finally {
+    keepDoubts();
   }
   return true;
 }
