@@ -52,6 +52,8 @@ class ChildSpec:
     end with status 0 before the next stage starts, rather than a process to keep alive.
     `to_terminal`: its output goes to the supervisor's own, not to its log file. `is_ready` is
     asked until it says so before the next stage starts; `before_start` runs before every start.
+    `may_take_long`: whoever lives is waited for as long as it takes, as a step always is: a
+    database recovers, or is migrated, at its own pace, and would begin anew if it were ended.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ChildSpec:
     die_signal: signal.Signals = signal.SIGKILL
     grace_seconds: float = 10.0
     once: bool = False
+    may_take_long: bool = False
     to_terminal: bool = False
     pass_fds: tuple[int, ...] = ()
     before_start: Callable[[], None] | None = None
@@ -79,6 +82,7 @@ class _Child:
     backoff_seconds: float = FIRST_BACKOFF_SECONDS
     failures: int = 0
     ready: bool = False
+    is_late: bool = False
     kill_at: float | None = None
 
 
@@ -124,13 +128,14 @@ class Supervisor:
                 if not self._start_stage(stage):
                     return 0
             if self.on_ready is not None:
-                self.on_ready()
+                with contextlib.suppress(OSError):
+                    self.on_ready()
             while not self._stop_requests:
                 self._pause(self._seconds_until_due())
                 self._start_due()
                 self._bound_logs()
         except (SupervisorError, EngineError) as error:
-            self.report(str(error))
+            self._report(str(error))
             return 1
         return 0
 
@@ -149,10 +154,20 @@ class Supervisor:
             if all(child.ready for child in children):
                 return True
             for child in children:
-                if child.failures >= MAX_START_FAILURES or time.monotonic() > deadline:
+                if child.failures >= MAX_START_FAILURES:
                     raise SupervisorError(self._failure_text(child))
+                if not child.ready and time.monotonic() > deadline:
+                    self._note_lateness(child)
             self._pause(READY_POLL_SECONDS)
         return False
+
+    def _note_lateness(self, child: _Child) -> None:
+        """Say once that a child takes long; raises SupervisorError where it must not."""
+        if not (child.spec.once or child.spec.may_take_long):
+            raise SupervisorError(self._failure_text(child))
+        if not child.is_late:
+            child.is_late = True
+            self._report(f"{child.spec.name} is still at work (log: {self._log_path(child.spec)})")
 
     def _start(self, child: _Child) -> None:
         spec = child.spec
@@ -197,7 +212,7 @@ class Supervisor:
             self._start(child)
         except OSError as error:
             child.start_due_at = time.monotonic() + MAX_BACKOFF_SECONDS
-            self.report(f"{child.spec.name} cannot be started ({error}); trying again")
+            self._report(f"{child.spec.name} cannot be started ({error}); trying again")
 
     def _failure_text(self, child: _Child) -> str:
         path = self._log_path(child.spec)
@@ -241,7 +256,7 @@ class Supervisor:
         child.failures += 1
         child.start_due_at = time.monotonic() + pause_seconds
         self._write_state()
-        self.report(
+        self._report(
             f"{child.spec.name} {_ending(status)}; starting it again in {pause_seconds:g} s "
             f"(log: {self._log_path(child.spec)})"
         )
@@ -273,12 +288,16 @@ class Supervisor:
             if child.process is None or child.kill_at is None:
                 continue
             if hurried or time.monotonic() >= child.kill_at:
-                self.report(f"{child.spec.name} did not stop in time and is killed")
+                self._report(f"{child.spec.name} did not stop in time and is killed")
                 child.kill_at = None
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.process.pid, signal.SIGKILL)
 
     # -- files
+
+    def _report(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # standard output may lie on the disk that is full
+            self.report(line)
 
     @property
     def _state_file(self) -> Path:
@@ -297,7 +316,7 @@ class Supervisor:
         try:
             write_private(self._state_file, json.dumps(content, indent=1) + "\n")
         except OSError as error:
-            self.report(f"{self._state_file} cannot be written ({error})")
+            self._report(f"{self._state_file} cannot be written ({error})")
 
     def _bound_logs(self) -> None:
         if time.monotonic() >= self._next_log_check_at:
@@ -335,11 +354,17 @@ def _ending(status: int) -> str:
 def _bound_log(path: Path) -> None:
     """Keep a log below its limit: the full one becomes `<name>.1`, and the file starts anew.
 
-    The file is emptied in place, because its writer keeps it open (for appending).
+    The file is emptied in place, because its writer keeps it open (for appending). Where there is
+    no room for the copy, the full one is given up: a disk that is full fills logs, too.
     """
-    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-        shutil.copyfile(path, path.with_name(path.name + ".1"))
-        os.truncate(path, 0)
+    with contextlib.suppress(OSError):
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            kept = path.with_name(path.name + ".1")
+            try:
+                shutil.copyfile(path, kept)
+            except OSError:
+                kept.unlink(missing_ok=True)
+            os.truncate(path, 0)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """The supervisor: children start in order, are started again, and never outlive it."""
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,13 @@ import pytest
 
 from odproject import supervisor as supervisor_module
 from odproject.engines import wait_until
-from odproject.supervisor import SupervisorError, bind_sockets, folder_lock
+from odproject.supervisor import (
+    ChildSpec,
+    Supervisor,
+    SupervisorError,
+    bind_sockets,
+    folder_lock,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 30.0
@@ -276,6 +283,31 @@ def test_a_child_that_never_comes_up_is_given_up_with_the_end_of_its_log(start):
     assert "web does not start. The end of" in running.lines[-3]
 
 
+def test_a_step_or_a_database_that_takes_long_is_waited_for_and_others_are_not(start, tmp_path):
+    running = start("""
+        import odproject.supervisor
+        odproject.supervisor.READY_TIMEOUT_SECONDS = 0.2
+        write = ("import time; print('begun', flush=True); time.sleep(1);"
+                 "open('NAME', 'w').close(); time.sleep(REST)")
+        def slow(name, rest, **options):
+            return child(name, write.replace("NAME", name).replace("REST", rest), **options)
+        specs = [
+            slow("database", "600", stage=0, may_take_long=True,
+                 is_ready=(data_dir / "database").exists),
+            slow("migrate", "0", stage=1, once=True),
+            slow("web", "600", stage=2, is_ready=(data_dir / "web").exists),
+        ]
+    """)
+    assert running.process.wait(PATIENCE_SECONDS) == 1
+    logs = tmp_path / "logs"
+    assert running.lines == [
+        f"database is still at work (log: {logs / 'database.log'})",
+        f"migrate is still at work (log: {logs / 'migrate.log'})",
+        f"web does not start. The end of {logs / 'web.log'}:",
+        "    begun",
+    ]
+
+
 def test_a_second_supervisor_over_a_folder_says_who_has_it(tmp_path):
     with (
         folder_lock(tmp_path),
@@ -322,3 +354,21 @@ def test_a_log_never_outgrows_its_limit_and_the_last_part_is_kept(tmp_path, monk
         stream.write(b"new")
     assert log.read_bytes() == b"new"
     assert (tmp_path / "web.log.1").read_bytes() == b"more than ten bytes"
+
+
+def test_a_full_disk_costs_the_old_log_and_not_the_service(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "MAX_LOG_BYTES", 10)
+    log = tmp_path / "web.log"
+    log.write_bytes(b"more than ten bytes")
+    (tmp_path / "web.log.1").symlink_to("/dev/full")
+    supervisor_module._bound_log(log)
+    assert log.read_bytes() == b""
+    assert not (tmp_path / "web.log.1").is_symlink()
+
+
+def test_a_terminal_that_takes_no_line_ends_nothing(tmp_path):
+    def report(line):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    step = ChildSpec(name="step", argv=[sys.executable, "-c", "raise SystemExit(3)"], once=True)
+    assert Supervisor(specs=[step], data_dir=tmp_path, report=report).run() == 1

@@ -181,6 +181,7 @@ def _engine_spec(engine: Engine) -> ChildSpec:
         grace_seconds=30.0,
         before_start=engine.before_start,
         is_ready=engine.is_ready,
+        may_take_long=True,
     )
 
 
