@@ -34,7 +34,7 @@ from datasets.media.limits import MediaLimits
 from datasets.media.sniff import is_zip
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
-from odproject.core.files import StorageUnavailableError, remove_orphans, storing
+from odproject.core.files import StorageUnavailableError, keep_reserve, remove_orphans, storing
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -286,6 +286,7 @@ def _paid_facts(inspector: Inspector, path: Path, purse: Purse) -> MediaFacts:
 
 
 def _extract(archive: Path, member: ArchiveMember, target: Path, limits: MediaLimits) -> None:
+    keep_reserve(member.size_bytes)
     extract_member(archive, member, target, limits=limits)
     if is_zip(target):
         raise MediaError("nested_archive", "An archive inside an archive is not opened.", 422)
@@ -351,6 +352,7 @@ def remove_orphaned_uploads(*, older_than: datetime) -> int:
 
 
 def _save(path: Path, name: str) -> None:
+    keep_reserve(path.stat().st_size, folder=Path(settings.MEDIA_ROOT))
     with path.open("rb") as content:
         default_storage.save(name, File(content))
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from django.conf import settings
 from django.db import (
@@ -31,6 +32,9 @@ from inference.pipeline.errors import DrawingError, WeightsError, is_device_faul
 from inference.pipeline.options import OptionsError
 from inference.services import Claim, FileFault, LeaseLostError
 from inference.unit_work import WorkerStoppingError, process_unit
+from odproject.core.files import keep_reserve
+from odproject.core.room import ROOM_CHECK_BYTES
+from odproject.core.sqlstates import is_refused_by_database
 
 logger = logging.getLogger(__name__)
 MOST_FAILURES_IN_A_ROW = 5
@@ -139,6 +143,7 @@ def run_unit(
     if claim is None:
         return False
     try:
+        _keep_reserves()
         with LeaseKeeper(claim=claim, on_hang=on_hang) as lease:
             process_unit(claim=claim, detector_of=detector_of, should_stop=should_stop, lease=lease)
         health.failures_in_a_row = 0
@@ -160,6 +165,12 @@ def run_unit(
         with contextlib.suppress(LeaseLostError):
             while_database_is_away(lambda: services.fail_unit(claim=claim, fault=fault))
     return True
+
+
+def _keep_reserves() -> None:
+    """Raise OSError where what a unit writes would take room that the database needs."""
+    keep_reserve(ROOM_CHECK_BYTES)
+    keep_reserve(ROOM_CHECK_BYTES, folder=Path(settings.MEDIA_ROOT))
 
 
 def _fault_of_file(error: Exception) -> FileFault | None:
@@ -186,8 +197,11 @@ def _counts_as_try(error: Exception, claim: Claim, health: ProcessHealth) -> boo
 
 
 def _is_refused_by_system(error: Exception) -> bool:
-    """Whether a disk is full or fails, or the like: what files are at fault for is no OSError."""
-    return isinstance(error, OSError)
+    """Whether a disk is full or fails, or the like: what files are at fault for is no OSError.
+
+    It may be the database's disk.
+    """
+    return isinstance(error, OSError) or is_refused_by_database(error)
 
 
 def _pause_after(claim: Claim) -> timedelta:

@@ -335,7 +335,7 @@ def test_download_that_would_take_the_reserve_of_the_disk_is_a_507(
             yield piece
 
     def disk_usage(folder):
-        assert folder == tempfile.gettempdir()
+        assert str(folder) == tempfile.gettempdir()
         return SimpleNamespace(free=free_bytes.pop())
 
     settings.MIN_FREE_BYTES = 1000

@@ -2,13 +2,17 @@
 
 import errno
 from datetime import timedelta
+from types import SimpleNamespace
 
+import psycopg
 import pytest
+from django.db import connection
 from django.utils import timezone
 
-from inference import queue, registry, services, tasks
+from inference import queue, registry, services, tasks, unit_work
 from inference.models import Job, ModelVersion, UnitFile, WorkUnit
 from inference.worker import ProcessHealth, run_unit
+from odproject.core import room
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import write_image
 from tests.pipeline_fakes import FakeDetector
@@ -85,36 +89,87 @@ def test_unit_that_pauses_is_nobodys_turn_until_then(hints):
     assert services.next_unit(now=later) is None
 
 
-def test_refusal_of_the_system_counts_after_an_hour_of_longer_and_longer_pauses(tmp_path):
-    """A full disk: the job is not lost, and does not go on for ever either."""
+@pytest.fixture
+def job_of_a_picture(tmp_path):
     user = make_user()
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     dataset = make_dataset(user)
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
-    job = services.submit_job(
+    return services.submit_job(
         user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
     )
-    unit, health, seen = WorkUnit.objects.get(), ProcessHealth(), []
+
+
+def run_once(job: Job, health: ProcessHealth, detector=FakeDetector) -> tuple[int, int]:
+    """Run the job's only unit once; the tries it has by then, and the seconds that it pauses."""
+    now = timezone.now()
+    unit = WorkUnit.objects.get(job=job)
+    run_unit(unit_id=unit.pk, worker_name="w", detector_of=lambda job: detector(), health=health)
+    unit.refresh_from_db()
+    job.refresh_from_db()
+    pause = 0 if unit.waits_until is None else (unit.waits_until - now).total_seconds()
+    return unit.tries, round(pause)
+
+
+def test_refusal_of_the_system_counts_after_an_hour_of_longer_and_longer_pauses(job_of_a_picture):
+    """A full disk: the job is not lost, and does not go on for ever either."""
+    job, health, seen = job_of_a_picture, ProcessHealth(), []
 
     class FullDisk(FakeDetector):
         def detect(self, images):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     while job.state in ("Pending", "Running"):
-        now = timezone.now()
-        run_unit(
-            unit_id=unit.pk, worker_name="w", detector_of=lambda job: FullDisk(), health=health
-        )
-        unit.refresh_from_db()
-        job.refresh_from_db()
-        pause = 0 if unit.waits_until is None else (unit.waits_until - now).total_seconds()
-        seen.append((unit.tries, round(pause)))
+        seen.append(run_once(job, health, FullDisk))
     assert seen[:10] == [
         (0, seconds) for seconds in (15, 30, 60, 120, 240, 480, 600, 600, 600, 600)
     ]
     assert seen[10:12] == [(1, 600), (2, 600)]
-    assert (unit.state, unit.tries, job.state) == ("failed", 3, "Failed")
+    assert (WorkUnit.objects.get().state, seen[-1][0], job.state) == ("failed", 3, "Failed")
     assert not health.is_lost
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "58030", "25006"])
+def test_disk_of_the_database_that_is_full_or_fails_costs_no_try_either(
+    job_of_a_picture, monkeypatch, sqlstate
+):
+    def refuse(**batch):
+        with connection.wrap_database_errors:
+            raise psycopg.errors.lookup(sqlstate)("could not extend file")
+
+    monkeypatch.setattr(services, "store_frames", refuse)
+    monkeypatch.setattr(unit_work, "while_database_is_away", lambda store: store())
+    health = ProcessHealth()
+    assert [run_once(job_of_a_picture, health) for _ in range(3)] == [(0, 15), (0, 30), (0, 60)]
+    assert job_of_a_picture.state == "Running"
+    assert health.failures_in_a_row == 0
+
+
+def test_statement_that_the_database_refuses_for_itself_is_the_units_fault(
+    job_of_a_picture, monkeypatch
+):
+    def refuse(**batch):
+        with connection.wrap_database_errors:
+            raise psycopg.errors.ProgramLimitExceeded("row is too big")
+
+    monkeypatch.setattr(services, "store_frames", refuse)
+    monkeypatch.setattr(unit_work, "while_database_is_away", lambda store: store())
+    health = ProcessHealth()
+    assert [run_once(job_of_a_picture, health) for _ in range(3)] == [(1, 0), (2, 0), (3, 0)]
+    assert job_of_a_picture.state == "Failed"
+
+
+def test_unit_waits_rather_than_take_the_reserve_of_a_disk(job_of_a_picture, monkeypatch):
+    class Untouched(FakeDetector):
+        def detect(self, images):
+            raise AssertionError("It was begun.")
+
+    usage = room.shutil.disk_usage
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert run_once(job_of_a_picture, ProcessHealth(), Untouched) == (0, 15)
+    monkeypatch.setattr(room.shutil, "disk_usage", usage)
+    assert run_once(job_of_a_picture, ProcessHealth()) == (1, 15)
+    assert job_of_a_picture.state == "Completed"
 
 
 def test_model_that_waits_to_be_tried_out_goes_before_every_unit(monkeypatch):

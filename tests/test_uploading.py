@@ -14,6 +14,7 @@ from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
 from billing.models import Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
+from datasets.media.archive import extract_member
 from datasets.media.inspector import Inspector
 from datasets.models import MediaFile, Upload
 from datasets.selectors import DatasetBlockedError, DatasetNotFoundError
@@ -23,6 +24,7 @@ from datasets.uploading import (
     remove_orphaned_uploads,
     upload_content,
 )
+from odproject.core import room
 from odproject.core.files import StorageFullError
 from tests.clients import client_of
 from tests.factories import dataset_id_of, make_dataset, make_user
@@ -191,6 +193,42 @@ def test_full_disk_is_told_and_leaves_no_trace(user, dataset, media_root, monkey
         upload(user, make_zip(a__png=good, b__png=good), name="all.zip")
     assert refusal.value.status == 507
     assert len(saved) == 1
+    assert_nothing_happened(user, media_root)
+
+
+@pytest.mark.usefixtures("dataset")
+@pytest.mark.parametrize("disk", ["temporary", "media"])
+def test_what_an_archive_unpacks_to_leaves_the_disks_their_reserve(
+    user, media_root, monkeypatch, settings, disk
+):
+    """However small it is itself: the database may live on the same disk."""
+    settings.MIN_FREE_BYTES = 1000
+    good = image_bytes("PNG", noise((32, 32)))
+    room_for_one = 1000 + len(good) * 3 // 2
+    unpacked, saved = [], []
+    save = default_storage.save
+
+    def disk_usage(folder):
+        is_media = folder.is_relative_to(media_root.parent)
+        written = len(good) * len(saved if is_media else unpacked)
+        is_small = is_media == (disk == "media")
+        return SimpleNamespace(free=room_for_one - written if is_small else 10**12)
+
+    def unpack(*arguments, **limits):
+        unpacked.append(extract_member(*arguments, **limits))
+
+    def save_one(name, content):
+        if name.startswith("uploads/"):
+            saved.append(name)
+        return save(name, content)
+
+    monkeypatch.setattr(room.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("datasets.uploading.extract_member", unpack)
+    monkeypatch.setattr(default_storage, "save", save_one)
+    with pytest.raises(StorageFullError) as refusal:
+        upload(user, make_zip(a__png=good, b__png=good), name="all.zip")
+    assert refusal.value.status == 507
+    assert (len(unpacked), len(saved)) == ((1, 0) if disk == "temporary" else (2, 1))
     assert_nothing_happened(user, media_root)
 
 

@@ -17,7 +17,7 @@ from django.core.exceptions import (
     TooManyFieldsSent,
     TooManyFilesSent,
 )
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from rest_framework import exceptions, serializers
 from rest_framework.negotiation import DefaultContentNegotiation
@@ -27,6 +27,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from odproject.core.errors import DomainError, FieldError
+from odproject.core.sqlstates import is_refused_by_database
 
 logger = logging.getLogger(__name__)
 PROBLEM_CONTENT_TYPE = "application/problem+json"
@@ -177,10 +178,15 @@ def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]
             document = framework_problem(400, "The request has too many fields or files.")
         case SuspiciousOperation():
             document = framework_problem(400, str(error))
-        case OperationalError() | InterfaceError():
+        case DatabaseError() | InterfaceError() if _is_away(error):
             logger.error("The database did not answer: %s", error)
             document = framework_problem(503, _away_detail(context.get("request")))
     return document
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database does not answer, or has no room, or takes no writes."""
+    return isinstance(error, OperationalError | InterfaceError) or is_refused_by_database(error)
 
 
 def _headers_of(error: Exception) -> dict[str, str]:
@@ -191,7 +197,7 @@ def _headers_of(error: Exception) -> dict[str, str]:
             return {"WWW-Authenticate": "Bearer"}
         case exceptions.Throttled():
             return {"Retry-After": str(max(1, math.ceil(getattr(error, "wait", None) or 1)))}
-        case OperationalError() | InterfaceError():
+        case DatabaseError() | InterfaceError() if _is_away(error):
             return {"Retry-After": "2"}
     return {}
 

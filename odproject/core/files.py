@@ -78,7 +78,7 @@ def spooled_response(
             with storing("so large an answer"):
                 if written_bytes >= check_at_bytes:
                     check_at_bytes = written_bytes + ROOM_CHECK_BYTES
-                    _keep_reserve()
+                    keep_reserve(ROOM_CHECK_BYTES)
                 spooled.write(piece)
         with storing("so large an answer"):
             length_bytes = spooled.tell()
@@ -93,8 +93,12 @@ def spooled_response(
     return response
 
 
-def _keep_reserve() -> None:
-    if not has_room_for(ROOM_CHECK_BYTES, min_free_bytes=settings.MIN_FREE_BYTES):
+def keep_reserve(length_bytes: int, *, folder: Path | None = None) -> None:
+    """Raise OSError (ENOSPC) before so many bytes more take the reserve of a disk.
+
+    The disk is that of `folder`, or of temporary files.
+    """
+    if not has_room_for(length_bytes, min_free_bytes=settings.MIN_FREE_BYTES, folder=folder):
         raise OSError(errno.ENOSPC, "What is left on the disk is its reserve")
 
 
