@@ -12,24 +12,77 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_ALLOW = 0x7FFF0000
 _SECCOMP_REFUSE_WITH_EPERM = 0x00050001
 _SECCOMP_KILL = 0x80000000
-# The numbers of socket, connect, execve, execveat, ptrace, kill, process_vm_readv,
-# process_vm_writev and io_uring_setup (which could do the work of the first two), from the
-# kernel's tables of system calls.
-_AUDIT_ARCH_AND_CALLS = {
-    "x86_64": (0xC000003E, (41, 42, 59, 322, 101, 62, 310, 311, 425)),
-    "aarch64": (0xC00000B7, (198, 203, 221, 281, 117, 129, 270, 271, 425)),
+# System calls that are refused, by their numbers in the kernel's tables for x86-64 and ARM64; None
+# where the newer processor has only the general form. tgkill is refused but for this process
+# itself, whose abort() it is.
+_REFUSED_CALLS: dict[str, tuple[int | None, int]] = {
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "io_uring_setup": (425, 425),  # which could do the work of the others
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "truncate": (76, 45),
+    "ftruncate": (77, 46),
+    "creat": (85, None),
+    "unlink": (87, None),
+    "unlinkat": (263, 35),
+    "rmdir": (84, None),
+    "rename": (82, None),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "link": (86, None),
+    "linkat": (265, 37),
+    "symlink": (88, None),
+    "symlinkat": (266, 36),
+    "mkdir": (83, None),
+    "mkdirat": (258, 34),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
 }
+_TGKILL = (234, 131)
+_AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # x86-64 has a second set of numbers (x32), which would pass by the filter.
 _X32_CALLS_FROM = 0x40000000
+
+# Landlock (<linux/landlock.h>), whose calls have the same numbers everywhere. Of the 16 rights to
+# files all but reading a file and a folder are given up, with nothing excepted.
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_READ = 1 << 2 | 1 << 3
+_LANDLOCK_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many each version knows
+_LANDLOCK_SCOPES = 3  # abstract sockets and signals, from the sixth version on
 
 
 class _FilterProgram(ctypes.Structure):
@@ -39,8 +92,11 @@ class _FilterProgram(ctypes.Structure):
 def confine(*, parent_pid: int, memory_bytes: int, max_open_files: int) -> None:
     """Confine this process: memory, files, priority, network; it dies with its parent.
 
-    After this it cannot write a file, open a connection, start a program or signal another one.
-    All of that holds on Linux on x86-64 and ARM64. On other processors the filter of system calls
+    After this it cannot write, empty, remove, move or make a file, open a connection, start a
+    program, signal another one or look into its memory or environment. It can read the files that
+    its user may read.
+    All of that holds on Linux on x86-64 and ARM64 with Landlock, which also keeps it from emptying
+    a file by opening it. On other processors the filter of system calls
     is missing; on other systems (a developer's Mac) only the limits that exist there hold, and the
     process ends with its parent only once it reads its next request.
     """
@@ -54,7 +110,11 @@ def confine(*, parent_pid: int, memory_bytes: int, max_open_files: int) -> None:
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NOFILE, max_open_files)
     if sys.platform == "linux":
-        _refuse_network_and_programs()
+        with contextlib.suppress(OSError):
+            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _drop_capabilities()
+        _give_up_files_and_processes()
+        _refuse_system_calls()
 
 
 def allow_more_cpu(seconds: int) -> None:
@@ -85,24 +145,55 @@ def _die_with_parent(parent_pid: int) -> None:
         sys.exit(0)
 
 
-def _refuse_network_and_programs() -> None:
-    known = _AUDIT_ARCH_AND_CALLS.get(platform.machine())
+def _drop_capabilities() -> None:
+    """Keep nothing of what root may do beyond other users."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    ctypes.CDLL(None).capset(header, struct.pack("=6I", *[0] * 6))
+
+
+def _give_up_files_and_processes() -> None:
+    """Enter a Landlock domain that may read files, and touch no process outside of it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(
+        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < 1:
+        return  # the kernel has none; the filter of system calls refuses most of it
+    rights = (1 << _LANDLOCK_FILE_RIGHTS[min(version, max(_LANDLOCK_FILE_RIGHTS))]) - 1
+    # struct landlock_ruleset_attr: rights to files, to the network, scopes; a kernel knows as much
+    # of it as its version has.
+    members = (rights & ~_LANDLOCK_READ, 0, _LANDLOCK_SCOPES)[: 3 if version >= 6 else 1]
+    ruleset = struct.pack(f"={len(members)}Q", *members)
+    ruleset_fd = libc.syscall(
+        _LANDLOCK_CREATE_RULESET, ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint(0)
+    )
+    if ruleset_fd < 0:
+        return
+    libc.syscall(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset_fd), ctypes.c_uint(0))
+    os.close(ruleset_fd)
+
+
+def _refuse_system_calls() -> None:
+    known = _AUDIT_ARCHITECTURES.get(platform.machine())
     if known is None:
         return
-    audit_arch, calls = known
-    program = _filter_program(audit_arch, calls)
+    column, audit_arch = known
+    calls = [numbers[column] for numbers in _REFUSED_CALLS.values()]
+    program = _filter_program(
+        audit_arch, [call for call in calls if call is not None], _TGKILL[column]
+    )
     buffer = ctypes.create_string_buffer(program, len(program))
     head = _FilterProgram(len(program) // 8, ctypes.addressof(buffer))
     with contextlib.suppress(OSError):
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(head))
 
 
-def _filter_program(audit_arch: int, calls: tuple[int, ...]) -> bytes:
+def _filter_program(audit_arch: int, calls: Sequence[int], tgkill: int) -> bytes:
     """A classic BPF program that refuses the calls and allows every other one.
 
-    Each instruction is (code, jump if true, jump if false, value); struct seccomp_data holds the
-    number of the call at offset 0 and the architecture at offset 4.
+    `tgkill` is allowed to this process alone. Each instruction is (code, jump if true, jump if
+    false, value); struct seccomp_data holds the number of the call at offset 0, the architecture at
+    offset 4 and the lower half of the first argument at offset 16.
     """
     load, if_equal, if_at_least, answer = 0x20, 0x15, 0x35, 0x06
     rows = [
@@ -110,11 +201,17 @@ def _filter_program(audit_arch: int, calls: tuple[int, ...]) -> bytes:
         (if_equal, 1, 0, audit_arch),
         (answer, 0, 0, _SECCOMP_KILL),
         (load, 0, 0, 0),
-        (if_at_least, len(calls) + 1, 0, _X32_CALLS_FROM),
+        (if_at_least, len(calls) + 4, 0, _X32_CALLS_FROM),
     ]
     # From each row the jump leads over the remaining ones and the allowance to the refusal.
-    rows += [(if_equal, len(calls) - i, 0, call) for i, call in enumerate(calls)]
-    rows += [(answer, 0, 0, _SECCOMP_ALLOW), (answer, 0, 0, _SECCOMP_REFUSE_WITH_EPERM)]
+    rows += [(if_equal, len(calls) + 3 - i, 0, call) for i, call in enumerate(calls)]
+    rows += [
+        (if_equal, 0, 2, tgkill),
+        (load, 0, 0, 16),
+        (if_equal, 0, 1, os.getpid()),
+        (answer, 0, 0, _SECCOMP_ALLOW),
+        (answer, 0, 0, _SECCOMP_REFUSE_WITH_EPERM),
+    ]
     return b"".join(struct.pack("<HBBL", *row) for row in rows)
 
 
