@@ -180,6 +180,13 @@ def revoke_session(*, session_id: int) -> bool:
     return bool(revoked)
 
 
+def revoke_sessions(*, user: User) -> None:
+    """Log a user out everywhere."""
+    living = Session.objects.filter(user=user, revoked_at__isnull=True)
+    for session_id in living.order_by("pk").values_list("pk", flat=True):
+        revoke_session(session_id=session_id)
+
+
 def _new_jti() -> str:
     return uuid.uuid4().hex
 
@@ -247,9 +254,7 @@ def change_access(*, actor: User, user: User, access: Access) -> None:
     )
     user.groups.set(access.group_ids)
     if not access.is_active:
-        living = Session.objects.filter(user=user, revoked_at__isnull=True)
-        for session_id in living.order_by("pk").values_list("pk", flat=True):
-            revoke_session(session_id=session_id)
+        revoke_sessions(user=user)
 
 
 def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Event:

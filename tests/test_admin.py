@@ -803,3 +803,33 @@ def test_every_list_of_the_admin_is_opened_in_a_browser():
     models = [model._meta for model in site._registry]
     lists = {reverse(f"admin:{one.app_label}_{one.model_name}_changelist") for one in models}
     assert lists <= set(admin_pages.LISTS)
+
+
+@pytest.mark.parametrize("lookup", ["password", "password__startswith", "password__regex"])
+def test_nobody_asks_about_the_hash_of_a_password(lookup):
+    """Letter by letter the answers would tell it."""
+    boss = administrator("superuser")
+    spy = Client()
+    spy.force_login(administrator("Support"))
+    answer = spy.get("/admin/accounts/user/", {lookup: boss.password[:20]})
+    assert answer.status_code == 400
+    assert spy.get("/admin/accounts/user/", {"email": boss.email}).status_code == 200
+
+
+def test_new_password_of_an_administrator_ends_all_sessions_of_the_api():
+    boss, other = administrator("superuser"), make_user()
+    stolen = log_in(email=boss.email, password=PASSWORD)
+    kept = log_in(email=other.email, password=PASSWORD)
+    browser = Client()
+    browser.force_login(boss)
+    new = "another-horse-77"
+    form = {"old_password": PASSWORD, "new_password1": new, "new_password2": new}
+    assert browser.post("/admin/password_change/", form).status_code == 302
+    api = APIClient()
+    for tokens, status in ((stolen, 401), (kept, 200)):
+        seen = api.get("/api/v1/me/", HTTP_AUTHORIZATION=f"Bearer {tokens.access}")
+        assert seen.status_code == status
+    refreshed = api.post("/api/v1/tokens/refresh/", {"refresh": stolen.refresh})
+    assert refreshed.status_code == 401
+    assert log_in(email=boss.email, password=new)
+    assert browser.get("/admin/").status_code == 200
