@@ -94,6 +94,11 @@ class MediaFile(models.Model):
 
     class Meta:
         ordering = ["pk"]
+        # The hourly search for stored files without a row asks by name.
+        indexes = [
+            models.Index(fields=["content"], name="media_file_by_content"),
+            models.Index(fields=["thumbnail"], name="media_file_by_thumbnail"),
+        ]
 
     def __str__(self) -> str:
         return self.name

@@ -310,7 +310,10 @@ class FrameResult(models.Model):
     float32 of a box in pixels of the upright original; the most confident detection first.
     """
 
-    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="frame_results")
+    # Both indexes below begin with the job.
+    job = models.ForeignKey(
+        Job, on_delete=models.PROTECT, related_name="frame_results", db_index=False
+    )
     media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)
     frame_index = models.PositiveIntegerField()
     time_seconds = models.FloatField()
@@ -329,6 +332,7 @@ class FrameResult(models.Model):
                 name="one_frame_result_per_job_media_file_and_frame",
             )
         ]
+        indexes = [models.Index(fields=["job", "id"], name="frame_results_as_stored")]
 
     def __str__(self) -> str:
         return f"frame {self.frame_index} of file {self.media_file_id} in job {self.job_id}"

@@ -6,6 +6,7 @@ and the worker stops. Locks are taken in one order: user, dataset, job, work uni
 stream.
 """
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -311,7 +312,7 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
         waiting = _waiting_units(now).filter(job_id=unfinished_id)
         window = list(waiting.order_by("position", "pk")[: settings.UNITS_ENQUEUED_PER_JOB])
         for unit in window:
-            if unit.enqueued_at is not None and unit.enqueued_at > stale:
+            if unit.enqueued_at is not None and stale < unit.enqueued_at <= now:
                 continue
             if not queue.send_unit(unit.pk):
                 return sent  # the broker is away; the sweeper comes again
@@ -747,15 +748,19 @@ def remove_orphaned_results(*, older_than: datetime) -> int:
     Returns how many.
     """
 
-    def known_results(names: list[str]) -> set[str]:
-        rows = JobFile.objects.filter(annotated__in=names)
+    def known_results(job_id: int, names: list[str]) -> set[str]:
+        rows = JobFile.objects.filter(job_id=job_id, annotated__in=names)
         return set(rows.values_list("annotated", flat=True))
 
     finished = Job.objects.filter(
         finished_at__lt=older_than, finished_at__gte=older_than - ORPHAN_WINDOW
     )
     return sum(
-        remove_orphans(folder=f"results/{job_id}", older_than=older_than, known=known_results)
+        remove_orphans(
+            folder=f"results/{job_id}",
+            older_than=older_than,
+            known=functools.partial(known_results, job_id),
+        )
         for job_id in finished.values_list("pk", flat=True)
     )
 

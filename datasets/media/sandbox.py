@@ -26,7 +26,7 @@ _SECCOMP_KILL = 0x80000000
 # System calls that are refused, by their numbers in the kernel's tables for x86-64 and ARM64; None
 # where the newer processor has only the general form. tgkill is refused but for this process
 # itself, whose abort() it is.
-_REFUSED_CALLS: dict[str, tuple[int | None, int]] = {
+_REFUSED_CALLS: dict[str, tuple[int, int | None]] = {
     "socket": (41, 198),
     "connect": (42, 203),
     "execve": (59, 221),

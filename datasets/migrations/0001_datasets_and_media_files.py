@@ -170,6 +170,10 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["pk"],
+                "indexes": [
+                    models.Index(fields=["content"], name="media_file_by_content"),
+                    models.Index(fields=["thumbnail"], name="media_file_by_thumbnail"),
+                ],
             },
         ),
         migrations.AddConstraint(

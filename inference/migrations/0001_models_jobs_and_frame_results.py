@@ -406,6 +406,7 @@ class Migration(migrations.Migration):
                 (
                     "job",
                     models.ForeignKey(
+                        db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="frame_results",
                         to="inference.job",
@@ -413,6 +414,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "indexes": [models.Index(fields=["job", "id"], name="frame_results_as_stored")],
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("job", "media_file", "frame_index"),
