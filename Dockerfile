@@ -37,4 +37,6 @@ VOLUME /data
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/livez', timeout=4)"
+# A container that is started again keeps what a killed predecessor had half unpacked.
+ENTRYPOINT ["sh", "-c", "rm -rf /tmp/od-*; exec \"$@\"", "--"]
 CMD ["python", "-m", "odproject.serve", "--bind", "0.0.0.0:8080"]

@@ -1,11 +1,11 @@
-"""Every route of the service."""
+"""Every route of the service but the probes (`odproject.health`)."""
 
 from django.apps import apps
 from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from odproject import health, pages
+from odproject import pages
 from odproject.core.api import only_read
 
 admin.site.site_header = admin.site.site_title = "odproject administration"
@@ -15,8 +15,6 @@ admin.site.enable_nav_sidebar = apps.is_installed("unfold")
 urlpatterns = [
     path("", pages.home, name="home"),
     path("admin/", admin.site.urls),
-    re_path(r"^livez/?$", health.livez),
-    re_path(r"^readyz/?$", health.readyz),
     re_path(r"^api/schema/?$", only_read(SpectacularAPIView.as_view()), name="schema"),
     re_path(r"^api/docs/?$", only_read(SpectacularSwaggerView.as_view(url_name="schema"))),
     path("", include("accounts.urls")),

@@ -249,8 +249,18 @@ def test_upload_of_several_files_is_refused_and_names_the_part(client, user):
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/api/docs/", "/api/schema/"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_page_that_is_only_read_says_so(path, method):
-    answer = APIClient().generic(method, path)
+    answer = APIClient(enforce_csrf_checks=True).generic(method, path)
     assert (answer.status_code, answer["Allow"]) == (405, "GET, HEAD")
     assert answer["Content-Type"] == "application/problem+json"
     assert answer.json()["code"] == "method_not_allowed"
     assert answer["X-Request-ID"]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/livez/", "/readyz", "/readyz/"])
+def test_probe_is_answered_under_whatever_name_it_comes(settings, path):
+    """A container asks itself at 127.0.0.1, and monitors ask an address."""
+    settings.ALLOWED_HOSTS = ["od.example.org"]
+    answer = APIClient().get(path, HTTP_HOST="127.0.0.1:8080")
+    assert answer.status_code == (200 if path.startswith("/livez") else 503)  # no worker runs here
+    assert answer["X-Request-ID"]
+    assert APIClient().get("/api/schema/", HTTP_HOST="127.0.0.1:8080").status_code == 400

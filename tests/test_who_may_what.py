@@ -21,6 +21,7 @@ from accounts.models import AttemptCount
 from accounts.services import log_in
 from inference import queue, registry
 from inference.pipeline.errors import WeightsError
+from odproject.health import ProbesMiddleware
 from tests.clients import client_of
 from tests.factories import PASSWORD, make_user
 from tests.mediafiles import image_bytes, noise
@@ -271,4 +272,6 @@ def test_every_route_is_in_the_table():
         for row in TABLE
         if not row.path.startswith("/admin/")
     }
+    assert {path for _, path in listed} >= {path.rstrip("/") for path in ProbesMiddleware.VIEWS}
+    listed -= {("GET", path) for path in ProbesMiddleware.VIEWS}
     assert listed == set(routes(get_resolver().url_patterns))

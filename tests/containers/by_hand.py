@@ -54,6 +54,7 @@ class Image:
     environment: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str = "root"
+    entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     health: list[str] = field(default_factory=list)
 
@@ -86,6 +87,9 @@ class Image:
         )
 
 
+RUN_BY_DEFAULT = {"ENTRYPOINT": "entrypoint", "CMD": "command"}
+
+
 def build(image: Image, arguments: dict[str, str]) -> None:
     """Do every step; the stages share one root folder. Raises StepError."""
     for step in dockerfile_steps():
@@ -116,8 +120,8 @@ def build(image: Image, arguments: dict[str, str]) -> None:
         elif step.instruction == "USER":
             image.user = step.text
             image.environment["HOME"] = f"/home/{step.text}"
-        elif step.instruction == "CMD":
-            image.command = step.words
+        elif step.instruction in RUN_BY_DEFAULT:
+            setattr(image, RUN_BY_DEFAULT[step.instruction], step.words)
         elif step.instruction == "HEALTHCHECK":
             image.health = shlex.split(step.text.partition("CMD ")[2])
 
@@ -151,7 +155,8 @@ def role(
     environment["REDIS_URL"] = engines.redis_url
     if "DATABASE_OWNER_URL" in environment:
         environment["DATABASE_OWNER_URL"] = engines.owner_url
-    return service.get("command") or image.command, image.environment | environment
+    command = service.get("command") or image.command
+    return [*image.entrypoint, *command], image.environment | environment
 
 
 def health_command(image: Image, service: dict[str, Any]) -> list[str]:

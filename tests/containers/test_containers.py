@@ -3,17 +3,21 @@
 `tests.containers.by_hand` does the same steps for real, where mounting is allowed.
 """
 
+import io
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
-from django.core.management import get_commands
+from django.core.management import CommandError, call_command, get_commands
 
+from odproject.management.commands import prepare_database
 from tests.containers.files import (
     REPOSITORY,
     VARIABLE,
@@ -125,6 +129,58 @@ def test_whoever_answers_or_works_is_asked_whether_it_is_well(compose):
         assert compose["services"][name]["healthcheck"]["test"], name
     assert "healthcheck" not in compose["services"]["web"]  # that of the image
     assert "/livez" in next(s.text for s in dockerfile_steps() if s.instruction == "HEALTHCHECK")
+
+
+def test_container_that_is_started_again_removes_what_its_predecessor_left(tmp_path):
+    entry = next(s.words for s in dockerfile_steps() if s.instruction == "ENTRYPOINT")
+    left, others = tmp_path / "od-upload-x", tmp_path / "others"
+    left.mkdir()
+    (left / "half").touch()
+    others.touch()
+    entry[2] = entry[2].replace("/tmp/", f"{tmp_path}/")
+    command = ["sh", "-c", "echo $#; exit 3", "sh", "a word", "b"]
+    done = subprocess.run([*entry, *command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("2\n", 3)
+    assert list(tmp_path.iterdir()) == [others]
+
+
+def test_database_that_is_only_half_there_is_waited_for(monkeypatch):
+    """The server that initialises a folder ends before the real one starts."""
+    asked: list[str] = []
+
+    def connect(url, **settings):
+        asked.append(url)
+        if len(asked) < 3:
+            raise psycopg.OperationalError("connection refused")
+        return SimpleNamespace(close=lambda: asked.append("closed"))
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://od@nowhere/od")
+    monkeypatch.delenv("DATABASE_OWNER_URL", raising=False)
+    monkeypatch.setattr(prepare_database.psycopg, "connect", connect)
+    monkeypatch.setattr(prepare_database, "RETRY_SECONDS", 0)
+    steps: list[str] = []
+
+    def run(argv, **settings):
+        steps.append(argv[2])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(prepare_database.subprocess, "run", run)
+    told = io.StringIO()
+    call_command("prepare_database", stderr=told)
+    assert asked == ["postgresql://od@nowhere/od"] * 3 + ["closed"]
+    assert told.getvalue() == "Waiting for the database: connection refused\n"
+    assert steps == ["migrate", "register_models"]
+
+
+def test_database_that_never_answers_is_told(monkeypatch):
+    def connect(url, **settings):
+        raise psycopg.OperationalError("connection refused")
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://od@nowhere/od")
+    monkeypatch.setattr(prepare_database.psycopg, "connect", connect)
+    monkeypatch.setattr(prepare_database, "PATIENCE_SECONDS", -1)
+    with pytest.raises(CommandError, match=r"does not answer: connection refused"):
+        call_command("prepare_database")
 
 
 def test_redis_keeps_what_it_has_and_evicts_nothing(compose):

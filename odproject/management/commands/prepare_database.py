@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from odproject.database_roles import ensure_application_role
+
+PATIENCE_SECONDS = 60.0
+RETRY_SECONDS = 1.0
 
 
 class Command(BaseCommand):
@@ -25,6 +29,7 @@ class Command(BaseCommand):
         owner_url = os.environ.get("DATABASE_OWNER_URL", "") or application_url
         if not application_url:
             raise CommandError("DATABASE_URL is not set; `manage.py up` prepares embedded engines.")
+        self._wait_for(owner_url)
         try:
             if ensure_application_role(owner_url=owner_url, application_url=application_url):
                 self.stdout.write("The application's role is ready.")
@@ -41,3 +46,19 @@ class Command(BaseCommand):
             )
             if done.returncode:
                 raise CommandError(what)
+
+    def _wait_for(self, url: str) -> None:
+        """Return when the database takes connections; a container's may be only half there."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        told = ""
+        while True:
+            try:
+                psycopg.connect(url, connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as error:
+                if time.monotonic() > deadline:
+                    raise CommandError(f"The database does not answer: {error}") from error
+                if str(error) != told:
+                    told = str(error)
+                    self.stderr.write(f"Waiting for the database: {told}")
+            time.sleep(RETRY_SECONDS)
