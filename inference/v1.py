@@ -161,7 +161,8 @@ class JobDetailSerializer(JobSerializer):
         help_text=f"The first {selectors.FIRST_FILES}; all of them are at `files/`, in pages.",
     )
     queue_position = serializers.SerializerMethodField(
-        help_text="Of a pending job: 1 is the next one; null once it has begun."
+        help_text="Of a pending job, of which turn it is now: 1 is the next one; users take turns. "
+        "Null once it has begun."
     )
     seconds_to_start = serializers.SerializerMethodField(
         help_text="Of a pending job, roughly; null once it has begun, or when nobody can say."
@@ -180,7 +181,7 @@ class JobDetailSerializer(JobSerializer):
     def get_queue_position(self, job: Job) -> int | None:
         """How many unfinished jobs came before, and one."""
         wait = cast(Any, job).wait
-        return None if wait is None else wait.jobs_ahead + 1
+        return None if wait is None else wait.turns_ahead + 1
 
     def get_seconds_to_start(self, job: Job) -> float | None:
         """At the pace of the last jobs."""

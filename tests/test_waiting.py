@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from inference import queue, services
-from inference.models import Job, WorkUnit
+from inference.models import Job, UnitFile, WorkUnit
 from inference.waiting import Wait, wait_of
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
@@ -70,10 +70,41 @@ class TestWaiting:
         add_media_file(dataset, name="a.mp4", media_type="video", frame_count=40)
         self.end(submit(user), frames=10, seconds=5)
         ahead, behind = submit(user), submit(user)
-        assert wait_of(ahead) == Wait(jobs_ahead=0, seconds=0.0)
-        assert wait_of(behind) == Wait(jobs_ahead=1, seconds=20.0)
+        assert wait_of(ahead) == Wait(turns_ahead=0, seconds=0.0)
+        assert wait_of(behind) == Wait(turns_ahead=1, seconds=20.0)
         services.record_heartbeat(worker_name="v", loaded_weights=["f" * 64], device="cpu")
-        assert wait_of(behind) == Wait(jobs_ahead=1, seconds=10.0)
+        assert wait_of(behind) == Wait(turns_ahead=1, seconds=10.0)
+
+    def test_others_take_a_turn_each_however_many_jobs_they_have(self, user, dataset, worker):
+        add_media_file(dataset, name="a.mp4", media_type="video", frame_count=40)
+        self.end(submit(user), frames=10, seconds=5)
+        Job.objects.update(served_at=None)
+        many = [submit(user) for _ in range(5)]
+        newcomer = make_user()
+        add_media_file(make_dataset(newcomer), name="b.jpg")
+        first, second = submit(newcomer), submit(newcomer)
+        # Both were never served: the older job is next, then the newcomer's, in turns.
+        assert wait_of(many[0]) == Wait(turns_ahead=0, seconds=0.0)
+        assert wait_of(first) == Wait(turns_ahead=1, seconds=20.0)
+        assert wait_of(many[1]) == Wait(turns_ahead=2, seconds=20.5)
+        assert wait_of(second) == Wait(turns_ahead=3, seconds=40.5)
+        assert wait_of(many[4]) == Wait(turns_ahead=6, seconds=81.0)
+        # Whose turn it really is:
+        order = [many[0], first, many[1], second, many[2], many[3], many[4]]
+        for turn, job in enumerate(order):
+            assert services.next_unit() == WorkUnit.objects.get(job=job).pk
+            services.claim_unit(unit_id=services.next_unit(), worker_name="w")
+            assert wait_of(Job.objects.get(pk=job.pk)) is None
+            assert [wait_of(later).turns_ahead for later in order[turn + 1 :]] == list(
+                range(len(order) - turn - 1)
+            )
+
+    def test_what_is_being_looked_at_is_waited_for(self, user, dataset, worker):
+        add_media_file(dataset, name="a.mp4", media_type="video", frame_count=40)
+        self.end(submit(user), frames=10, seconds=5)
+        services.claim_unit(unit_id=WorkUnit.objects.get(job=submit(user)).pk, worker_name="w")
+        UnitFile.objects.filter(unit__state="running").update(frames_done=30)
+        assert wait_of(submit(user)) == Wait(turns_ahead=0, seconds=5.0)
 
     def test_jobs_of_the_past_are_not_looked_through(self, user, dataset, worker):
         """The page of a waiting job is asked again and again, however many have ended."""
@@ -83,7 +114,7 @@ class TestWaiting:
             wait_of(job)
         of_units = next(one["sql"] for one in queries if "inference_unitfile" in one["sql"])
         assert """"inference_job"."state" IN ('Pending', 'Running')""" in of_units
-        of_ended = next(one["sql"] for one in queries if "ORDER BY" in one["sql"])
+        of_ended = next(one["sql"] for one in queries if "finished_at" in one["sql"])
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL enable_seqscan = off")
             cursor.execute(f"EXPLAIN {of_ended}")
@@ -93,7 +124,7 @@ class TestWaiting:
     def test_without_a_worker_nobody_can_say(self, user, dataset):
         add_media_file(dataset)
         self.end(submit(user), frames=10, seconds=5)
-        assert wait_of(submit(user)) == Wait(jobs_ahead=0, seconds=None)
+        assert wait_of(submit(user)) == Wait(turns_ahead=0, seconds=None)
 
     def test_job_that_has_begun_has_no_place(self, client, user, dataset):
         add_media_file(dataset)
