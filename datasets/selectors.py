@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, F, Func, IntegerField, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.models import User
-from datasets.models import Dataset, MediaFile
+from datasets.models import Dataset, MediaFile, Upload
 from odproject.core.errors import DomainError, NotFoundError
 
 IS_IMAGE = Q(media_files__media_type=MediaFile.MediaType.IMAGE)
@@ -25,6 +25,13 @@ class MediaFileNotFoundError(NotFoundError):
 
     code = "media_file_not_found"
     title = "Media file not found"
+
+
+class UploadNotFoundError(NotFoundError):
+    """The user's dataset has no upload of this number."""
+
+    code = "upload_not_found"
+    title = "Upload not found"
 
 
 class DatasetBlockedError(DomainError):
@@ -130,6 +137,33 @@ def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
     if media_file is None:
         raise MediaFileNotFoundError(f"You have no media file {media_file_id}.")
     return media_file
+
+
+def uploads_with_counts(*, dataset: Dataset) -> QuerySet[Upload]:
+    """The uploads of a dataset with `accepted_count` and `refused_count`, without the reports."""
+    return (
+        Upload.objects.filter(dataset=dataset)
+        .defer("refused")
+        .annotate(
+            accepted_count=Count("media_files"),
+            refused_count=Func(
+                F("refused"), function="jsonb_array_length", output_field=IntegerField()
+            ),
+        )
+    )
+
+
+def upload_by_id(*, user: User, dataset_id: int, upload_id: int) -> Upload:
+    """An upload into one of the user's live datasets; raises UploadNotFoundError (404)."""
+    upload = Upload.objects.filter(
+        pk=upload_id,
+        dataset_id=dataset_id,
+        dataset__user=user,
+        dataset__deleted_at__isnull=True,
+    ).first()
+    if upload is None:
+        raise UploadNotFoundError(f"You have no upload {upload_id} in a dataset {dataset_id}.")
+    return upload
 
 
 def stored_bytes(*, user: User) -> int:

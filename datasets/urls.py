@@ -12,6 +12,7 @@ urlpatterns = [
     re_path(rf"{DATASET}/?$", v1.DatasetView.as_view()),
     re_path(rf"{DATASET}/media-files/?$", v1.MediaFilesView.as_view()),
     re_path(rf"{DATASET}/uploads/?$", v1.UploadsView.as_view()),
+    re_path(rf"{DATASET}/uploads/(?P<upload_id>[0-9]{{1,18}})/?$", v1.UploadView.as_view()),
     re_path(rf"{MEDIA_FILE}/?$", v1.MediaFileView.as_view()),
     re_path(rf"{MEDIA_FILE}/content/?$", v1.MediaContentView.as_view()),
     re_path(rf"{MEDIA_FILE}/thumbnail/?$", v1.ThumbnailView.as_view()),

@@ -22,7 +22,13 @@ from datasets.serializers import NameField, UploadedFileField, readable, refuse_
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
-from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, StrictOrdering
+from odproject.core.listing import (
+    Pages,
+    StrictFilters,
+    StrictFilterSet,
+    StrictOrdering,
+    WholeNumberFilter,
+)
 from odproject.core.schema import IDEMPOTENCY_KEY, MEDIA
 
 CONTENT_TYPES = {
@@ -177,6 +183,31 @@ class UploadSerializer(serializers.ModelSerializer[Upload]):
         return tokens(upload.cost_hundredths)
 
 
+class UploadSummarySerializer(serializers.ModelSerializer[Upload]):
+    """An upload in a list; its report is its own."""
+
+    cost_tokens = serializers.SerializerMethodField()
+    accepted_count = serializers.IntegerField(read_only=True)
+    refused_count = serializers.IntegerField(read_only=True)
+
+    class Meta:
+        model = Upload
+        fields = (
+            "id",
+            "dataset_id",
+            "file_name",
+            "cost_tokens",
+            "accepted_count",
+            "refused_count",
+            "created_at",
+        )
+        read_only_fields = fields
+
+    def get_cost_tokens(self, upload: Upload) -> float:
+        """What its accepted files cost together."""
+        return tokens(upload.cost_hundredths)
+
+
 class UploadFileSerializer(serializers.Serializer[Any]):
     """One image, one video, or a zip of them."""
 
@@ -192,6 +223,16 @@ class DatasetFilters(StrictFilterSet):
     class Meta:
         model = Dataset
         fields: dict[str, list[str]] = {"name": ["exact"]}
+
+
+class MediaFileFilters(StrictFilterSet):
+    """What a list of media files can be narrowed by."""
+
+    upload_id = WholeNumberFilter("upload_id")
+
+    class Meta:
+        model = MediaFile
+        fields = {"media_type": ["exact"], "name": ["exact", "icontains"]}
 
 
 class DatasetsView(generics.ListAPIView[Dataset]):
@@ -262,7 +303,7 @@ class MediaFilesView(generics.ListAPIView[MediaFile]):
     serializer_class = MediaFileSerializer
     pagination_class = Pages
     filter_backends = (StrictFilters, StrictOrdering)
-    filterset_fields = {"media_type": ["exact"], "name": ["exact", "icontains"]}
+    filterset_class = MediaFileFilters
     ordering_fields = ("id", "name", "size_bytes", "created_at")
     ordering = ("id",)
     queryset = MediaFile.objects.none()
@@ -334,7 +375,7 @@ class UploadsView(generics.ListAPIView[Upload]):
 
     refusals = (402, 507)
 
-    serializer_class = UploadSerializer
+    serializer_class = UploadSummarySerializer
     pagination_class = Pages
     filter_backends = (StrictFilters,)
     queryset = Upload.objects.none()
@@ -346,9 +387,7 @@ class UploadsView(generics.ListAPIView[Upload]):
         dataset = selectors.dataset_by_id(
             user=cast(User, self.request.user), dataset_id=self.kwargs["dataset_id"]
         )
-        return (
-            Upload.objects.filter(dataset=dataset).prefetch_related("media_files").order_by("-id")
-        )
+        return selectors.uploads_with_counts(dataset=dataset).order_by("-id")
 
     @extend_schema(
         parameters=[IDEMPOTENCY_KEY],
@@ -369,3 +408,15 @@ class UploadsView(generics.ListAPIView[Upload]):
                 answer=lambda upload: keep(Response(UploadSerializer(upload).data, status=201)),
             ),
         )
+
+
+class UploadView(APIView):
+    """One upload."""
+
+    @extend_schema(responses=UploadSerializer)
+    def get(self, request: Request, dataset_id: int, upload_id: int) -> Response:
+        """Its report, file by file."""
+        upload = selectors.upload_by_id(
+            user=cast(User, request.user), dataset_id=dataset_id, upload_id=upload_id
+        )
+        return Response(UploadSerializer(upload).data)

@@ -66,12 +66,13 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         self.wants_progress = query.get("progress", [""])[-1] in {"1", "true"}
         self._seq = await database_sync_to_async(last_event_seq)(user_id=self.user.pk)
         self._news = asyncio.Event()
-        await self._join()
-        await self._greet()
         since = query.get("since", [""])[-1]
         if since.isdecimal() and len(since) < 19:
+            # The greetings carry it too: whoever is cut off after them has missed nothing yet.
             self._seq = min(int(since), self._seq)
             self._news.set()
+        await self._join()
+        await self._greet()
         self._reader = asyncio.create_task(self._read_events())
 
     async def disconnect(self, code: int) -> None:

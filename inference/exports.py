@@ -29,6 +29,24 @@ from inference.selectors import (
 from odproject.core.errors import ConflictError
 
 ROWS_PER_PIECE = 500
+# By which readers of YOLO's folders know a picture (ultralytics.data.utils.IMG_FORMATS).
+PICTURE_SUFFIXES = frozenset(
+    (
+        "avif",
+        "bmp",
+        "dng",
+        "heic",
+        "heif",
+        "jp2",
+        "jpeg",
+        "jpg",
+        "mpo",
+        "png",
+        "tif",
+        "tiff",
+        "webp",
+    )
+)
 
 
 class JobNotTrackedError(ConflictError):
@@ -71,9 +89,20 @@ class _Named:
         """The picture that a frame is: a video's are thought of as JPEG."""
         if self.is_video:
             return f"{self.frame_stem(frame)}.jpg"
-        return (
-            self.frame_stem(frame) + PurePosixPath(safe_archive_name(self.media_file.name)).suffix
-        )
+        return self.frame_stem(frame) + self._picture_suffix
+
+    @property
+    def _picture_suffix(self) -> str:
+        """The name's own where readers of YOLO's folders take it for a picture's."""
+        given = _path_of(self.media_file.name).suffix
+        is_known = given[1:].lower() in PICTURE_SUFFIXES
+        return given if is_known else f".{self.media_file.format}"
+
+
+def _path_of(name: str) -> PurePosixPath:
+    """Where a file lies in an export; nothing is hidden, because readers pass over what is."""
+    parts = safe_archive_name(name).split("/")
+    return PurePosixPath(*(f"_{part[1:]}" if part.startswith(".") else part for part in parts))
 
 
 def _named_files(
@@ -82,8 +111,8 @@ def _named_files(
     """The files of a job in upload order; `folder_name` says what a folder of theirs is called."""
 
     def path_of(name: str) -> PurePosixPath:
-        *folders, last = safe_archive_name(name).split("/")
-        return PurePosixPath(*map(folder_name, folders), last)
+        path = _path_of(name)
+        return PurePosixPath(*map(folder_name, path.parts[:-1]), path.name)
 
     files = files_of_job(job=job)
     pictures, videos = UnusedNames(), UnusedNames()

@@ -23,7 +23,7 @@ from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
 from inference.serializers import DetectionOptionsSerializer
 from inference.waiting import wait_of
-from odproject.core.api import validated
+from odproject.core.api import validated, validated_query
 from odproject.core.errors import ConflictError, NotFoundError
 from odproject.core.files import spooled_response, stored_file_response
 from odproject.core.listing import (
@@ -441,7 +441,7 @@ class FrameResultsView(generics.ListAPIView[FrameResult]):
             **super().get_serializer_context(),
             "class_names": job.class_names if job else [],
             "minimum_confidence": float(query.get("minimum_confidence") or 0),
-            "class_name": query.get("class_name"),
+            "class_name": query.get("class_name") or None,
         }
 
 
@@ -509,7 +509,7 @@ class ExportView(APIView):
         export = EXPORTS.get(export_format)
         if export is None:
             raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}.")
-        keys = validated(ExportQuerySerializer, request)
+        keys = validated_query(ExportQuerySerializer, request)
         return spooled_response(
             export.write(job, keys["minimum_confidence"]),
             content_type=export.content_type,

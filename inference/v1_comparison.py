@@ -14,6 +14,7 @@ from accounts.models import User
 from inference import comparison
 from inference.comparison import Comparison, FileComparison, Rules, Tally
 from inference.models import Job
+from odproject.core.api import validated_query
 from odproject.core.files import drawn_picture_response
 from odproject.core.listing import LARGEST_ID
 
@@ -130,7 +131,7 @@ class ComparisonView(APIView):
     )
     def get(self, request: Request, job_id: int) -> Response:
         """Counts by class, how far the jobs agree, and the differences file by file."""
-        keys = _keys(ComparisonQuerySerializer, request)
+        keys = validated_query(ComparisonQuerySerializer, request)
         first, second = _pair(request, job_id, keys)
         found = comparison.compare(first, second, rules=_rules(keys))
         return Response(ComparisonSerializer(_document(found)).data)
@@ -147,7 +148,7 @@ class ComparisonPictureView(APIView):
     )
     def get(self, request: Request, job_id: int) -> HttpResponse:
         """The frame as JPEG."""
-        keys = _keys(PictureQuerySerializer, request)
+        keys = validated_query(PictureQuerySerializer, request)
         first, second = _pair(request, job_id, keys)
         picture = comparison.difference_picture(
             first,
@@ -157,14 +158,6 @@ class ComparisonPictureView(APIView):
             rules=_rules(keys),
         )
         return drawn_picture_response(picture)
-
-
-def _keys(serializer_class: type[ComparisonQuerySerializer], request: Request) -> dict[str, Any]:
-    serializer = serializer_class(data=request.query_params.dict())
-    if unknown := sorted(set(request.query_params) - set(serializer.fields)):
-        raise serializers.ValidationError({unknown[0]: ["There is no such parameter."]})
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
 
 
 def _pair(request: Request, job_id: int, keys: dict[str, Any]) -> tuple[Job, Job]:

@@ -271,8 +271,8 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": [
         "odproject.core.api.StrictJSONParser",
-        "rest_framework.parsers.FormParser",
-        "rest_framework.parsers.MultiPartParser",
+        "odproject.core.api.StrictFormParser",
+        "odproject.core.api.StrictMultiPartParser",
     ],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "odproject.core.api.LenientNegotiation",
     "EXCEPTION_HANDLER": "odproject.core.api.exception_handler",

@@ -201,8 +201,39 @@ class TestMediaFiles:
         assert (accepted["name"], accepted["width"], accepted["height"]) == ("a.png", 32, 24)
         listed = client.get(f"/api/v1/datasets/{dataset.pk}/media-files/").json()
         assert listed["results"] == [accepted]
-        uploads = client.get(f"/api/v1/datasets/{dataset.pk}/uploads/").json()
-        assert uploads["results"] == [report]
+        uploads = f"/api/v1/datasets/{dataset.pk}/uploads/"
+        assert client.get(f"{uploads}{report['id']}/").json() == report
+        (summary,) = client.get(uploads).json()["results"]
+        counts = {"accepted_count": 1, "refused_count": 0}
+        shared = {key: report[key] for key in set(report) - {"accepted", "refused"}}
+        assert summary == shared | counts
+
+    def test_lists_of_uploads_do_not_grow_with_what_is_in_them(self, client, dataset):
+        """A zip holds thousands of files, and a page two hundred uploads."""
+        picture = image_bytes("PNG", noise((32, 24)))
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in {"a.png": picture, "b.png": picture, "c.txt": b"no"}.items():
+                archive.writestr(name, content)
+        report = self.upload(client, dataset, packed.getvalue(), "all.zip").json()
+        other = self.upload(client, dataset, picture).json()
+        uploads = f"/api/v1/datasets/{dataset.pk}/uploads/"
+        counts = [
+            (one["id"], one["accepted_count"], one["refused_count"])
+            for one in client.get(uploads).json()["results"]
+        ]
+        assert counts == [(other["id"], 1, 0), (report["id"], 2, 1)]
+        files = client.get(
+            f"/api/v1/datasets/{dataset.pk}/media-files/", {"upload_id": report["id"]}
+        )
+        assert files.json()["results"] == report["accepted"]
+        assert [one["name"] for one in report["accepted"]] == ["a.png", "b.png"]
+
+    def test_upload_of_another_dataset_is_not_found(self, client, user, dataset):
+        report = self.upload(client, dataset, image_bytes("PNG", noise((32, 24)))).json()
+        elsewhere = make_dataset(user, "elsewhere")
+        answer = client.get(f"/api/v1/datasets/{elsewhere.pk}/uploads/{report['id']}/")
+        assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
 
     def test_thumbnail_is_a_small_jpeg(self, client, dataset):
         content = image_bytes("PNG", noise((900, 600)))
@@ -352,6 +383,7 @@ class TestJobs:
         assert confidences() == [0.9, 0.5, 0.1]
         assert confidences(minimum_confidence=0.25) == [0.9, 0.5]
         assert confidences(class_name="car") == [0.9, 0.1]
+        assert confidences(class_name="") == confidences()
         assert client.get(path, {"minimum_confidence": "nan"}).status_code == 400
         assert client.get(path, {"minimum_confidence": 2}).status_code == 400
         # With 500 objects each, a hundred frames are as much as one answer should hold.

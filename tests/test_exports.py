@@ -8,6 +8,7 @@ import json
 import tempfile
 import zipfile
 from dataclasses import replace
+from pathlib import PurePosixPath
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,6 +149,39 @@ def test_yolo_settings_name_classes_in_any_letters(ended_job):
     assert yaml.safe_load(texts_of(export(ended_job, "yolo"))["data.yaml"])["names"] == names
 
 
+def test_pictures_have_names_that_readers_of_a_yolo_folder_take(user, dataset):
+    """Uploads may be called anything; readers know pictures by extension and pass over dots."""
+    names = ["noext", "photo.v1", "street.txt", ".jpg", "..jpg", ".hidden/a.PNG", "b.TIFF"]
+    job_files = [add_media_file(dataset, name=name) for name in names]
+    job = submitted(user)
+    for media_file in job_files:
+        found(job, media_file, (CAR, 0.9, (64, 48, 128, 96)))
+    services.abort_job(job_id=job.pk)
+    texts = texts_of(export(job, "yolo"))
+    rows = {row["file"]: row["image"] for row in csv.DictReader(io.StringIO(texts["files.csv"]))}
+    assert rows == {
+        "noext": "images/noext.jpeg",
+        "photo.v1": "images/photo.jpeg",
+        "street.txt": "images/street.jpeg",
+        ".jpg": "images/_jpg.jpeg",
+        "..jpg": "images/_.jpg",
+        ".hidden/a.PNG": "images/_hidden/a.PNG",
+        "b.TIFF": "images/b.TIFF",
+    }
+    labels = {PurePosixPath(name).with_suffix("") for name in texts if name.endswith(".txt")}
+    images = {PurePosixPath(name.replace("images/", "labels/", 1)) for name in rows.values()}
+    assert labels == {name.with_suffix("") for name in images}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("parameter", ["class_name", "min_confidence", "page_size"])
+def test_parameter_that_an_export_does_not_know_is_refused(ended_job, kind, parameter):
+    path = f"/api/v1/jobs/{ended_job.pk}/exports/{kind}/"
+    answer = client_of(ended_job.user).get(path, {parameter: "0.5"})
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["field"] == parameter
+
+
 def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
     names = ["a/car.jpg", "b/car.jpg", "a/car.png", "A/CAR.jpg", "car/x.jpg", "../../car.jpg"]
     pictures = [add_media_file(dataset, name=name) for name in names]
@@ -226,8 +260,8 @@ def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
     found(job, picture)
     services.abort_job(job_id=job.pk)
     (image,) = json.loads(export(job, "coco"))["images"]
-    assert (image["file_name"], image["original_name"]) == ("a.png_", "a.png\n")
-    assert "images/a.png_," in texts_of(export(job, "yolo"))["files.csv"]
+    assert (image["file_name"], image["original_name"]) == ("a.jpeg", "a.png\n")
+    assert "images/a.jpeg," in texts_of(export(job, "yolo"))["files.csv"]
 
 
 def test_csv_has_a_row_for_every_detection(ended_job):

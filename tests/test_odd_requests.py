@@ -1,6 +1,7 @@
 """Requests that nobody sends by mistake twice: numbers without end, names that nobody can read."""
 
 import base64
+from urllib.parse import urlencode
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -264,3 +265,62 @@ def test_probe_is_answered_under_whatever_name_it_comes(settings, path):
     assert answer.status_code == (200 if path.startswith("/livez") else 503)  # no worker runs here
     assert answer["X-Request-ID"]
     assert APIClient().get("/api/schema/", HTTP_HOST="127.0.0.1:8080").status_code == 400
+
+
+class TestForms:
+    """Forms say the same as JSON, or are refused."""
+
+    URLENCODED = "application/x-www-form-urlencoded"
+
+    @staticmethod
+    def multipart(**fields: bytes) -> bytes:
+        parts = [
+            b'--cut\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+            % (name.encode(), text)
+            for name, text in fields.items()
+        ]
+        return b"".join(parts) + b"--cut--\r\n"
+
+    @pytest.mark.parametrize(
+        "passwords",
+        [
+            b"password=sch%F6nes-W&confirmPassword=sch%FCnes-W",
+            b"password=sch\xf6nes-W&confirmPassword=sch\xf6nes-W",
+        ],
+    )
+    def test_form_that_is_no_utf_8_makes_no_user(self, passwords):
+        body = b"email=a%40example.org&" + passwords
+        answer = APIClient().generic("POST", "/user/", body, content_type=self.URLENCODED)
+        assert answer.status_code == 400
+        assert answer.json()["detail"] == "The fields of the form must be UTF-8."
+        assert not User.objects.exists()
+
+    def test_field_of_a_multipart_form_that_is_no_utf_8_makes_no_dataset(self, client):
+        body = self.multipart(name=b"M\xfcnchen")
+        kind = "multipart/form-data; boundary=cut"
+        answer = client.generic("POST", "/api/v1/datasets/", body, content_type=kind)
+        assert answer.status_code == 400
+        assert not Dataset.objects.exists()
+        body = self.multipart(name="München".encode())
+        answer = client.generic("POST", "/api/v1/datasets/", body, content_type=kind)
+        assert answer.status_code == 201
+        assert Dataset.objects.get().name == "München"
+
+    def test_letters_of_every_script_come_by_a_form(self, client):
+        body = urlencode({"name": "улица + 通り & 👩‍💻"})
+        answer = client.generic("POST", "/api/v1/datasets/", body, content_type=self.URLENCODED)
+        assert answer.status_code == 201
+        assert Dataset.objects.get().name == "улица + 通り & 👩‍💻"
+
+    @pytest.mark.parametrize(
+        ("body", "tags"),
+        [
+            ("tags=drone", ["drone"]),
+            ("tags=drone&tags=summer", ["drone", "summer"]),
+            ("", []),
+        ],
+    )
+    def test_list_comes_by_a_form_as_a_key_that_is_repeated(self, client, body, tags):
+        body = f"name=street&{body}"
+        answer = client.generic("POST", "/api/v1/datasets/", body, content_type=self.URLENCODED)
+        assert (answer.status_code, answer.json()["tags"]) == (201, tags)

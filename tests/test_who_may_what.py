@@ -102,6 +102,7 @@ TABLE = [
     Row("GET", "/api/v1/datasets/{dataset_id}/media-files", ITS_OWNER),
     Row("GET", "/api/v1/datasets/{dataset_id}/uploads", ITS_OWNER),
     Row("POST", "/api/v1/datasets/{dataset_id}/uploads", (401, 404, 201, 404), {"file": PICTURE}),
+    Row("GET", "/api/v1/datasets/{dataset_id}/uploads/{upload_id}", ITS_OWNER),
     Row("GET", "/api/v1/media-files/{media_file_id}", ITS_OWNER),
     Row("GET", "/api/v1/media-files/{media_file_id}/content", ITS_OWNER),
     Row("GET", "/api/v1/media-files/{media_file_id}/thumbnail", ITS_OWNER),

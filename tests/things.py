@@ -19,6 +19,7 @@ class Things:
 
     dataset_id: int
     media_file_id: int
+    upload_id: int
     job_id: int
     file_id: int
     version_id: int
@@ -67,6 +68,7 @@ def make_things(owner: User, media_root: Path) -> Things:
     return Things(
         dataset_id=dataset.pk,
         media_file_id=media_file.pk,
+        upload_id=media_file.upload_id,
         job_id=job.pk,
         file_id=file.pk,
         pending_job_id=_submit(owner).pk,

@@ -1,13 +1,15 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
 import functools
+import io
 import ipaddress
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
 from django.core.exceptions import (
@@ -18,11 +20,11 @@ from django.core.exceptions import (
     TooManyFilesSent,
 )
 from django.db import DatabaseError, InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse, QueryDict
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions, serializers
 from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.parsers import JSONParser
+from rest_framework.parsers import DataAndFiles, FormParser, JSONParser, MultiPartParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -50,6 +52,10 @@ FRAMEWORK_ERRORS: dict[int, tuple[str, str, str]] = {
 }
 
 
+_NO_UTF8 = "The fields of the form must be UTF-8."
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+
+
 class StrictJSONParser(JSONParser):
     """JSON whose top level is an object, refused with 400 whatever else it is."""
 
@@ -66,6 +72,45 @@ class StrictJSONParser(JSONParser):
             raise exceptions.ParseError("The JSON document is nested too deeply.") from error
         if not isinstance(parsed, dict):
             raise exceptions.ParseError("The JSON document must be an object.")
+        return parsed
+
+
+class StrictFormParser(FormParser):
+    """A form in UTF-8; other bytes are refused with 400 instead of being replaced.
+
+    Two passwords that differ in such a byte would be one.
+    """
+
+    def parse(
+        self,
+        stream: Any,
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Parse a form; raises ParseError."""
+        body = stream.read()
+        try:
+            unquote_to_bytes(body).decode()
+        except UnicodeDecodeError as error:
+            raise exceptions.ParseError(_NO_UTF8) from error
+        return super().parse(io.BytesIO(body), media_type, parser_context)
+
+
+class StrictMultiPartParser(MultiPartParser):
+    """A form with files, whose fields are UTF-8; names of files may be anything."""
+
+    def parse(
+        self,
+        stream: Any,
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> "DataAndFiles[Any, Any]":
+        """Parse a form; raises ParseError."""
+        parsed = super().parse(stream, media_type, parser_context)
+        # Django has replaced what it could not read.
+        texts = (text for key, values in parsed.data.lists() for text in (key, *values))
+        if any(_REPLACED in text for text in texts):
+            raise exceptions.ParseError(_NO_UTF8)
         return parsed
 
 
@@ -250,13 +295,16 @@ def _field_errors(details: Any, path: str = "") -> list[FieldError]:
 SerializerType = TypeVar("SerializerType", bound=serializers.Serializer[Any])
 
 
-def request_keys(request: Request) -> dict[str, Any]:
+def request_keys(request: Request, *, lists: Collection[str] = ()) -> dict[str, Any]:
     """The keys of a request: from its body and, where a browser cannot send one, its query.
 
-    The body wins where both name a key. A list is never taken from a repeated key: the last wins.
+    The body wins where both name a key. Of a key that a form repeats the last one wins, but for
+    those that are `lists`, which have no other way to come by a form.
     """
     body = request.data
     keys = {key: body[key] for key in body} if isinstance(body, Mapping) else {}
+    if isinstance(body, QueryDict):
+        keys |= {key: body.getlist(key) for key in lists if key in body}
     if request.method in {"GET", "HEAD", "DELETE"}:
         keys = {**request.query_params.dict(), **keys}
     return keys
@@ -264,7 +312,22 @@ def request_keys(request: Request) -> dict[str, Any]:
 
 def validated(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
     """The request's keys as the serializer understands them; raises ValidationError (400)."""
-    serializer = serializer_class(data=request_keys(request))
+    fields = serializer_class().fields.items()
+    lists = [name for name, field in fields if isinstance(field, serializers.ListField)]
+    serializer = serializer_class(data=request_keys(request, lists=lists))
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
+
+
+def validated_query(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
+    """The parameters of a question as the serializer understands them.
+
+    Raises ValidationError (400), also for one that it does not know: ignored it would look like an
+    answer.
+    """
+    serializer = serializer_class(data=request.query_params.dict())
+    if unknown := sorted(set(request.query_params) - set(serializer.fields)):
+        raise serializers.ValidationError({unknown[0]: ["There is no such parameter."]})
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
 

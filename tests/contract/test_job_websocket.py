@@ -116,6 +116,15 @@ def test_reconnection_with_since_replays_what_was_missed(story):
             socket.recv(timeout=0.5)
 
 
+def test_greetings_of_a_reconnection_carry_the_number_to_go_on_from(story):
+    """Who is cut off after the greetings, and takes their number, has missed nothing."""
+    taken, completed = story.messages[2:4]
+    for since in (0, taken["seq"], completed["seq"], 999_999_999):
+        with story.customer.watch(f"?since={since}") as socket:
+            greeting, jobs = receive(socket, 2)
+        assert greeting["seq"] == jobs["seq"] == min(since, story.messages[-1]["seq"])
+
+
 def test_numbers_of_messages_grow(story):
     numbers = [message["seq"] for message in story.messages]
     assert numbers == sorted(numbers)
