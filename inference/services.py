@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Cast
 
@@ -304,21 +304,44 @@ def enqueue_units(*, job_id: int | None = None, now: datetime | None = None) -> 
     """
     now = now or database_now()
     stale = now - timedelta(seconds=settings.UNIT_HINT_SECONDS)
-    jobs = Job.objects.filter(state__in=Job.UNFINISHED).order_by("pk")
-    if job_id is not None:
-        jobs = jobs.filter(pk=job_id)
     sent = 0
-    for unfinished_id in jobs.values_list("pk", flat=True):
-        waiting = _waiting_units(now).filter(job_id=unfinished_id)
-        window = list(waiting.order_by("position", "pk")[: settings.UNITS_ENQUEUED_PER_JOB])
-        for unit in window:
-            if unit.enqueued_at is not None and stale < unit.enqueued_at <= now:
-                continue
-            if not queue.send_unit(unit.pk):
-                return sent  # the broker is away; the sweeper comes again
-            WorkUnit.objects.filter(pk=unit.pk).update(enqueued_at=now)
-            sent += 1
+    for unit_id, enqueued_at in _first_waiting_units(now=now, job_id=job_id):
+        if enqueued_at is not None and stale < enqueued_at <= now:
+            continue
+        if not queue.send_unit(unit_id):
+            break  # the broker is away; the sweeper comes again
+        WorkUnit.objects.filter(pk=unit_id).update(enqueued_at=now)
+        sent += 1
     return sent
+
+
+def _first_waiting_units(*, now: datetime, job_id: int | None) -> list[tuple[int, datetime | None]]:
+    """The first few waiting units of each unfinished job, and when each was hinted last.
+
+    One question however many jobs there are: every two seconds the sweeper asks it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT unit.id, unit.enqueued_at
+            FROM inference_job job CROSS JOIN LATERAL (
+                SELECT id, enqueued_at, position FROM inference_workunit
+                WHERE job_id = job.id AND state = %(pending)s
+                  AND (waits_until IS NULL OR waits_until <= %(now)s)
+                ORDER BY position, id LIMIT %(window)s
+            ) unit
+            WHERE job.state = ANY(%(unfinished)s) AND (%(job)s::bigint IS NULL OR job.id = %(job)s)
+            ORDER BY job.id, unit.position, unit.id
+            """,
+            {
+                "pending": WorkUnit.State.PENDING.value,
+                "now": now,
+                "window": settings.UNITS_ENQUEUED_PER_JOB,
+                "unfinished": [state.value for state in Job.UNFINISHED],
+                "job": job_id,
+            },
+        )
+        return list(cursor.fetchall())
 
 
 def _waiting_units(now: datetime) -> QuerySet[WorkUnit]:
