@@ -1,6 +1,7 @@
 """A real Chromium on the page for people, and what is done there again and again."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, sync_playwright
 
 from inference.pipeline.encode import VideoWriter
 from inference.scenes import draw_scene, draw_video_scene
@@ -108,3 +109,75 @@ def start_job(page: Page, model: str = "YOLO8s_FSR") -> Locator:
     page.get_by_role("button", name="Start detection").click()
     cards.nth(known).wait_for()
     return cards.first
+
+
+class HeldRequests:
+    """Holds back what a page asks of an address, before the service hears of it."""
+
+    def __init__(self, page: Page, address: str | re.Pattern[str]) -> None:
+        self._page = page
+        self._held: list[Route] = []
+        self._is_over = False
+        page.route(address, self._hold)
+
+    def _hold(self, route: Route) -> None:
+        if self._is_over:
+            route.continue_()
+        else:
+            self._held.append(route)
+
+    def take(self) -> Route:
+        """The oldest one, which is the caller's to go on with; waits until there is one."""
+        while not self._held:
+            self._page.wait_for_timeout(50)
+        return self._held.pop(0)
+
+    def let_go(self) -> None:
+        """Let all of them pass, and every later one."""
+        self._is_over = True
+        while self._held:
+            self._held.pop(0).continue_()
+
+
+class LateAnswer:
+    """Holds back the answer to the next GET of an address, as it is at that moment."""
+
+    def __init__(self, page: Page, address: re.Pattern[str]) -> None:
+        self._page = page
+        self._address = address
+        self._held: list[tuple[Route, APIResponse]] = []
+        page.route(address, self._hold, times=1)
+
+    def _hold(self, route: Route) -> None:
+        self._held.append((route, route.fetch()))
+
+    def wait_until_held(self) -> None:
+        """Return when the service has given the answer, which is on its way from now on."""
+        while not self._held:
+            self._page.wait_for_timeout(50)
+
+    def arrive(self) -> None:
+        """Give the answer to the page; returns when it has read it."""
+        route, answer = self._held.pop()
+        with self._page.expect_event("requestfinished", lambda one: one == route.request):
+            route.fulfill(response=answer)
+        let_page_read(self._page)
+
+
+def let_page_read(page: Page) -> None:
+    """Return when the page has dealt with every answer that has come: a later one has been read."""
+    page.evaluate("fetch('/livez').then(answer => answer.text())")
+
+
+def drop_paths(page: Page, *paths: Path) -> None:
+    """Drop files or folders on the zone for them, as a person does with the mouse."""
+    zone = page.locator("#drop")
+    zone.scroll_into_view_if_needed()
+    box = zone.bounding_box()
+    assert box is not None
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "data": data}
+    devtools = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, **place})
+    devtools.detach()

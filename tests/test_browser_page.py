@@ -14,10 +14,12 @@ from playwright.sync_api import Browser, Page, Route, WebSocketRoute, expect
 
 from tests.browser import (
     PASSWORD,
+    HeldRequests,
     chromium,
     create_dataset,
     drawn_image,
     drawn_video,
+    drop_paths,
     log_out,
     sign_up,
     start_job,
@@ -254,6 +256,165 @@ def test_slow_upload_shows_its_progress_and_can_be_cancelled(page, service, tmp_
     expect(page.locator("#uploading")).to_be_hidden()
     expect(page.locator("#datasets")).to_contain_text("Empty")
     expect(page.locator("#balance")).to_have_text("1,000")
+
+
+UPLOADS = re.compile(r"/api/v1/datasets/\d+/uploads/$")
+
+
+class HeldUploads:
+    """Holds back the first upload of a page, and notes to which datasets all of them go."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        page.route(UPLOADS, self._hold)
+
+    def _hold(self, route: Route) -> None:
+        if route.request.method == "POST":
+            self._routes.append(route)
+        if self._routes[:1] != [route]:
+            route.continue_()
+
+    @property
+    def dataset_ids(self) -> list[str]:
+        return [urlsplit(route.request.url).path.split("/")[-3] for route in self._routes]
+
+    @property
+    def keys(self) -> list[str]:
+        return [route.request.headers["idempotency-key"] for route in self._routes]
+
+    @property
+    def first(self) -> Route:
+        while not self._routes:
+            self._page.wait_for_timeout(50)
+        return self._routes[0]
+
+
+def asks_before_leaving(page: Page) -> bool:
+    leaves = "window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    return not page.evaluate(leaves)
+
+
+def test_files_chosen_during_an_upload_wait_and_go_where_they_were_meant(page, service, tmp_path):
+    a, b, c, d = (
+        drawn_image(tmp_path / f"{name}.jpg", seed, size_wh=(320, 180))
+        for seed, name in enumerate("abcd")
+    )
+    uploads = HeldUploads(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "First")
+    create_dataset(page, "Second")
+    first, second = (page.get_by_role("radio", name=name) for name in ("First", "Second"))
+    ids = [radio.get_attribute("value") for radio in (first, second)]
+    announcer, label = page.locator("#announcer"), page.locator("#upload-label")
+    files = page.get_by_label("Choose files")
+    assert not asks_before_leaving(page)
+
+    first.check()
+    files.set_input_files([a, b])
+    expect(label).to_contain_text("Uploading a.jpg (1 of 2)")
+    expect(announcer).to_have_text("Uploading 2 files.")
+    second.check()
+    files.set_input_files(c)
+    expect(announcer).to_have_text("Waiting to be uploaded: 1 file.")
+    expect(label).to_contain_text("Uploading a.jpg (1 of 3)")
+    drop_paths(page, d)
+    expect(label).to_contain_text("Uploading a.jpg (1 of 4)")
+    first.check()
+    assert asks_before_leaving(page)
+    uploads.first.continue_()
+    report = page.locator("#report")
+    expect(report.locator("h4")).to_have_text("4 files accepted for 3 tokens")
+    expect(report.locator("li")).to_have_text(
+        [re.compile(rf"^{name}\.jpgImage, 0\.75 tokens$") for name in "abcd"]
+    )
+    expect(page.locator("#uploading")).to_be_hidden()
+    assert not asks_before_leaving(page)
+    assert uploads.dataset_ids == [ids[0], ids[0], ids[1], ids[1]]
+    assert len(set(uploads.keys)) == 4
+    expect(page.locator("#datasets label")).to_have_text(
+        ["Second" + "2 pictures", "First" + "2 pictures"]
+    )
+    expect(page.locator("#balance")).to_have_text("997")
+    expect(report.locator("li")).to_have_count(4)
+
+
+@pytest.mark.parametrize("end", ["cancel", "log out"])
+def test_end_of_an_upload_is_the_end_of_what_waits_behind_it(page, service, tmp_path, end):
+    pictures = [drawn_image(tmp_path / f"{name}.jpg", size_wh=(320, 180)) for name in "abc"]
+    uploads = HeldUploads(page)
+    email = unique_email()
+    sign_up(page, service.base_url, email)
+    create_dataset(page, "Given up")
+    page.get_by_label("Choose files").set_input_files(pictures[:2])
+    page.get_by_label("Choose files").set_input_files(pictures[2])
+    expect(page.locator("#announcer")).to_have_text("Waiting to be uploaded: 1 file.")
+    assert uploads.first
+    if end == "cancel":
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#report h4")).to_have_text("1 file refused, free of charge")
+        expect(page.locator("#report li")).to_have_text(["a.jpg" + "Refused: Cancelled."])
+        expect(page.locator("#uploading")).to_be_hidden()
+        assert not asks_before_leaving(page)
+    else:
+        log_out(page)  # without a question whether to leave
+        page.get_by_label("E-mail address").fill(email)
+        page.get_by_label("Password", exact=True).fill(PASSWORD)
+        page.get_by_role("button", name="Log in", exact=True).click()
+    expect(page.locator("#datasets label")).to_have_text(["Given up" + "Empty"])
+    expect(page.locator("#balance")).to_have_text("1,000")
+    assert len(uploads.keys) == 1
+
+
+def test_upload_cancelled_before_it_is_sent_is_never_sent(page, service, tmp_path):
+    uploads = HeldUploads(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Given up")
+    renewals = HeldRequests(page, "**/api/v1/tokens/refresh/")
+    page.evaluate(
+        """() => {
+            const session = JSON.parse(localStorage.getItem("odproject.session"));
+            const old = { ...session, renewAt: 0 };
+            localStorage.setItem("odproject.session", JSON.stringify(old));
+        }"""
+    )
+    picture = drawn_image(tmp_path / "a.jpg", size_wh=(320, 180))
+    page.get_by_label("Choose files").set_input_files(picture)
+    renewal = renewals.take()
+    page.get_by_role("button", name="Cancel").click()
+    renewal.continue_()
+    expect(page.locator("#report li")).to_have_text(["a.jpg" + "Refused: Cancelled."])
+    expect(page.locator("#uploading")).to_be_hidden()
+    assert uploads.keys == []
+
+
+def test_what_the_browser_cannot_read_is_refused_without_being_sent(page, service, tmp_path):
+    cannot = (
+        "Refused: The browser cannot read it. A folder? Zip it first. "
+        "A file may have been moved, changed or deleted since."
+    )
+    folder = tmp_path / "flight"
+    folder.mkdir()
+    drawn_image(folder / "inside.jpg", size_wh=(320, 180))
+    kept, gone = (drawn_image(tmp_path / name, size_wh=(320, 180)) for name in ("a.jpg", "b.jpg"))
+    uploads = HeldUploads(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Unreadable")
+    title, lines = page.locator("#report h4"), page.locator("#report li")
+    drop_paths(page, folder)
+    expect(title).to_have_text("1 file refused, free of charge")
+    expect(lines).to_have_text(["flight" + cannot])
+    assert uploads.keys == []
+
+    page.get_by_label("Choose files").set_input_files([kept, gone])
+    held = uploads.first
+    gone.unlink()
+    held.continue_()
+    expect(title).to_have_text("1 file accepted for 0.75 tokens, 1 file refused, free of charge")
+    expect(lines).to_have_text(["a.jpg" + "Image, 0.75 tokens", "b.jpg" + cannot])
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+    expect(page.locator("#balance")).to_have_text("999.25")
+    assert len(uploads.keys) == 1
 
 
 def test_names_never_become_elements_of_the_page(page, service, tmp_path):
@@ -693,6 +854,25 @@ def test_upload_that_a_proxy_gave_up_waiting_for_is_charged_once(page, service, 
     assert len(set(keys)) == 2
 
 
+def test_file_chosen_again_before_its_upload_is_in_doubt_is_charged_once(page, service, tmp_path):
+    uploads = HeldUploads(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Impatient")
+    picture = drawn_image(tmp_path / "street.jpg", size_wh=(320, 180))
+    page.get_by_label("Choose files").set_input_files(picture)
+    held = uploads.first
+    page.get_by_label("Choose files").set_input_files(picture)
+    expect(page.locator("#announcer")).to_have_text("Waiting to be uploaded: 1 file.")
+    _take(page, held, picture)
+    held.fulfill(status=504, body="Gateway Time-out")
+    expect(page.locator("#report h4")).to_have_text("1 file accepted for 0.75 tokens")
+    expect(page.locator("#report li")).to_have_text(["street.jpg" + "Image, 0.75 tokens"])
+    expect(page.locator("#media-files li")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("999.25")
+    assert len(uploads.keys) == 2
+    assert len(set(uploads.keys)) == 1
+
+
 def test_upload_that_a_reload_cut_off_is_charged_once(page, service, tmp_path):
     keys: list[str] = []
 
@@ -774,10 +954,8 @@ def test_files_of_a_dataset_are_shown_as_thumbnails(page, service, tmp_path):
     assert traffic.complaints == []
 
 
-def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
-    sign_up(page, service.base_url, unique_email())
-    create_dataset(page, "Many jobs")
-    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+def abort_many_jobs(page: Page, count: int) -> None:
+    """Start and abort so many jobs on the newest dataset, without the page."""
     page.evaluate(
         """async count => {
             const { access } = JSON.parse(localStorage.getItem("odproject.session"));
@@ -794,8 +972,15 @@ def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
                 await ask(`jobs/${id}/abort/`, "{}");
             }
         }""",
-        26,
+        count,
     )
+
+
+def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Many jobs")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    abort_many_jobs(page, 26)
     page.reload()
     cards = page.locator("article.job")
     expect(cards).to_have_count(24)

@@ -14,11 +14,13 @@ const TURN_NAME = "odproject.renewal";
 const OTHER_TAB_MS = 3000;
 const UNREACHABLE = "The service cannot be reached. Please try again in a moment.";
 const BROKEN_OFF = "The connection broke off.";
+const UNREADABLE =
+  "The browser cannot read it. A folder? Zip it first. A file may have been moved, changed or deleted since.";
 
 export const sessionEnds = signal();
 
-// Refusals of status 500 and above that come before anything is done, or take it back.
-const WITHOUT_EFFECT = new Set(["storage_full", "storage_unavailable"]);
+// Refusals without a status or of 500 and above that come before anything is done, or take it back.
+const WITHOUT_EFFECT = new Set(["storage_full", "storage_unavailable", "unreadable", "cancelled"]);
 
 export class Refusal extends Error {
   constructor(message, status = 0, code = "") {
@@ -30,7 +32,7 @@ export class Refusal extends Error {
   // Whether what was asked for may be done all the same, or be under way: a proxy that does not
   // wait, like a connection that breaks, tells nothing about the service behind it.
   get isInDoubt() {
-    if (this.cancelled || WITHOUT_EFFECT.has(this.code)) return false;
+    if (WITHOUT_EFFECT.has(this.code)) return false;
     return !this.status || this.status >= 500 || this.code === "idempotency_key_in_use";
   }
 
@@ -237,11 +239,24 @@ export function nextPath(path, { next }) {
   return next ? path.split("?")[0] + new URL(next, location.href).search : "";
 }
 
-// XMLHttpRequest, because fetch tells nothing about the progress of an upload. `onStart` is given
-// each request made, `onProgress` the share that was sent, and null when all was.
-export async function uploadFile(path, file, { onStart, onProgress, idempotencyKey }) {
+// What cannot be read is found out before it is sent: a request that fails over it looks like a
+// connection that broke. A folder that is dropped is such a file.
+async function tryToRead(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Refusal(UNREADABLE, 0, "unreadable");
+  }
+}
+
+// XMLHttpRequest, because fetch tells nothing about the progress of an upload. `onProgress` is given
+// the share that was sent, and null when all was; `abortSignal` ends it, also before it is sent.
+export async function uploadFile(path, file, { abortSignal, onProgress, idempotencyKey }) {
+  await tryToRead(file);
   const attempt = (access) =>
     new Promise((resolve, reject) => {
+      const cancel = () => reject(new Refusal("Cancelled.", 0, "cancelled"));
+      if (abortSignal.aborted) return cancel();
       const upload = new XMLHttpRequest();
       const body = new FormData();
       body.append("file", file, file.name);
@@ -251,12 +266,12 @@ export async function uploadFile(path, file, { onStart, onProgress, idempotencyK
       upload.upload.onload = () => onProgress(null);
       upload.onload = () => resolve({ status: upload.status, text: upload.responseText });
       upload.onerror = () => reject(new Refusal(BROKEN_OFF));
-      upload.onabort = () => reject(Object.assign(new Refusal("Cancelled."), { cancelled: true }));
+      upload.onabort = cancel;
+      abortSignal.addEventListener("abort", () => upload.abort());
       upload.open("POST", path);
       upload.setRequestHeader("Authorization", `Bearer ${access}`);
       upload.setRequestHeader("Idempotency-Key", idempotencyKey);
       upload.send(body);
-      onStart(upload);
     });
   const { status, text } = await withAccess(attempt);
   if (status === 201) return JSON.parse(text);

@@ -9,10 +9,14 @@ const LONGEST_REPORT = 500;
 const DOUBTFUL_KEY = "odproject.doubtful";
 
 const state = {
-  current: null, // the XMLHttpRequest under way
+  waiting: [], // uploads whose turn has not come yet
+  begun: 0, // how many had their turn since the last rest
+  current: null, // an AbortController for the upload under way
   isBusy: false,
-  reportedId: null, // the dataset that the report is about
+  drawAgain: () => {}, // the progress, when more waits than it tells
+  reportedIds: new Set(), // the datasets that the report is about
   report: newReport(),
+  retries: new Map(), // id of an upload -> its line in the report, while it may be tried again
   doubtful: keptDoubts(), // keys of uploads that nobody knows the end of: none is paid twice
 };
 
@@ -33,45 +37,59 @@ function keepDoubts(...more) {
   sessionStorage.setItem(DOUBTFUL_KEY, JSON.stringify([...state.doubtful, ...more]));
 }
 
-async function uploadFiles(files) {
+// Files go to the dataset that is chosen now, also if their turn comes when another one is.
+function uploadFiles(files) {
   const dataset = chosenDataset();
-  if (!files.length || !dataset || dataset.is_blocked || state.isBusy) return;
-  state.isBusy = true;
-  clearReport(dataset.id);
-  announce(`Uploading ${plural(files.length, "file")}.`);
-  byId("uploading").hidden = false;
-  for (const [position, file] of [...files].entries()) {
-    const which = files.length > 1 ? ` (${position + 1} of ${files.length})` : "";
-    if (!(await reportOne(uploadOf(file, dataset.id), which))) break;
-  }
-  byId("files").value = "";
-  endUpload();
+  if (!files.length || !dataset || dataset.is_blocked) return;
+  if (!state.isBusy) clearReport();
+  state.reportedIds.add(dataset.id);
+  enqueue([...files].map((file) => uploadOf(file, dataset.id)));
 }
 
-function endUpload() {
+function enqueue(uploads) {
+  state.waiting.push(...uploads);
+  const files = plural(uploads.length, "file");
+  announce(state.isBusy ? `Waiting to be uploaded: ${files}.` : `Uploading ${files}.`);
+  if (state.isBusy) state.drawAgain();
+  else uploadWaiting();
+}
+
+async function uploadWaiting() {
+  state.isBusy = true;
+  state.begun = 0;
+  byId("uploading").hidden = false;
+  while (state.waiting.length) {
+    state.begun += 1;
+    await reportOne(state.waiting.shift());
+  }
   byId("uploading").hidden = true;
   state.isBusy = false;
   refreshBalance();
   refreshDatasets();
 }
 
-// The upload of a file. One in doubt keeps its key, also when the file is chosen anew: with the
-// same key it is taken, and paid, once.
-function uploadOf(file, datasetId) {
-  const id = JSON.stringify([datasetId, file.name, file.size, file.lastModified]);
-  const idempotencyKey = state.doubtful.get(id) || newIdempotencyKey();
-  return { id, file, datasetId, idempotencyKey };
+function cancel() {
+  state.waiting = [];
+  state.current?.abort();
 }
 
-// Uploads a file and reports it; resolves to whether to go on with the next one.
-async function reportOne(one, which = "") {
+function uploadOf(file, datasetId) {
+  const id = JSON.stringify([datasetId, file.name, file.size, file.lastModified]);
+  return { id, file, datasetId, idempotencyKey: "" };
+}
+
+// Uploads a file and reports it. One in doubt keeps its key, also when the file is chosen anew, even
+// before the doubt: with the same key it is taken, and paid, once.
+async function reportOne(one) {
   const filename = one.file.name;
+  withdrawLine(one.id);
+  one.idempotencyKey ||= state.doubtful.get(one.id) || newIdempotencyKey();
   keepDoubts([one.id, one.idempotencyKey]); // in case that the page goes before the answer comes
   try {
-    addReport(filename, await uploadOne(one, which));
+    addReport(filename, await uploadOne(one));
     state.doubtful.delete(one.id);
   } catch (refusal) {
-    const { message: error, cancelled } = refusal;
+    const { message: error } = refusal;
     if (refusal.isInDoubt || (state.doubtful.has(one.id) && refusal.keepsDoubt)) {
       state.doubtful.set(one.id, one.idempotencyKey);
       addReport(filename, { doubtful: [{ filename, error }] });
@@ -81,38 +99,47 @@ async function reportOne(one, which = "") {
       addReport(filename, { refused: [{ filename, error }] });
       if (refusal.status >= 500) offerRetry(one, "refused");
     }
-    return !cancelled;
   } finally {
     keepDoubts();
   }
-  return true;
 }
 
 function offerRetry(one, kind) {
-  const retry = button("Try again", async () => {
-    if (state.isBusy) return;
-    state.isBusy = true;
-    retry.parentElement.remove();
-    state.report[kind] -= 1;
-    byId("uploading").hidden = false;
-    await reportOne(one);
-    endUpload();
-  });
-  byId("report").querySelector("li:last-child").append(retry);
+  const item = byId("report").querySelector("li:last-child");
+  state.retries.set(one.id, { item, kind });
+  const retry = () => {
+    if (!state.waiting.some(({ id }) => id === one.id)) enqueue([one]);
+  };
+  item.append(button("Try again", retry));
 }
 
-function uploadOne({ file, datasetId, idempotencyKey }, which) {
+// Not before an upload has its turn once more: what waits for that may be cancelled.
+function withdrawLine(id) {
+  if (!state.retries.has(id)) return;
+  const { item, kind } = state.retries.get(id);
+  state.retries.delete(id);
+  state.report[kind] -= 1;
+  item.remove();
+}
+
+function uploadOne({ file, datasetId, idempotencyKey }) {
   const draw = (share) => {
     const verb = share === null ? "Checking" : "Uploading";
-    drawProgress(`${verb} ${file.name}${which}`, share);
+    drawProgress(`${verb} ${file.name}${whichText()}`, share);
+    state.drawAgain = () => draw(share);
   };
   draw(0);
-  const onStart = (upload) => (state.current = upload);
+  state.current = new AbortController();
   const path = `/api/v1/datasets/${datasetId}/uploads/`;
-  const settings = { onStart, onProgress: draw, idempotencyKey };
+  const settings = { abortSignal: state.current.signal, onProgress: draw, idempotencyKey };
   return uploadFile(path, file, settings).finally(() => {
     state.current = null;
   });
+}
+
+function whichText() {
+  const count = state.begun + state.waiting.length;
+  return count > 1 ? ` (${state.begun} of ${count})` : "";
 }
 
 function drawProgress(text, share) {
@@ -127,10 +154,11 @@ function drawProgress(text, share) {
 
 // -- the report
 
-function clearReport(datasetId) {
+function clearReport() {
   byId("report").replaceChildren();
-  state.reportedId = datasetId;
+  state.reportedIds.clear();
   state.report = newReport();
+  state.retries.clear();
 }
 
 function addReport(uploadName, { accepted = [], refused = [], doubtful = [], cost_tokens: cost = 0 }) {
@@ -189,14 +217,17 @@ function acceptDrops() {
 }
 
 export function listenToUploads() {
-  byId("files").addEventListener("change", () => uploadFiles(byId("files").files));
-  byId("upload-cancel").addEventListener("click", () => state.current?.abort());
+  byId("files").addEventListener("change", () => {
+    uploadFiles(byId("files").files);
+    byId("files").value = ""; // or the same files, chosen again, would be no change
+  });
+  byId("upload-cancel").addEventListener("click", cancel);
   choiceChanges.listen((dataset) => {
-    if (dataset?.id !== state.reportedId && !state.isBusy) clearReport(null);
+    if (!state.reportedIds.has(dataset?.id) && !state.isBusy) clearReport();
   });
   sessionEnds.listen(() => {
     state.isBusy = false;
-    state.current?.abort();
+    cancel();
   });
   window.addEventListener("beforeunload", (event) => {
     if (state.isBusy) event.preventDefault(); // the browser asks whether to leave
