@@ -15,11 +15,13 @@ from playwright.sync_api import Browser, Page, Route, WebSocketRoute, expect
 from tests.browser import (
     PASSWORD,
     HeldRequests,
+    LateAnswer,
     chromium,
     create_dataset,
     drawn_image,
     drawn_video,
     drop_paths,
+    let_page_read,
     log_out,
     sign_up,
     start_job,
@@ -526,6 +528,37 @@ def test_dataset_gets_another_name_and_other_tags(page, service):
     expect(page.locator("#datasets")).not_to_contain_text("First name")
 
 
+def test_late_list_of_datasets_does_not_send_uploads_elsewhere(page, service, tmp_path):
+    a, b = (drawn_image(tmp_path / name, size_wh=(320, 180)) for name in ("a.jpg", "b.jpg"))
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "First")
+    late = LateAnswer(page, re.compile(r"/api/v1/datasets/\?"))
+    upload(page, a)
+    late.wait_until_held()
+    create_dataset(page, "Second")
+    expect(page.locator("#datasets label")).to_have_text(["SecondEmpty", "First1 picture"])
+    late.arrive()
+    expect(page.locator("#dataset-title")).to_have_text("Second")
+    expect(page.locator("#datasets label")).to_have_text(["SecondEmpty", "First1 picture"])
+    upload(page, b)
+    expect(page.locator("#datasets label")).to_have_text(["Second1 picture", "First1 picture"])
+
+
+def test_late_balance_does_not_replace_a_newer_one(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Balance")
+    expect(page.locator("#balance")).to_have_text("1,000")
+    late = LateAnswer(page, re.compile(r"/api/v1/balance/$"))
+    page.locator("#open-tokens").click()
+    late.wait_until_held()
+    page.keyboard.press("Escape")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    expect(page.locator("#balance")).to_have_text("999.25")
+    late.arrive()
+    expect(page.locator("#balance")).to_have_text("999.25")
+    expect(page.locator("#available-tokens")).to_have_text("999.25")
+
+
 def test_dataset_is_deleted_only_after_a_question(page, service):
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Kept")
@@ -717,6 +750,49 @@ def test_picture_is_enlarged_and_left_by_keyboard(page, service, tmp_path):
     page.keyboard.press("Escape")
     expect(viewer).to_be_hidden()
     expect(enlarge).to_be_focused()
+
+
+def test_viewer_never_shows_a_picture_under_the_name_of_another(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Two pictures")
+    upload(page, *(drawn_image(tmp_path / f"{seed}.jpg", seed) for seed in (7, 8)))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    card.get_by_role("button", name="Hide results").click()
+    job = page.evaluate(
+        """async id => {
+            const { access } = JSON.parse(localStorage.getItem("odproject.session"));
+            const headers = { Authorization: `Bearer ${access}` };
+            return (await fetch(`/api/v1/jobs/${id}/`, { headers })).json();
+        }""",
+        number_of(card),
+    )
+    late = HeldRequests(page, f"**{job['files'][1]['annotated_url']}")
+    card.get_by_role("button", name="Show results").click()
+    viewer, picture = page.locator("#viewer"), page.locator("#viewer-picture")
+    first = picture.get_by_alt_text("7.jpg with a box around each object found")
+    card.get_by_role("button", name="Enlarge 7.jpg").click()
+    expect(first).to_have_js_property("naturalWidth", 1280)
+    viewer.get_by_role("button", name="Next").click()
+    expect(viewer.get_by_role("heading")).to_have_text("8.jpg")
+    expect(picture).to_have_text("Loading…")
+    expect(picture.locator("img")).to_have_count(0)
+    viewer.get_by_role("button", name="Next").click()
+    expect(first).to_be_visible()
+    late.take().abort()
+    expect(card.locator("figure").nth(1)).to_contain_text("The service cannot be reached.")
+    expect(first).to_be_visible()
+    expect(picture).to_have_text("")
+
+    viewer.get_by_role("button", name="Next").click()
+    expect(picture).to_have_text("Loading…")
+    picture_of_8 = late.take()
+    page.keyboard.press("Escape")
+    with page.expect_event("requestfinished", lambda one: one == picture_of_8.request):
+        picture_of_8.continue_()
+    let_page_read(page)
+    expect(viewer).to_be_hidden()
+    expect(picture.locator("*")).to_have_count(0)
 
 
 def test_detection_that_costs_nothing_can_be_started(page, service, tmp_path):
@@ -986,6 +1062,27 @@ def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
     expect(cards).to_have_count(24)
     page.get_by_role("button", name="Show older jobs").click()
     expect(cards).to_have_count(26)
+    expect(page.locator("#more-jobs")).to_be_hidden()
+    ids = [number_of(card) for card in cards.all()]
+    assert ids == sorted(ids, reverse=True)
+
+
+def test_older_jobs_are_offered_also_if_news_of_one_came_before_the_list(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Many jobs")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    abort_many_jobs(page, 26)
+    lists = HeldRequests(page, re.compile(r"/api/v1/jobs/\?"))
+    page.reload()
+    expect(page.locator("#connection")).to_have_text("Live")
+    abort_many_jobs(page, 1)
+    cards = page.locator("article.job")
+    expect(cards).to_have_count(1)
+    expect(cards.locator(".state")).to_have_text("Aborted")
+    lists.let_go()
+    expect(cards).to_have_count(24)
+    page.get_by_role("button", name="Show older jobs").click()
+    expect(cards).to_have_count(27)
     expect(page.locator("#more-jobs")).to_be_hidden()
     ids = [number_of(card) for card in cards.all()]
     assert ids == sorted(ids, reverse=True)

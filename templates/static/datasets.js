@@ -9,17 +9,21 @@ const PAGE_SIZE = 50;
 
 export const choiceChanges = signal(); // another dataset is chosen, or the chosen one is another now
 
-const state = { datasets: [], chosenId: null, asked: PAGE_SIZE, more: false };
+const state = { datasets: [], chosenId: null, asked: PAGE_SIZE, more: false, version: 0 };
 
 export function chosenDataset() {
   return state.datasets.find((dataset) => dataset.id === state.chosenId);
 }
 
+// An answer that was asked for earlier and comes later knows nothing of a dataset created since.
 export async function refreshDatasets() {
+  const version = ++state.version;
   try {
-    state.datasets = await newestDatasets();
+    const newest = await newestDatasets();
+    if (version !== state.version) return;
+    Object.assign(state, newest);
   } catch (refusal) {
-    showAlert("datasets-alert", refusal.message);
+    if (version === state.version) showAlert("datasets-alert", refusal.message);
     return;
   }
   showAlert("datasets-alert", "");
@@ -29,15 +33,14 @@ export async function refreshDatasets() {
 }
 
 async function newestDatasets() {
-  const found = [];
+  const datasets = [];
   let path = `${PATH}?page_size=${PAGE_SIZE}`;
-  while (path && found.length < state.asked) {
+  while (path && datasets.length < state.asked) {
     const page = await ask(path);
-    found.push(...page.results);
+    datasets.push(...page.results);
     path = nextPath(path, page);
   }
-  state.more = Boolean(path);
-  return found;
+  return { datasets, more: Boolean(path) };
 }
 
 function draw() {

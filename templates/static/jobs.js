@@ -15,6 +15,7 @@ const FILES_ASKED_AT_ONCE = 200; // as many as the service gives
 const state = {
   jobs: new Map(), // job id -> what is known of it
   cards: new Map(), // job id -> its card on the page
+  isListed: false, // whether a list has come; single jobs may be heard of before
   more: "", // where older jobs are
 };
 
@@ -59,7 +60,8 @@ async function askAbout(id) {
 export async function askAboutJobs() {
   try {
     const page = await ask(`${PATH}?page_size=${PAGE_SIZE}`);
-    if (!state.jobs.size) state.more = nextPath(PATH, page);
+    if (!state.isListed) state.more = nextPath(PATH, page);
+    state.isListed = true;
     for (const job of page.results) learn(job.id, job);
     const told = new Set(page.results.map((job) => job.id));
     const unfinished = [...state.jobs.values()].filter((job) => !FINISHED.has(job.state));

@@ -15,21 +15,24 @@ const KINDS = {
 
 export const balanceChanges = signal();
 
-const state = { available: null, more: "" };
+const state = { available: null, more: "", version: 0 };
 
 export function availableTokens() {
   return state.available;
 }
 
+// An answer that was asked for earlier and comes later is of what was there before.
 export async function refreshBalance() {
+  const version = ++state.version;
   try {
     const { available_tokens: available, held_tokens: held } = await ask("/api/v1/balance/");
+    if (version !== state.version) return;
     state.available = available;
     byId("balance").textContent = amount(available);
     byId("available-tokens").textContent = amount(available);
     byId("held-tokens").textContent = amount(held);
   } catch (refusal) {
-    announce(refusal.message);
+    if (version === state.version) announce(refusal.message);
     return;
   }
   balanceChanges.tell();

@@ -21,11 +21,12 @@ async function show() {
   byId("viewer-place").textContent = several ? `${state.place + 1} of ${state.files.length}` : "";
   for (const id of ["viewer-previous", "viewer-next"]) byId(id).hidden = !several;
   setZoom(false);
+  byId("viewer-picture").textContent = "Loading…"; // not the last picture under this one's name
   try {
     const parts = await state.partsOf(file);
     if (asked === state.asked) byId("viewer-picture").replaceChildren(...parts);
   } catch (refusal) {
-    byId("viewer-picture").textContent = refusal.message;
+    if (asked === state.asked) byId("viewer-picture").textContent = refusal.message;
   }
 }
 
@@ -59,5 +60,8 @@ export function listenToViewer() {
     if (key === "ArrowLeft") turn(-1);
     if (key === "ArrowRight") turn(1);
   });
-  byId("viewer").addEventListener("close", () => byId("viewer-picture").replaceChildren());
+  byId("viewer").addEventListener("close", () => {
+    state.asked += 1; // what is still on its way is of no use any more
+    byId("viewer-picture").replaceChildren();
+  });
 }
