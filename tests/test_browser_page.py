@@ -697,6 +697,103 @@ def test_results_of_a_job_whose_files_come_in_pages_show_all_of_them(page, servi
     assert asked == ["page_size=200", "page=2&page_size=1", "page=3&page_size=1"]
 
 
+CAR = {"class": 0, "name": "car", "confidence": 0.9, "box": {"x1": 8, "y1": 8, "x2": 40, "y2": 30}}
+
+
+def test_frames_stored_in_any_order_are_shown_in_order_of_time(page, service, tmp_path):
+    def mix(route: Route) -> None:
+        """The second half first, in two pages; in each frame as many cars as its number."""
+        is_second = "page=2" in route.request.url
+        answer = route.fetch(url=route.request.url.replace("&page=2", ""))
+        frames = sorted(answer.json()["results"], key=lambda frame: frame["frame_index"])
+        for frame in frames:
+            frame["objects"] = [CAR] * frame["frame_index"]
+        further = None if is_second else f"{route.request.url}&page=2"
+        told = {"count": 4, "next": further, "results": frames[:2] if is_second else frames[2:]}
+        route.fulfill(response=answer, json={**answer.json(), **told})
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Two workers")
+    upload(page, drawn_video(tmp_path / "a.mp4", 4))
+    page.route(re.compile(r"/api/v1/jobs/\d+/frame-results/"), mix)
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("tbody tr")).to_contain_text("at most in one of 4 frames")
+    expect(card.locator("tbody .chip")).to_have_text(["3 \N{MULTIPLICATION SIGN} car"])
+    place, told = (
+        card.get_by_role("slider", name="Place in a.mp4"),
+        card.locator(".timeline output"),
+    )
+    place.scroll_into_view_if_needed()
+    expect(card.locator("figure video")).to_have_js_property("readyState", 4)
+    expect(place).to_have_attribute("max", "0.12")
+    chart = card.locator(".timeline path").get_attribute("d")
+    heights = [round(float(top)) for top in re.findall(r"L\d+ ([\d.]+)L", chart)]
+    assert heights == [40, 27, 15, 2]  # from above
+    counts = {"0.12": "0:00.1: 3 car", "0.08": "0:00.1: 2 car", "0.04": "0:00.0: 1 car"}
+    for seconds, text in {**counts, "0": "0:00.0: nothing"}.items():
+        place.fill(seconds)
+        expect(told).to_have_text(text)
+
+
+def test_boxes_of_an_aborted_job_can_be_downloaded(page, service, tmp_path):
+    def abort_late(route: Route) -> None:
+        answer = route.fetch()
+        job = answer.json()
+        if job["state"] == "Completed":  # as if only the annotated file was still to be made
+            files = [{**file, "annotated_url": None} for file in job["files"]]
+            job |= {"state": "Aborted", "files": files}
+        route.fulfill(response=answer, json=job)
+
+    page.route(re.compile(r"/api/v1/jobs/\d+/$"), abort_late)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Aborted")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Aborted", timeout=JOB_TIMEOUT_MS)
+    expect(card.locator("tbody th")).to_have_text(["street.jpg"])
+    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
+    with page.expect_download() as downloading:
+        card.get_by_role("button", name="Download boxes").click()
+    assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"
+    assert "street.jpg" in downloading.value.path().read_text()
+    expect(card.locator("figure")).to_have_count(0)
+    expect(card.get_by_role("button", name="Download everything (zip)")).to_have_count(0)
+
+
+def test_slider_begins_where_the_job_has_kept_boxes(page, service, tmp_path):
+    floor = 0.55
+
+    def give_floor(route: Route) -> None:
+        answer = route.fetch()
+        job = answer.json()
+        job["options"]["confidence_floor"] = floor
+        route.fulfill(response=answer, json=job)
+
+    def give_one_box(route: Route) -> None:
+        answer = route.fetch()
+        document = answer.json()
+        document["results"][0]["objects"] = [{**CAR, "confidence": floor}]
+        route.fulfill(response=answer, json=document)
+
+    page.route(re.compile(r"/api/v1/jobs/\d+/$"), give_floor)
+    page.route(re.compile(r"/api/v1/jobs/\d+/frame-results/"), give_one_box)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Floors")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    slider = card.get_by_role("slider", name="Confidence")
+    for floor, least, begins in ((0.55, "55", "55"), (0.97, "95", "95"), (0.001, "5", "25")):
+        card.get_by_role("button", name="Hide results").click()
+        card.get_by_role("button", name="Show results").click()
+        expect(slider).to_have_attribute("min", least)
+        expect(slider).to_have_value(begins)
+        expect(card.locator(".slider b")).to_have_text(f"{begins}%")
+        found = "1 \N{MULTIPLICATION SIGN} car" if floor > 0.25 else "nothing"
+        expect(card.locator("tbody td").first).to_have_text(found)
+
+
 def test_results_of_a_deleted_dataset_keep_the_boxes_of_the_download(page, service, tmp_path):
     kept = "The original cannot be shown here, so the boxes stay those of the download."
     traffic = Traffic(page)

@@ -11,20 +11,23 @@ const COLOURS = [
   "#ffcd1e", "#ff69b4", "#28dcff", "#be96ff", "#96ff5a", "#ff963c", "#5aaaff", "#f5f5f5",
 ];
 
-// Reads every frame of the job into `files[].frames`; `onFrames` is given the files that have more.
+// Reads every frame of the job into `files[].frames`, which are in order of time; `onFrames` is given
+// the files that have more.
 export async function readFrames(view, onFrames) {
   const filesById = new Map(view.files.map((file) => [file.media_file_id, file]));
   let path = `/api/v1/jobs/${view.job.id}/frame-results/?page_size=${FRAMES_ASKED_AT_ONCE}`;
   while (path && view.isOpen) {
     const page = await ask(path);
     const changed = new Set();
-    for (const { media_file_id: id, time_seconds: time, objects } of page.results) {
+    for (const { media_file_id: id, frame_index: index, time_seconds: time, objects } of page.results) {
       const file = filesById.get(id);
       if (!file) continue;
-      file.frames.push({ time, objects });
+      file.frames.push({ index, time, objects });
       changed.add(file);
       for (const one of objects) view.classes.set(one.name, one.class);
     }
+    // They come in the order in which they were stored: several workers share a video.
+    for (const { frames } of changed) frames.sort((one, other) => one.index - other.index);
     path = nextPath(path, page);
     view.isComplete = !path;
     onFrames(view.isComplete ? view.files : changed);

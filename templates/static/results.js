@@ -8,6 +8,7 @@ import { amount, button, element, plural } from "./page.js";
 const SHOWN_AT_ONCE = 24;
 const LARGEST_COUNTED_FRAMES = 20000; // a result beyond that is for programs, not for this table
 const LOWEST_PERCENT = 5;
+const HIGHEST_PERCENT = 95;
 const STEP_PERCENT = 5;
 const ADDRESS_MS = 60000; // how long a download may take to begin
 const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", mot: "MOTChallenge" };
@@ -82,10 +83,17 @@ function controlsOf(view) {
   return element("div", { className: "controls" }, sliderOf(view), classes, note);
 }
 
+// The first step of the slider from the confidence on that the job has kept; rounded, because
+// 100 * 0.55 is a little more than 55. A step at 100% would hide everything.
+function lowestPercent(floor) {
+  const percent = Math.round(floor * 1e6) / 1e4;
+  const step = Math.ceil(percent / STEP_PERCENT) * STEP_PERCENT;
+  return Math.min(Math.max(step, LOWEST_PERCENT), HIGHEST_PERCENT);
+}
+
 function sliderOf(view) {
-  const floor = 100 * (view.job.options?.confidence_floor ?? 0);
-  const min = Math.max(LOWEST_PERCENT, Math.ceil(floor / STEP_PERCENT) * STEP_PERCENT);
-  const input = element("input", { type: "range", min, max: 95, step: STEP_PERCENT });
+  const min = lowestPercent(view.job.options?.confidence_floor ?? 0);
+  const input = element("input", { type: "range", min, max: HIGHEST_PERCENT, step: STEP_PERCENT });
   view.percent = Math.max(min, DRAWN_PERCENT);
   input.value = view.percent;
   // No output element: the label would name that instead of the slider.
@@ -154,7 +162,9 @@ function tableOf(view) {
   const head = element("thead", {}, element("tr", {}, ...titles));
   const root = element("table", {}, element("caption", { textContent: "What was found" }), head, rows);
   const hasAnnotated = view.files.some((file) => file.annotated_url);
-  const downloads = hasAnnotated ? [zipButton(view.job), ...exportParts(view)] : [];
+  const downloads = hasAnnotated ? [zipButton(view.job)] : [];
+  // An aborted job has boxes, which were paid for, but perhaps no file that was annotated to its end.
+  if (hasAnnotated || view.job.frames_done) downloads.push(...exportParts(view));
   return { root, gallery, actions: element("div", { className: "actions" }, ...downloads, more) };
 }
 
