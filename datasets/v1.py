@@ -158,31 +158,6 @@ class RefusedFileSerializer(serializers.Serializer[Any]):
     error = serializers.CharField()
 
 
-class UploadSerializer(serializers.ModelSerializer[Upload]):
-    """An upload with its report."""
-
-    cost_tokens = serializers.SerializerMethodField()
-    accepted = MediaFileSerializer(source="media_files", many=True, read_only=True)
-    refused = RefusedFileSerializer(many=True, read_only=True)
-
-    class Meta:
-        model = Upload
-        fields = (
-            "id",
-            "dataset_id",
-            "file_name",
-            "cost_tokens",
-            "accepted",
-            "refused",
-            "created_at",
-        )
-        read_only_fields = fields
-
-    def get_cost_tokens(self, upload: Upload) -> float:
-        """What its accepted files cost together."""
-        return tokens(upload.cost_hundredths)
-
-
 class UploadSummarySerializer(serializers.ModelSerializer[Upload]):
     """An upload in a list; its report is its own."""
 
@@ -206,6 +181,25 @@ class UploadSummarySerializer(serializers.ModelSerializer[Upload]):
     def get_cost_tokens(self, upload: Upload) -> float:
         """What its accepted files cost together."""
         return tokens(upload.cost_hundredths)
+
+
+class UploadSerializer(UploadSummarySerializer):
+    """An upload with its report."""
+
+    accepted = MediaFileSerializer(source="media_files", many=True, read_only=True)
+    refused = RefusedFileSerializer(many=True, read_only=True)
+
+    class Meta(UploadSummarySerializer.Meta):
+        fields = (
+            "id",
+            "dataset_id",
+            "file_name",
+            "cost_tokens",
+            "accepted",
+            "refused",
+            "created_at",
+        )
+        read_only_fields = fields
 
 
 class UploadFileSerializer(serializers.Serializer[Any]):
