@@ -249,7 +249,7 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Pu
     found costs far more than there is.
     """
     inspection = Inspection()
-    with Inspector(limits=limits) as inspector:
+    with Inspector(limits=limits, hidden=Path(settings.DATA_DIR)) as inspector:
         # Nothing more is asked here: to tell what a file is can take long, and only the child is
         # limited.
         if not is_zip(path):

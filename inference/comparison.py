@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -293,6 +294,7 @@ def difference_picture(
         memory_bytes=settings.INSPECTION_MEMORY_BYTES,
         seconds=settings.COMPARISON_PICTURE_SECONDS,
         cpu_seconds=settings.COMPARISON_PICTURE_SECONDS,
+        hidden=Path(settings.DATA_DIR),
     )
     try:
         with _turn(_picture_slots), local_copy(str(mine.media_file.content.name)) as path:

@@ -34,11 +34,15 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """What the child may use; `seconds` of real time include some for loading libraries."""
+    """What the child may use; `seconds` of real time include some for loading libraries.
+
+    Of what is in the folder `hidden` it can read nothing but the file of its task.
+    """
 
     memory_bytes: int
     seconds: float
     cpu_seconds: int
+    hidden: Path | None = None
 
 
 class ConfinedChildError(Exception):
@@ -71,6 +75,7 @@ def answer_of_child(
             "folder": folder,
             "memory_bytes": limits.memory_bytes,
             "cpu_seconds": limits.cpu_seconds,
+            "hidden": None if limits.hidden is None else str(limits.hidden),
         }
         command = [sys.executable, "-P", "-s", "-B", "-Wignore", "-m", module]
         try:

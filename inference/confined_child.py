@@ -32,6 +32,8 @@ def serve(
         parent_pid=int(sys.argv[1]),
         memory_bytes=task["memory_bytes"],
         max_open_files=MAX_OPEN_FILES,
+        hidden=None if task["hidden"] is None else Path(task["hidden"]),
+        shown=[Path(task["path"]), Path(task["folder"])],
     )
     allow_more_cpu(task["cpu_seconds"])
     with os.fdopen(answers_fd, "wb") as answers:

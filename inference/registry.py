@@ -423,6 +423,7 @@ def _child_limits() -> ChildLimits:
         memory_bytes=settings.MODEL_CHILD_MEMORY_BYTES,
         seconds=settings.MODEL_CHILD_SECONDS,
         cpu_seconds=settings.MODEL_CHILD_SECONDS,
+        hidden=Path(settings.DATA_DIR),
     )
 
 

@@ -4,9 +4,11 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -325,6 +327,58 @@ def test_confined_process_changes_no_file_and_touches_no_other_process(tmp_path)
     assert (folder / "kept").read_text() == "precious"
     after = (folder / "kept").stat()
     assert (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
+
+
+HIDING = """
+import json, os, sys
+from pathlib import Path
+from datasets.media.sandbox import confine
+data, shown, beside = map(Path, sys.argv[1:])
+confine(
+    parent_pid=os.getppid(), memory_bytes=2**30, max_open_files=64, hidden=data, shown=[shown]
+)
+import email.message  # what is not loaded yet can be
+seen = []
+for path in (data / "secret_key", data / "media" / "a.png", shown / "upload", beside, data, shown):
+    try:
+        list(path.iterdir()) if path.is_dir() else path.read_bytes()
+        seen.append(path.name)
+    except PermissionError:
+        pass
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+def test_confined_process_reads_nothing_of_the_service_but_what_it_is_shown(tmp_path):
+    data, shown = tmp_path / "data", tmp_path / "data" / "tmp"
+    shown.mkdir(parents=True)
+    (data / "media").mkdir()
+    beside = tmp_path / "beside"
+    for path in (data / "secret_key", data / "media" / "a.png", shown / "upload", beside):
+        path.write_text("something")
+    done = subprocess.run(
+        [sys.executable, "-c", HIDING, str(data), str(shown), str(beside)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(done.stdout) == ["upload", "beside", "tmp"]
+
+
+@pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+def test_inspector_opens_temporary_files_and_none_of_the_folder_that_is_hidden(
+    tmp_path, image, monkeypatch
+):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    shutil.copy(image, temporary / "upload")
+    with Inspector(hidden=tmp_path) as inspector:
+        assert inspector.inspect(temporary / "upload").kind == "image"
+        with pytest.raises(PermissionError):
+            inspector.inspect(image)
 
 
 def test_child_never_outlives_a_parent_that_is_killed(image):

@@ -7,6 +7,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -50,11 +51,13 @@ class Inspector:
     """Inspects many files one after another in one child, which is replaced when it dies.
 
     A context manager for use by one thread at a time. The child starts with the first file, lives
-    until the block ends, and dies at once with the thread that started it.
+    until the block ends, and dies at once with the thread that started it. Of what is in the folder
+    `hidden` it can read nothing but temporary files.
     """
 
-    def __init__(self, *, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, *, limits: MediaLimits = DEFAULT_LIMITS, hidden: Path | None = None) -> None:
         self._limits = limits
+        self._hidden = hidden
         self._child: subprocess.Popen[bytes] | None = None
         self._received = b""
 
@@ -128,6 +131,7 @@ class Inspector:
                 "datasets.media.inspector_child",
                 str(os.getpid()),
                 json.dumps(asdict(self._limits)),
+                *([] if self._hidden is None else [str(self._hidden), tempfile.gettempdir()]),
             ],
             bufsize=0,
             stdin=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 Reads requests as JSON lines from standard input and answers each with JSON lines on standard
 output: any number of `progress`, then `facts`, `error` or `os_error`. Started by `Inspector` only:
-`python -m datasets.media.inspector_child <pid of the parent> <limits as JSON>`.
+`python -m datasets.media.inspector_child <pid of the parent> <limits as JSON> [<hidden> <shown>]`.
 """
 
 import errno
@@ -24,11 +24,14 @@ _MAX_OPEN_FILES = 64
 def main() -> None:
     """Serve until standard input ends or memory ran out."""
     parent_pid, limits = int(sys.argv[1]), MediaLimits(**json.loads(sys.argv[2]))
+    folders = [Path(name) for name in sys.argv[3:]]
     answers_fd = _private_answers_fd()
     confine(
         parent_pid=parent_pid,
         memory_bytes=limits.child_memory_bytes,
         max_open_files=_MAX_OPEN_FILES,
+        hidden=folders[0] if folders else None,
+        shown=folders[1:],
     )
     _send(answers_fd, {"ready": True})
     for line in sys.stdin.buffer:

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import signal
+import stat
 import struct
 import sys
 from collections.abc import Sequence
@@ -77,10 +78,12 @@ _AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32_CALLS_FROM = 0x40000000
 
 # Landlock (<linux/landlock.h>), whose calls have the same numbers everywhere. Of the 16 rights to
-# files all but reading a file and a folder are given up, with nothing excepted.
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+# files all but reading a file and a folder are given up, with nothing excepted; and those, too, in
+# a folder that is to be hidden.
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
-_LANDLOCK_READ = 1 << 2 | 1 << 3
+_LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_READ_FILE, _LANDLOCK_READ_FOLDER = 1 << 2, 1 << 3
 _LANDLOCK_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many each version knows
 _LANDLOCK_SCOPES = 3  # abstract sockets and signals, from the sixth version on
 
@@ -89,15 +92,23 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def confine(*, parent_pid: int, memory_bytes: int, max_open_files: int) -> None:
+def confine(
+    *,
+    parent_pid: int,
+    memory_bytes: int,
+    max_open_files: int,
+    hidden: Path | None = None,
+    shown: Sequence[Path] = (),
+) -> None:
     """Confine this process: memory, files, priority, network; it dies with its parent.
 
     After this it cannot write, empty, remove, move or make a file, open a connection, start a
     program, signal another one or look into its memory or environment. It can read the files that
-    its user may read.
-    All of that holds on Linux on x86-64 and ARM64 with Landlock, which also keeps it from emptying
-    a file by opening it. On other processors the filter of system calls
-    is missing; on other systems (a developer's Mac) only the limits that exist there hold, and the
+    its user may read, but of what is in the folder `hidden` only what is `shown`.
+
+    All of that holds on Linux on x86-64 and ARM64 with Landlock, without which nothing is hidden
+    and a file can be emptied by opening it. On other processors the filter of system calls is
+    missing; on other systems (a developer's Mac) only the limits that exist there hold, and the
     process ends with its parent only once it reads its next request.
     """
     if sys.platform == "linux":
@@ -113,7 +124,7 @@ def confine(*, parent_pid: int, memory_bytes: int, max_open_files: int) -> None:
         with contextlib.suppress(OSError):
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _drop_capabilities()
-        _give_up_files_and_processes()
+        _give_up_files_and_processes(hidden, shown)
         _refuse_system_calls()
 
 
@@ -151,7 +162,7 @@ def _drop_capabilities() -> None:
     ctypes.CDLL(None).capset(header, struct.pack("=6I", *[0] * 6))
 
 
-def _give_up_files_and_processes() -> None:
+def _give_up_files_and_processes(hidden: Path | None, shown: Sequence[Path]) -> None:
     """Enter a Landlock domain that may read files, and touch no process outside of it."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(
@@ -159,18 +170,60 @@ def _give_up_files_and_processes() -> None:
     )
     if version < 1:
         return  # the kernel has none; the filter of system calls refuses most of it
-    rights = (1 << _LANDLOCK_FILE_RIGHTS[min(version, max(_LANDLOCK_FILE_RIGHTS))]) - 1
+    given_up = (1 << _LANDLOCK_FILE_RIGHTS[min(version, max(_LANDLOCK_FILE_RIGHTS))]) - 1
+    readable = None if hidden is None else _beside(hidden)
+    if readable is None:
+        given_up &= ~(_LANDLOCK_READ_FILE | _LANDLOCK_READ_FOLDER)
     # struct landlock_ruleset_attr: rights to files, to the network, scopes; a kernel knows as much
     # of it as its version has.
-    members = (rights & ~_LANDLOCK_READ, 0, _LANDLOCK_SCOPES)[: 3 if version >= 6 else 1]
+    members = (given_up, 0, _LANDLOCK_SCOPES)[: 3 if version >= 6 else 1]
     ruleset = struct.pack(f"={len(members)}Q", *members)
     ruleset_fd = libc.syscall(
         _LANDLOCK_CREATE_RULESET, ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint(0)
     )
     if ruleset_fd < 0:
         return
+    for path in () if readable is None else (*readable, *shown):
+        with contextlib.suppress(OSError):
+            _allow_reading(libc, ruleset_fd, path)
     libc.syscall(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset_fd), ctypes.c_uint(0))
     os.close(ruleset_fd)
+
+
+def _beside(hidden: Path) -> list[Path] | None:
+    """Everything there is but a folder, as the entries beside the way to it.
+
+    Landlock knows only what is allowed. A link that leads to the folder, into it or above it is
+    left out. None where a folder on the way cannot be listed.
+    """
+    hidden = hidden.resolve()
+    found: list[Path] = []
+    try:
+        for above in hidden.parents:
+            for one in above.iterdir():
+                with contextlib.suppress(OSError, RuntimeError):  # a link to itself
+                    found.append(one.resolve())
+    except OSError:
+        return None
+    return [one for one in found if not (hidden.is_relative_to(one) or one.is_relative_to(hidden))]
+
+
+def _allow_reading(libc: ctypes.CDLL, ruleset_fd: int, path: Path) -> None:
+    """Let the domain read a file, or a folder and all that is in it."""
+    path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        is_folder = stat.S_ISDIR(os.fstat(path_fd).st_mode)
+        rights = _LANDLOCK_READ_FILE | (_LANDLOCK_READ_FOLDER if is_folder else 0)
+        rule = struct.pack("=Qi", rights, path_fd)  # struct landlock_path_beneath_attr
+        libc.syscall(
+            _LANDLOCK_ADD_RULE,
+            ctypes.c_int(ruleset_fd),
+            _LANDLOCK_RULE_PATH_BENEATH,
+            rule,
+            ctypes.c_uint(0),
+        )
+    finally:
+        os.close(path_fd)
 
 
 def _refuse_system_calls() -> None:
