@@ -60,7 +60,7 @@ train: install
 	  --data "$(DATA)" --steps $(or $(STEPS),400) $(ARGS)
 
 test: install-dev
-	@exec $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@exec $(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)
 
 faults: install-dev
 	@exec $(BIN)/python -m pytest tests/faults -m "fault or fault_long" $(ARGS)

@@ -252,7 +252,7 @@ AUTH_PASSWORD_VALIDATORS = [
         "CommonPasswordValidator",
         "NumericPasswordValidator",
     )
-] + [{"NAME": "accounts.passwords.NewPasswordEndsSessions"}]
+]
 SIMPLE_JWT = {
     "ACCESS_TOKEN_LIFETIME": timedelta(hours=env_float("OD_LOGIN_TOKEN_HOURS", 24)),
     "REFRESH_TOKEN_LIFETIME": timedelta(days=env_float("OD_REFRESH_TOKEN_DAYS", 7)),

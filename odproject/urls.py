@@ -5,6 +5,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+from accounts.admin import change_own_password
 from odproject import pages
 from odproject.core.api import only_read
 
@@ -14,6 +15,7 @@ admin.site.enable_nav_sidebar = apps.is_installed("unfold")
 
 urlpatterns = [
     path("", pages.home, name="home"),
+    path("admin/password_change/", admin.site.admin_view(change_own_password, cacheable=True)),
     path("admin/", admin.site.urls),
     re_path(r"^api/schema/?$", only_read(SpectacularAPIView.as_view()), name="schema"),
     re_path(r"^api/docs/?$", only_read(SpectacularSwaggerView.as_view(url_name="schema"))),

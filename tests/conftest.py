@@ -6,10 +6,12 @@ database is made anew from a template, so no trigger is ever disabled to clean u
 `make test` runs several processes side by side, each with engines of its own.
 """
 
+import functools
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dj_database_url
 import psycopg
@@ -17,11 +19,13 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.db import connections
+from xdist.scheduler import LoadScopeScheduling
 
 from odproject.celery import app as celery_app
 from odproject.engines import Engines, running_engines
 from odproject.settings import celery_url
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.service_fixtures"]
 
 TEST_DATABASE = "odproject_test"
@@ -29,18 +33,34 @@ TEMPLATE_DATABASE = "odproject"
 MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `-n auto` means: one for each core that this one may use."""
     may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(may_use or 1, MOST_PROCESSES)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests of the service, which is started once; files stay whole."""
-    for item in items:
-        of_the_service = item.get_closest_marker("service") is not None
-        item.add_marker(pytest.mark.xdist_group("service" if of_the_service else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Who runs what: see FilesWhole."""
+    return FilesWhole(config, log)
+
+
+class FilesWhole(LoadScopeScheduling):
+    """Each file is run by one process, and all files of the service by the same one.
+
+    Then the service is started once, as in a run of one process.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "the service" if is_of_the_service(path) else path
+
+
+@functools.cache
+def is_of_the_service(path: str) -> bool:
+    """Whether the file of tests asks for the running service."""
+    return "pytest.mark.service" in (REPOSITORY / path).read_text()
 
 
 def _point_django_at(url: str, *, database: str = "") -> None:

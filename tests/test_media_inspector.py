@@ -257,7 +257,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 HARM = """
-import ctypes, json, os, sys
+import ctypes, fcntl, json, os, resource, sys
 from pathlib import Path
 from datasets.media.sandbox import confine
 folder, other = Path(sys.argv[1]), int(sys.argv[2])
@@ -281,10 +281,16 @@ actions = {
     "rights": lambda: (folder / "kept").chmod(0o777),
     "times": lambda: os.utime(folder / "kept", (0, 0)),
     "end another": lambda: thread_kill(other, 9),
+    "limit another": lambda: resource.prlimit(other, resource.RLIMIT_CPU, (1, 1)),
+    "have the kernel signal another": lambda: fcntl.fcntl(opened, fcntl.F_SETOWN, other),
+    "have it send another signal": lambda: fcntl.fcntl(opened, 10, 9),
+    "rights by another way": lambda: os.setxattr(folder / "kept", "user.x", b"x"),
     "read another's environment": lambda: Path(f"/proc/{other}/environ").read_bytes(),
     "read another's memory": lambda: open(f"/proc/{other}/mem", "rb"),
     "read": lambda: (folder / "kept").read_bytes(),
     "signal itself": lambda: thread_kill(os.getpid(), 0),
+    "limit itself": lambda: resource.setrlimit(resource.RLIMIT_CPU, (500, 500)),
+    "set a flag of a file": lambda: fcntl.fcntl(opened, fcntl.F_SETFD, 0),
 }
 done = []
 for name, action in actions.items():
@@ -322,7 +328,8 @@ def test_confined_process_changes_no_file_and_touches_no_other_process(tmp_path)
             assert other.poll() is None
         finally:
             other.kill()
-    assert json.loads(done.stdout) == ["read", "signal itself"]
+    own = ["signal itself", "limit itself", "set a flag of a file"]
+    assert json.loads(done.stdout) == ["read", *own]
     assert [path.name for path in folder.iterdir()] == ["kept"]
     assert (folder / "kept").read_text() == "precious"
     after = (folder / "kept").stat()

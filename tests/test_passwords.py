@@ -1,10 +1,13 @@
-"""How passwords are kept: by Argon2id, in little memory; older hashes are made anew."""
+"""Passwords are kept by Argon2id, in little memory; older hashes are made anew."""
 
+import io
 import re
 
 import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.hashers import make_password
+from django.contrib.auth.management.commands import changepassword
+from django.core.management import call_command
 
 from accounts.models import Session, User
 from accounts.services import log_in
@@ -41,3 +44,15 @@ def test_older_hash_is_made_anew_at_the_next_log_in_which_ends_no_session(settin
     user.refresh_from_db()
     assert FRUGAL.match(user.password)
     assert Session.objects.filter(user=user, revoked_at=None).count() == 2
+
+
+def test_operator_who_changes_a_password_logs_its_user_out(monkeypatch):
+    user, other = make_user(), make_user()
+    for one in (user, other):
+        log_in(email=one.email, password=PASSWORD)
+    asked = iter(["another-horse-77"] * 2)
+    monkeypatch.setattr(changepassword.Command, "_get_pass", lambda self, *prompt: next(asked))
+    call_command("changepassword", user.email, stdout=io.StringIO())
+    assert log_in(email=user.email, password="another-horse-77")
+    living = Session.objects.filter(revoked_at=None).order_by("pk")
+    assert list(living.values_list("user", flat=True)) == [other.pk, user.pk]

@@ -254,9 +254,10 @@ def routes(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Method and path of every route but the admin's, with the names of its numbers in braces."""
     for pattern in patterns:
         place = prefix + str(pattern.pattern)
+        if place.startswith("admin/"):
+            continue
         if isinstance(pattern, URLResolver):
-            if place != "admin/":
-                yield from routes(pattern.url_patterns, place)
+            yield from routes(pattern.url_patterns, place)
             continue
         assert isinstance(pattern, URLPattern)
         path = re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", place)

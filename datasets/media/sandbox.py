@@ -13,7 +13,7 @@ import signal
 import stat
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -21,12 +21,12 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 _SECCOMP_ALLOW = 0x7FFF0000
 _SECCOMP_REFUSE_WITH_EPERM = 0x00050001
 _SECCOMP_KILL = 0x80000000
 # System calls that are refused, by their numbers in the kernel's tables for x86-64 and ARM64; None
-# where the newer processor has only the general form. tgkill is refused but for this process
-# itself, whose abort() it is.
+# where the newer processor has only the general form.
 _REFUSED_CALLS: dict[str, tuple[int, int | None]] = {
     "socket": (41, 198),
     "connect": (42, 203),
@@ -71,8 +71,22 @@ _REFUSED_CALLS: dict[str, tuple[int, int | None]] = {
     "utimes": (235, None),
     "futimesat": (261, None),
     "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "fallocate": (285, 47),
 }
+# Allowed to this process itself alone: abort() is a tgkill, setrlimit() a prlimit64 of process 0.
 _TGKILL = (234, 131)
+_PRLIMIT64 = (302, 261)
+# fcntl(F_SETOWN), F_SETSIG and F_SETOWN_EX would have the kernel send a signal.
+_FCNTL = (72, 25)
+_FCNTLS_OF_SIGNALS = (8, 10, 15)
 _AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # x86-64 has a second set of numbers (x32), which would pass by the filter.
 _X32_CALLS_FROM = 0x40000000
@@ -157,9 +171,17 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Keep nothing of what root may do beyond other users."""
+    """Keep nothing of what root may do beyond other users, but reading.
+
+    Libraries load parts of themselves when they need them, from a folder that may be another
+    user's. What is written is refused elsewhere.
+    """
+    libc = ctypes.CDLL(None)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    ctypes.CDLL(None).capset(header, struct.pack("=6I", *[0] * 6))
+    held = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; then higher ones
+    libc.capget(header, held)
+    kept = struct.unpack("=6I", held.raw)[1] & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH)
+    libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
 
 
 def _give_up_files_and_processes(hidden: Path | None, shown: Sequence[Path]) -> None:
@@ -233,7 +255,10 @@ def _refuse_system_calls() -> None:
     column, audit_arch = known
     calls = [numbers[column] for numbers in _REFUSED_CALLS.values()]
     program = _filter_program(
-        audit_arch, [call for call in calls if call is not None], _TGKILL[column]
+        audit_arch,
+        refused=[call for call in calls if call is not None],
+        only_with={_TGKILL[column]: (0, os.getpid()), _PRLIMIT64[column]: (0, 0)},
+        never_with={_FCNTL[column]: (1, _FCNTLS_OF_SIGNALS)},
     )
     buffer = ctypes.create_string_buffer(program, len(program))
     head = _FilterProgram(len(program) // 8, ctypes.addressof(buffer))
@@ -241,31 +266,50 @@ def _refuse_system_calls() -> None:
         _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(head))
 
 
-def _filter_program(audit_arch: int, calls: Sequence[int], tgkill: int) -> bytes:
-    """A classic BPF program that refuses the calls and allows every other one.
+def _filter_program(
+    audit_arch: int,
+    *,
+    refused: Sequence[int],
+    only_with: Mapping[int, tuple[int, int]],
+    never_with: Mapping[int, tuple[int, Sequence[int]]],
+) -> bytes:
+    """A classic BPF program that refuses calls and allows every other one.
 
-    `tgkill` is allowed to this process alone. Each instruction is (code, jump if true, jump if
-    false, value); struct seccomp_data holds the number of the call at offset 0, the architecture at
-    offset 4 and the lower half of the first argument at offset 16.
+    `only_with`: calls that are allowed when the argument of that position has that value;
+    `never_with`: calls that are refused when it has one of those. Each instruction is (code, jump
+    if true, jump if false, value), a jump being a number of rows to pass over or the answer to go
+    to; struct seccomp_data holds the number of the call at offset 0, the architecture at offset 4
+    and the lower halves of the arguments at 16, 24 and so on.
     """
     load, if_equal, if_at_least, answer = 0x20, 0x15, 0x35, 0x06
-    rows = [
+    rows: list[tuple[int, int | str, int | str, int]] = [
         (load, 0, 0, 4),
         (if_equal, 1, 0, audit_arch),
         (answer, 0, 0, _SECCOMP_KILL),
         (load, 0, 0, 0),
-        (if_at_least, len(calls) + 4, 0, _X32_CALLS_FROM),
+        (if_at_least, "refuse", 0, _X32_CALLS_FROM),
     ]
-    # From each row the jump leads over the remaining ones and the allowance to the refusal.
-    rows += [(if_equal, len(calls) + 3 - i, 0, call) for i, call in enumerate(calls)]
-    rows += [
-        (if_equal, 0, 2, tgkill),
-        (load, 0, 0, 16),
-        (if_equal, 0, 1, os.getpid()),
-        (answer, 0, 0, _SECCOMP_ALLOW),
-        (answer, 0, 0, _SECCOMP_REFUSE_WITH_EPERM),
-    ]
-    return b"".join(struct.pack("<HBBL", *row) for row in rows)
+    rows += [(if_equal, "refuse", 0, call) for call in refused]
+    for call, (position, value) in only_with.items():
+        rows += [
+            (if_equal, 0, 2, call),
+            (load, 0, 0, 16 + 8 * position),
+            (if_equal, "allow", "refuse", value),
+        ]
+    for call, (position, values) in never_with.items():
+        rows += [(if_equal, 0, 1 + len(values), call), (load, 0, 0, 16 + 8 * position)]
+        rows += [(if_equal, "refuse", 0, value) for value in values[:-1]]
+        rows += [(if_equal, "refuse", "allow", values[-1])]
+    places = {"allow": len(rows), "refuse": len(rows) + 1}
+    rows += [(answer, 0, 0, _SECCOMP_ALLOW), (answer, 0, 0, _SECCOMP_REFUSE_WITH_EPERM)]
+
+    def skipped(jump: int | str, row: int) -> int:
+        return jump if isinstance(jump, int) else places[jump] - row - 1
+
+    return b"".join(
+        struct.pack("<HBBL", code, skipped(if_true, row), skipped(if_false, row), value)
+        for row, (code, if_true, if_false, value) in enumerate(rows)
+    )
 
 
 def _prctl(option: int, *arguments: int) -> None:
