@@ -34,7 +34,13 @@ from datasets.media.limits import MediaLimits
 from datasets.media.sniff import is_zip
 from datasets.models import MediaFile, Upload
 from odproject.core.errors import DomainError, FieldError, QuotaExceededError
-from odproject.core.files import StorageUnavailableError, keep_reserve, remove_orphans, storing
+from odproject.core.files import (
+    StorageUnavailableError,
+    keep_reserve,
+    keep_reserve_of_storage,
+    remove_orphans,
+    storing,
+)
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -352,7 +358,7 @@ def remove_orphaned_uploads(*, older_than: datetime) -> int:
 
 
 def _save(path: Path, name: str) -> None:
-    keep_reserve(path.stat().st_size, folder=Path(settings.MEDIA_ROOT))
+    keep_reserve_of_storage(path.stat().st_size)
     with path.open("rb") as content:
         default_storage.save(name, File(content))
 

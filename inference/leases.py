@@ -10,13 +10,13 @@ from django.conf import settings
 from django.db import (
     DatabaseError,
     InterfaceError,
-    OperationalError,
     close_old_connections,
     connection,
 )
 
 from inference import services
 from inference.services import Claim, LeaseLostError
+from odproject.core.sqlstates import is_away
 
 logger = logging.getLogger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
@@ -29,13 +29,16 @@ def while_database_is_away(work: Callable[[], Outcome]) -> Outcome:
 
     A database that restarts costs seconds; what a worker has computed meanwhile would cost more
     to compute again. `work` is one transaction, which either happened or did not, and may happen
-    twice. Raises OperationalError or InterfaceError when the lease would be over.
+    twice. A database without room or that takes no writes is waited for as well. Raises its error
+    when the lease would be over.
     """
     deadline = time.monotonic() + settings.UNIT_LEASE_SECONDS
     while True:
         try:
             return work()
-        except (OperationalError, InterfaceError) as error:
+        except (DatabaseError, InterfaceError) as error:
+            if not is_away(error):
+                raise
             close_old_connections()
             if time.monotonic() > deadline:
                 raise

@@ -1,19 +1,19 @@
 """Reads of jobs, results and workers."""
 
 from collections.abc import Collection, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 from django.conf import settings
 from django.db import connection
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from accounts.models import User
 from billing.selectors import Breach
 from datasets.models import MediaFile
-from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat
+from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat, WorkUnit
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
 from odproject.core.clock import database_now
@@ -158,6 +158,12 @@ def displayed_objects(
 def class_name(class_names: list[str], class_id: int) -> str:
     """What a job's class is called; its number if nobody has said."""
     return class_names[class_id] if class_id < len(class_names) else str(class_id)
+
+
+def waiting_units(*, now: datetime) -> QuerySet[WorkUnit]:
+    """Units that a worker may take: they wait, and do not pause."""
+    pauses_no_more = Q(waits_until=None) | Q(waits_until__lte=now)
+    return WorkUnit.objects.filter(pauses_no_more, state=WorkUnit.State.PENDING)
 
 
 def ready_workers() -> list[WorkerHeartbeat]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import BigIntegerField, Exists, F, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Cast
 
 from accounts.models import User
@@ -42,6 +42,7 @@ from inference.models import (
 from inference.pipeline.options import DetectionOptions
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
+from inference.selectors import waiting_units
 from inference.slicing import frame_ranges, network_looks
 from odproject.core.clock import database_now
 from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
@@ -344,11 +345,6 @@ def _first_waiting_units(*, now: datetime, job_id: int | None) -> list[tuple[int
         return list(cursor.fetchall())
 
 
-def _waiting_units(now: datetime) -> QuerySet[WorkUnit]:
-    pauses_no_more = Q(waits_until=None) | Q(waits_until__lte=now)
-    return WorkUnit.objects.filter(pauses_no_more, state=WorkUnit.State.PENDING)
-
-
 def next_unit(*, now: datetime | None = None) -> int | None:
     """The waiting unit whose turn it is, or None: users take turns, and so do a user's jobs.
 
@@ -357,7 +353,7 @@ def next_unit(*, now: datetime | None = None) -> int | None:
     worker finds are the sweeper's latest, and those begin with the oldest job (docs/adr/0013).
     """
     now = now or database_now()
-    waiting = _waiting_units(now)
+    waiting = waiting_units(now=now)
     served = Job.objects.filter(user=OuterRef("user"), served_at__isnull=False)
     jobs = Job.objects.filter(
         Exists(waiting.filter(job=OuterRef("pk"))), state__in=Job.UNFINISHED

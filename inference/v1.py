@@ -179,7 +179,7 @@ class JobDetailSerializer(JobSerializer):
         read_only_fields = fields  # type: ignore[assignment]
 
     def get_queue_position(self, job: Job) -> int | None:
-        """How many unfinished jobs came before, and one."""
+        """How many turns others have before, and one."""
         wait = cast(Any, job).wait
         return None if wait is None else wait.turns_ahead + 1
 

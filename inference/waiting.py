@@ -7,7 +7,8 @@ from django.db.models import Count, F, Min, OuterRef, Subquery, Sum
 
 from accounts.models import User
 from inference.models import Job, UnitFile, WorkUnit
-from inference.selectors import ready_workers
+from inference.selectors import ready_workers, waiting_units
+from odproject.core.clock import database_now
 
 JOBS_LOOKED_AT = 20
 
@@ -70,7 +71,7 @@ def _queues() -> list[_Queue]:
     waiting = list(
         # That the jobs are unfinished too spares the units of all that ever were.
         UnitFile.objects.filter(
-            unit__job__state__in=Job.UNFINISHED, unit__state=WorkUnit.State.PENDING
+            unit__job__state__in=Job.UNFINISHED, unit__in=waiting_units(now=database_now())
         )
         .order_by()
         .values(user_id=F("unit__job__user"))

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from django.conf import settings
 from django.db import (
@@ -32,7 +31,7 @@ from inference.pipeline.errors import DrawingError, WeightsError, is_device_faul
 from inference.pipeline.options import OptionsError
 from inference.services import Claim, FileFault, LeaseLostError
 from inference.unit_work import WorkerStoppingError, process_unit
-from odproject.core.files import keep_reserve
+from odproject.core.files import keep_reserve, keep_reserve_of_storage
 from odproject.core.room import ROOM_CHECK_BYTES
 from odproject.core.sqlstates import is_refused_by_database
 
@@ -170,7 +169,7 @@ def run_unit(
 def _keep_reserves() -> None:
     """Raise OSError where what a unit writes would take room that the database needs."""
     keep_reserve(ROOM_CHECK_BYTES)
-    keep_reserve(ROOM_CHECK_BYTES, folder=Path(settings.MEDIA_ROOT))
+    keep_reserve_of_storage(ROOM_CHECK_BYTES)
 
 
 def _fault_of_file(error: Exception) -> FileFault | None:

@@ -128,7 +128,9 @@ class Bridge:
         except asyncio.CancelledError:
             # The client left long ago. What has not begun never will; a view that runs ends by
             # itself, and nobody wants its file.
-            if not work.cancel():
+            if work.cancel():
+                exchange.discard_body()
+            else:
                 work.add_done_callback(_close_unwanted)
             raise
         if isinstance(rest, bytes):
@@ -181,9 +183,13 @@ class _Exchange:
                 if close is not None:
                     close()
         finally:
-            body = self.environ["wsgi.input"]
-            if isinstance(body, io.IOBase) or hasattr(body, "close"):
-                body.close()
+            self.discard_body()
+
+    def discard_body(self) -> None:
+        """Give back the disk that the request's body takes."""
+        body = self.environ["wsgi.input"]
+        if isinstance(body, io.IOBase) or hasattr(body, "close"):
+            body.close()
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None

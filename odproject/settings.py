@@ -67,8 +67,8 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("OD_SECURE_COOKIES", False
 # -- the project ---------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "unfold",  # the looks of the admin, which also works without it; stands before the admin
+    "odproject",  # before auth, one of whose commands it extends
     "django.contrib.auth",
-    "odproject",
     "accounts",
     "billing",
     "datasets",

@@ -1,9 +1,13 @@
 """The house keeps its own rules: imports go one way, and the web process stays light."""
 
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+
+from tests.conftest import FilesWhole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -103,3 +107,17 @@ def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
         "print(repr(asker({'headers': []})))",
     )
     assert asked.stdout.split() == ["'7'", "'8'", "''", "''", "''", "''"], asked.stderr
+
+
+def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
+    files = ["tests/test_fair_threads.py", "tests/test_prices.py"]
+    side_by_side = ("-n", "2", "--dist", "loadscope", "-p", "no:cacheprovider")
+    ran = run("-m", "pytest", "-v", "--color=no", *side_by_side, *files)
+    processes: dict[str, set[str]] = {}
+    for process, path in re.findall(r"\[(gw\d)\] .*PASSED (tests/\w+\.py)::", ran.stdout):
+        processes.setdefault(path, set()).add(process)
+    assert [len(processes[path]) for path in files] == [1, 1], ran.stdout
+    scope = partial(FilesWhole._split_scope, None)
+    of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
+    assert {scope(one) for one in of_the_service} == {"the service"}
+    assert scope("tests/test_registry.py::TestRefusedUploads::c") == "tests/test_registry.py"

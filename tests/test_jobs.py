@@ -5,6 +5,8 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import Event
@@ -284,6 +286,25 @@ def test_lost_hint_is_repeated_and_a_fresh_one_is_not(user, sent_hints):
     assert len(sent_hints) == 1
     services.sweep(now=timezone.now() + timedelta(seconds=30))
     assert len(sent_hints) == 2
+
+
+def test_hint_of_a_clock_that_was_ahead_is_repeated(user, sent_hints):
+    submit(user, images=1)
+    WorkUnit.objects.update(enqueued_at=timezone.now() + timedelta(hours=1))
+    assert services.sweep() == 1
+    assert len(sent_hints) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 5])
+def test_sweeper_asks_once_for_what_to_hint_however_many_jobs_there_are(sent_hints, jobs):
+    for _ in range(jobs):
+        submit(make_user(), images=2)
+    services.enqueue_units()
+    sent_hints.clear()
+    with CaptureQueriesContext(connection) as queries:
+        assert services.enqueue_units() == 0
+    assert len(queries) == 2  # what time it is, and what waits
+    assert sent_hints == []
 
 
 def test_no_hint_is_repeated_while_the_queue_is_crowded(user, sent_hints, monkeypatch):

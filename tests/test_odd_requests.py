@@ -292,8 +292,25 @@ class TestForms:
         body = b"email=a%40example.org&" + passwords
         answer = APIClient().generic("POST", "/user/", body, content_type=self.URLENCODED)
         assert answer.status_code == 400
-        assert answer.json()["detail"] == "The fields of the form must be UTF-8."
+        assert answer.json()["detail"] == "The fields of the form must be utf-8."
         assert not User.objects.exists()
+
+    @pytest.mark.parametrize(
+        ("charset", "name", "stored"),
+        [
+            ("ISO-8859-1", "M%FCnchen", "München"),
+            ("utf-8", "M%C3%BCnchen", "München"),
+            ("us-ascii", "Munich", "Munich"),
+            ("us-ascii", "M%C3%BCnchen", None),
+            ("utf-16", "M%FC%00nchen", None),
+            ("no-such-charset", "M%C3%BCnchen", "München"),  # then it is UTF-8
+        ],
+    )
+    def test_form_is_read_in_the_charset_that_it_declares(self, client, charset, name, stored):
+        kind = f"{self.URLENCODED}; charset={charset}"
+        answer = client.generic("POST", "/api/v1/datasets/", f"name={name}", content_type=kind)
+        assert answer.status_code == (400 if stored is None else 201)
+        assert [one.name for one in Dataset.objects.all()] == ([stored] if stored else [])
 
     def test_field_of_a_multipart_form_that_is_no_utf_8_makes_no_dataset(self, client):
         body = self.multipart(name=b"M\xfcnchen")

@@ -99,6 +99,19 @@ class TestWaiting:
                 range(len(order) - turn - 1)
             )
 
+    def test_unit_that_pauses_is_not_ahead(self, user, dataset):
+        add_media_file(dataset)
+        paused = submit(user)
+        claim = services.claim_unit(unit_id=WorkUnit.objects.get().pk, worker_name="w")
+        pause = timedelta(minutes=10)
+        services.hand_back_unit(claim=claim, counts_as_try=False, pause=pause)
+        newcomer = make_user()
+        add_media_file(make_dataset(newcomer), name="b.jpg")
+        first, second = submit(newcomer), submit(newcomer)
+        assert [wait_of(job).turns_ahead for job in (first, second)] == [0, 1]
+        assert services.next_unit() == WorkUnit.objects.get(job=first).pk
+        assert wait_of(Job.objects.get(pk=paused.pk)) is None  # it has begun before
+
     def test_what_is_being_looked_at_is_waited_for(self, user, dataset, worker):
         add_media_file(dataset, name="a.mp4", media_type="video", frame_count=40)
         self.end(submit(user), frames=10, seconds=5)

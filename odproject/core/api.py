@@ -1,5 +1,6 @@
 """What every view shares: strict JSON, one renderer of errors, keys from body or query."""
 
+import codecs
 import functools
 import io
 import ipaddress
@@ -19,7 +20,7 @@ from django.core.exceptions import (
     TooManyFieldsSent,
     TooManyFilesSent,
 )
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse, QueryDict
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions, serializers
@@ -30,7 +31,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from odproject.core.errors import DomainError, FieldError
-from odproject.core.sqlstates import is_refused_by_database
+from odproject.core.sqlstates import is_away
 
 logger = logging.getLogger(__name__)
 PROBLEM_CONTENT_TYPE = "application/problem+json"
@@ -52,7 +53,7 @@ FRAMEWORK_ERRORS: dict[int, tuple[str, str, str]] = {
 }
 
 
-_NO_UTF8 = "The fields of the form must be UTF-8."
+_ENCODINGS_OF_FORMS = frozenset(("utf-8", "iso8859-1", "ascii"))
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -76,9 +77,9 @@ class StrictJSONParser(JSONParser):
 
 
 class StrictFormParser(FormParser):
-    """A form in UTF-8; other bytes are refused with 400 instead of being replaced.
+    """A form in UTF-8, or the charset that it declares; other bytes are refused with 400.
 
-    Two passwords that differ in such a byte would be one.
+    They would be replaced: two passwords that differ in such a byte would be one.
     """
 
     def parse(
@@ -89,15 +90,16 @@ class StrictFormParser(FormParser):
     ) -> Any:
         """Parse a form; raises ParseError."""
         body = stream.read()
+        encoding = _encoding_of_form(parser_context)
         try:
-            unquote_to_bytes(body).decode()
+            unquote_to_bytes(body).decode(encoding)
         except UnicodeDecodeError as error:
-            raise exceptions.ParseError(_NO_UTF8) from error
+            raise exceptions.ParseError(f"The fields of the form must be {encoding}.") from error
         return super().parse(io.BytesIO(body), media_type, parser_context)
 
 
 class StrictMultiPartParser(MultiPartParser):
-    """A form with files, whose fields are UTF-8; names of files may be anything."""
+    """A form with files, whose fields are in its charset; names of files may be anything."""
 
     def parse(
         self,
@@ -106,12 +108,22 @@ class StrictMultiPartParser(MultiPartParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> "DataAndFiles[Any, Any]":
         """Parse a form; raises ParseError."""
+        encoding = _encoding_of_form(parser_context)
         parsed = super().parse(stream, media_type, parser_context)
         # Django has replaced what it could not read.
         texts = (text for key, values in parsed.data.lists() for text in (key, *values))
         if any(_REPLACED in text for text in texts):
-            raise exceptions.ParseError(_NO_UTF8)
+            raise exceptions.ParseError(f"The fields of the form must be {encoding}.")
         return parsed
+
+
+def _encoding_of_form(parser_context: Mapping[str, Any] | None) -> str:
+    """What a form says it is written in, UTF-8 if nothing; raises ParseError for what is odd."""
+    declared = str((parser_context or {}).get("encoding") or settings.DEFAULT_CHARSET)
+    encoding = codecs.lookup(declared).name  # Django has passed over one that nobody knows
+    if encoding not in _ENCODINGS_OF_FORMS:
+        raise exceptions.ParseError(f"Forms are UTF-8 or ISO-8859-1, not {declared}.")
+    return encoding
 
 
 class LenientNegotiation(DefaultContentNegotiation):
@@ -224,15 +236,10 @@ def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]
             document = framework_problem(400, "The request has too many fields or files.")
         case SuspiciousOperation():
             document = framework_problem(400, str(error))
-        case DatabaseError() | InterfaceError() if _is_away(error):
+        case DatabaseError() | InterfaceError() if is_away(error):
             logger.error("The database did not answer: %s", error)
             document = framework_problem(503, _away_detail(context.get("request")))
     return document
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the database does not answer, or has no room, or takes no writes."""
-    return isinstance(error, OperationalError | InterfaceError) or is_refused_by_database(error)
 
 
 def _headers_of(error: Exception) -> dict[str, str]:
@@ -243,7 +250,7 @@ def _headers_of(error: Exception) -> dict[str, str]:
             return {"WWW-Authenticate": "Bearer"}
         case exceptions.Throttled():
             return {"Retry-After": str(max(1, math.ceil(getattr(error, "wait", None) or 1)))}
-        case DatabaseError() | InterfaceError() if _is_away(error):
+        case DatabaseError() | InterfaceError() if is_away(error):
             return {"Retry-After": "2"}
     return {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from django.conf import settings
-from django.core.files.storage import default_storage
+from django.core.files.storage import FileSystemStorage, default_storage
 from django.http import FileResponse, HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -100,6 +100,12 @@ def keep_reserve(length_bytes: int, *, folder: Path | None = None) -> None:
     """
     if not has_room_for(length_bytes, min_free_bytes=settings.MIN_FREE_BYTES, folder=folder):
         raise OSError(errno.ENOSPC, "What is left on the disk is its reserve")
+
+
+def keep_reserve_of_storage(length_bytes: int) -> None:
+    """`keep_reserve` for what is to be stored; a storage that is no disk of ours has none."""
+    if isinstance(default_storage, FileSystemStorage):
+        keep_reserve(length_bytes, folder=Path(default_storage.location))
 
 
 def printable(name: str) -> str:

@@ -255,7 +255,8 @@ export async function uploadFile(path, file, { abortSignal, onProgress, idempote
   await tryToRead(file);
   const attempt = (access) =>
     new Promise((resolve, reject) => {
-      const cancel = () => reject(new Refusal("Cancelled.", 0, "cancelled"));
+      let isSent = false; // then nobody can take it back: the service may have it
+      const cancel = () => reject(isSent ? new Refusal(BROKEN_OFF) : new Refusal("Cancelled.", 0, "cancelled"));
       if (abortSignal.aborted) return cancel();
       const upload = new XMLHttpRequest();
       const body = new FormData();
@@ -263,7 +264,10 @@ export async function uploadFile(path, file, { abortSignal, onProgress, idempote
       upload.upload.onprogress = (event) => {
         if (event.lengthComputable) onProgress(event.loaded / event.total);
       };
-      upload.upload.onload = () => onProgress(null);
+      upload.upload.onload = () => {
+        isSent = true;
+        onProgress(null);
+      };
       upload.onload = () => resolve({ status: upload.status, text: upload.responseText });
       upload.onerror = () => reject(new Refusal(BROKEN_OFF));
       upload.onabort = cancel;
