@@ -15,8 +15,9 @@ from inference.pipeline.batching import fastest_batch_size
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.encode import VideoWriter
 from inference.pipeline.errors import DeviceUnavailableError, PipelineError, WeightsError
+from inference.pipeline.heads import Candidates
 from inference.pipeline.layout import View, lay_into, lay_out
-from inference.pipeline.letterbox import Letterbox
+from inference.pipeline.letterbox import Letterbox, clipped
 from inference.pipeline.network import load_detector, load_network
 from inference.pipeline.options import DetectionOptions, OptionsError, Tiling
 from inference.pipeline.run import process_video
@@ -31,6 +32,19 @@ from tests.pipeline_fakes import (
     shared_data,
     small_detector,
 )
+
+
+class StillNetwork:
+    """What a detector asks of a network; candidates come from those that extend it."""
+
+    class_names = ("car",)
+    sha256 = "0" * 64
+    device = "cpu"
+    runtime = "none"
+    precision = "fp32"
+    lanes = 1
+    batch_size = 1
+
 
 SIZES_WH = [(320, 180), (181, 320), (640, 640), (33, 97), (1, 1), (1000, 3)]
 
@@ -94,7 +108,32 @@ def test_letterbox_is_that_of_ultralytics(size_wh):
     np.testing.assert_array_equal(target, LetterBox(320, auto=True, stride=32)(image=image))
     boxes = np.random.default_rng(1).uniform(-9, 330, (20, 4)).astype(np.float32)
     expected = scale_boxes(target.shape[:2], boxes.copy(), image.shape[:2])
-    np.testing.assert_allclose(box.to_image(boxes), expected, rtol=1e-5, atol=1e-3)
+    found = clipped(box.to_image(boxes), size_wh)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_boxes_are_clipped_to_the_image_after_they_suppressed_each_other():
+    """Cut off at the border two neighbours overlap by half, as they are by a third only."""
+    real_detector()  # sets Ultralytics' environment before its first import
+    from ultralytics.utils.nms import non_max_suppression
+    from ultralytics.utils.ops import scale_boxes
+
+    boxes = np.array([[-60, 100, 20, 160], [-12, 100, 30, 160], [-90, 0, -10, 60]], np.float32)
+    confidences = np.array([0.9, 0.8, 0.7], np.float32)
+
+    class TwoNeighboursAndOneOutside(StillNetwork):
+        def candidates(self, views, floor):
+            return [Candidates.whole(np.zeros(3, np.int64), confidences, boxes) for _ in views]
+
+    options = DetectionOptions(image_size=640, one_class_per_object=False, iou=0.5)
+    detector = YoloDetector(TwoNeighboursAndOneOutside(), options)
+    (found,) = detector.detect([np.zeros((640, 640, 3), np.uint8)])
+    np.testing.assert_array_equal(found.boxes_xyxy, [[0, 100, 20, 160], [0, 100, 30, 160]])
+    rows = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
+    raw = torch.from_numpy(np.concatenate((rows, confidences[:, None]), 1).T[None].copy())
+    expected = scale_boxes((640, 640), non_max_suppression(raw, 0.05, 0.5)[0][:, :4], (640, 640))
+    has_area = (expected[:, 2:] > expected[:, :2]).all(1)
+    np.testing.assert_array_equal(found.boxes_xyxy, expected[has_area])
 
 
 def test_images_of_mixed_sizes_are_found_as_if_alone():

@@ -63,6 +63,14 @@ def test_holding_everything_out_is_refused(photographs):
         load_photographs(photographs, held_out=["MOS155-179", "DJI_0005", "DJI_0028"])
 
 
+def test_sequence_that_there_is_none_of_cannot_be_held_out(photographs):
+    """Mistyped it would be trained on, and the card would say that it was not."""
+    with pytest.raises(
+        ValueError, match=r"no sequence DJI-0028, only DJI_0005, DJI_0028, MOS155-179"
+    ):
+        load_photographs(photographs, held_out=["MOS155-179", "DJI-0028"])
+
+
 def test_bare_regions_are_the_bands_without_vehicles(tmp_path):
     cv2.imwrite(str(tmp_path / "image_test_1.jpg"), np.zeros((100, 60, 3), np.uint8))
     assert [picture.size_wh for picture in load_bare_regions(tmp_path)] == [(60, 62), (60, 21)]

@@ -47,6 +47,18 @@ def test_a_run_cut_in_two_gives_the_weights_of_one_without_interruption(trained,
     assert same_weights(resumed.decoder, trained.decoder)
 
 
+def test_run_that_was_killed_behind_its_checkpoint_has_a_line_for_each_step(trained, tmp_path):
+    trainer(tmp_path).run(sources(), stop=2)
+    with (tmp_path / "log.jsonl").open("a") as log:  # two steps that were not saved, one half
+        log.write('{"step": 3}\n{"step": 4}\n{"ste')
+    resumed = trainer(tmp_path)
+    assert resumed.resume()
+    resumed.run(sources())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, resumed.step + 1))
+    assert losses(resumed) == losses(trained)
+
+
 def test_two_runs_from_one_seed_are_the_same_and_another_seed_gives_others(trained, tmp_path):
     again = trainer(tmp_path / "again")
     again.run(sources())

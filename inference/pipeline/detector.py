@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from inference.pipeline.heads import MAX_CANDIDATES, Candidates
 from inference.pipeline.layout import View
-from inference.pipeline.letterbox import Letterbox
+from inference.pipeline.letterbox import Letterbox, clipped, has_area
 from inference.pipeline.merge import are_fragments, merge
 from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
 from inference.pipeline.tiles import Part, plan
@@ -125,19 +125,29 @@ class YoloDetector:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def placed(self, part: Part, found: Candidates) -> Candidates:
-        """Candidates of a part as boxes on the image, as far as the part is the one to tell."""
+    def placed(self, part: Part, found: Candidates, *, is_tiled: bool) -> Candidates:
+        """Candidates of a part as boxes on the image, as far as the part is the one to tell.
+
+        Where the part is the whole image they may reach beyond it.
+        """
         if self._wanted_ids is not None:
             found = found.chosen(np.isin(found.class_ids, self._wanted_ids))
         boxes = part.letterbox.to_image(found.boxes_xyxy)
+        if not is_tiled:
+            return found._replace(boxes_xyxy=boxes, is_cut=np.zeros(len(boxes), np.bool_))
+        boxes = clipped(boxes, part.letterbox.size_wh)
         boxes += np.array([*part.left_top, *part.left_top], np.float32)
         # What lies wholly in the grey margin has no area left on the image.
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & part.counts(boxes)
+        kept = has_area(boxes) & part.counts(boxes)
         placed = found._replace(boxes_xyxy=boxes, is_cut=part.cuts(boxes))
         return placed.chosen(kept)
 
-    def merged(self, found: Candidates, *, is_tiled: bool) -> Detections:
-        """One box per object, from the placed candidates of all parts of an image."""
+    def merged(self, found: Candidates, *, size_wh: tuple[int, int], is_tiled: bool) -> Detections:
+        """One box per object, from the placed candidates of all parts of an image.
+
+        Without tiles boxes are clipped to the image after they have suppressed each other, as by
+        Ultralytics: cut off at the border they would overlap more than they do.
+        """
         one_class = self.options.one_class_per_object
         if is_tiled:
             found = found.chosen(~are_fragments(*found, one_class_per_object=one_class))
@@ -151,9 +161,10 @@ class YoloDetector:
             max_detections=self.options.max_detections,
             one_class_per_object=one_class,
         )
-        return Detections(
-            found.class_ids[keep].astype(np.int16), found.confidences[keep], merged_xyxy
-        )
+        class_ids, confidences = found.class_ids[keep].astype(np.int16), found.confidences[keep]
+        boxes = clipped(merged_xyxy, size_wh)
+        seen = has_area(boxes)
+        return Detections(class_ids[seen], confidences[seen], boxes[seen])
 
 
 _NOTHING: Image = np.zeros((0, 0, 3), np.uint8)
@@ -173,6 +184,14 @@ class _Slot(Generic[Item]):
     @property
     def is_finished(self) -> bool:
         return self.settled_count == len(self.parts)
+
+    @property
+    def is_tiled(self) -> bool:
+        return len(self.parts) > 1
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        return self.image.shape[1], self.image.shape[0]
 
     def settle(self, placed: Candidates) -> None:
         """Takes what a part shows. Only the best of all parts are kept: there may be 1,000."""
@@ -206,8 +225,9 @@ class _Assembly(Generic[Item]):
         """Takes an image in; may wait for the lanes."""
         if image is None:
             image = _NOTHING
-        size_wh = image.shape[1], image.shape[0]
-        slot = _Slot(item, image, plan(size_wh, self._detector.options) if image.size else [])
+        slot = _Slot(item, image, [])
+        if image.size:
+            slot.parts = plan(slot.size_wh, self._detector.options)
         self._slots.append(slot)
         self._held_bytes += image.nbytes
         for position, part in enumerate(slot.parts):
@@ -225,7 +245,9 @@ class _Assembly(Generic[Item]):
         while self._slots and self._slots[0].is_finished:
             slot = self._slots.popleft()
             self._held_bytes -= slot.image.nbytes
-            detections = self._detector.merged(slot.found, is_tiled=len(slot.parts) > 1)
+            detections = self._detector.merged(
+                slot.found, size_wh=slot.size_wh, is_tiled=slot.is_tiled
+            )
             item = slot.item
             del slot
             yield item, detections
@@ -260,7 +282,8 @@ class _Assembly(Generic[Item]):
     def _settle(self) -> None:
         future, batch = self._running.popleft()
         for (slot, position), candidates in zip(batch, future.result(), strict=True):
-            slot.settle(self._detector.placed(slot.parts[position], candidates))
+            part = slot.parts[position]
+            slot.settle(self._detector.placed(part, candidates, is_tiled=slot.is_tiled))
         self._on_progress()
 
 

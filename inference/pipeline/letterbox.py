@@ -43,8 +43,19 @@ class Letterbox:
         )
 
     def to_image(self, boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Boxes (n, 4) in the input's pixels as boxes in the image's, clipped to the image."""
+        """Boxes (n, 4) in the input's pixels as boxes in the image's, which may reach beyond it."""
         scale = np.array(self.resized_wh, np.float32) / np.array(self.size_wh, np.float32)
         corners = boxes_xyxy.reshape(-1, 2, 2) - np.array(self.left_top, np.float32)
-        corners = np.clip(corners / scale, 0, np.array(self.size_wh, np.float32))
-        return corners.reshape(-1, 4).astype(np.float32, copy=False)
+        return (corners / scale).reshape(-1, 4).astype(np.float32, copy=False)
+
+
+def clipped(
+    boxes_xyxy: npt.NDArray[np.float32], size_wh: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Boxes (n, 4) as far as they lie on an image of this size."""
+    return np.clip(boxes_xyxy, 0, np.array([*size_wh, *size_wh], np.float32))
+
+
+def has_area(boxes_xyxy: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which of these boxes (n, 4) are wider and higher than nothing."""
+    return np.asarray((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1))

@@ -98,9 +98,15 @@ def load_photographs(folder: Path, *, held_out: Sequence[str] = ()) -> tuple[Pic
     """The photographs of `folder/images` with `folder/labels` in YOLO's format, by name.
 
     `held_out`: names of sequences that are left out. Classes beyond CLASS_NAMES count as
-    vehicles without a label. Raises FileNotFoundError without photographs or without labels.
+    vehicles without a label. Raises FileNotFoundError without photographs or without labels, and
+    ValueError for a sequence that there is none of: what was mistyped would be trained on.
     """
     paths = sorted((folder / "images").iterdir())
+    sequences = {sequence_of(path.stem) for path in paths}
+    if unknown := sorted(set(held_out) - sequences):
+        raise ValueError(
+            f"There is no sequence {', '.join(unknown)}, only {', '.join(sorted(sequences))}."
+        )
     neutral, mistaken = _boxes_of(_UNLABELLED), _boxes_of(_MISTAKES)
     pictures = [
         _labelled(path, folder / "labels" / f"{path.stem}.txt", neutral, mistaken)

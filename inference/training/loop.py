@@ -78,7 +78,15 @@ class Trainer:
         if self.decoder is not None:
             self.decoder.load_state_dict(state["decoder"])
         self.step = state["step"]
+        self._forget_steps_after_the_checkpoint()
         return True
+
+    def _forget_steps_after_the_checkpoint(self) -> None:
+        """Has the log end where the training goes on, so that it has a line for each step."""
+        log = self.folder / "log.jsonl"
+        if log.is_file():
+            rows = log.read_text().splitlines(keepends=True)
+            log.write_text("".join(rows[: self.step]))
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
