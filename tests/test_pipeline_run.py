@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image as PilImage
+from PIL import ImageCms
 
 from datasets.media.errors import MediaError
 from datasets.media.video import VideoFrame, count_frames, iter_frames
@@ -360,6 +361,31 @@ def test_image_is_detected_upright_and_drawn(tmp_path):
 
 
 @pytest.mark.usefixtures("spare_cores")
+@pytest.mark.parametrize(
+    ("mode", "suffix", "is_kept"),
+    [
+        ("RGB", "jpg", True),
+        ("RGB", "png", True),
+        ("RGBA", "png", True),
+        ("RGB", "webp", True),
+        ("RGB", "tif", True),
+        ("L", "jpg", False),  # a profile of greys says nothing about RGB
+        ("CMYK", "jpg", False),
+    ],
+)
+def test_annotated_photograph_keeps_the_colour_profile_of_its_numbers(
+    tmp_path, mode, suffix, is_kept
+):
+    """Phones write Display P3; the same numbers taken for sRGB would be paler."""
+    source, annotated = tmp_path / f"a.{suffix}", tmp_path / f"annotated.{suffix}"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    PilImage.new(mode, (64, 48), 128).save(source, icc_profile=profile)
+    (outcome,) = process_images([ImageTask(source, annotated)], FakeDetector())
+    assert outcome.error is None
+    with PilImage.open(annotated) as copy:
+        assert copy.info.get("icc_profile") == (profile if is_kept else None)
+
+
 def test_images_that_cannot_be_read_or_drawn_fail_alone(tmp_path):
     for name in ("first.png", "broken.png", "last.png"):
         PilImage.new("RGB", (64, 48), "red").save(tmp_path / name)

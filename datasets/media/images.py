@@ -88,6 +88,7 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 _BLOCK_PIXELS = 1 << 18
 THUMBNAIL_PIXELS = 320  # of the longer side
+_LARGEST_PROFILE_BYTES = 4 * 1024**2
 _SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 
@@ -127,6 +128,26 @@ def read_image(path: Path, *, limits: MediaLimits | None = None) -> np.ndarray:
     """
     with _loaded(path, limits or DEFAULT_LIMITS) as (image, _), _damage_refused():
         return _to_rgb(image, _orientation(image))
+
+
+def colour_profile(path: Path) -> bytes | None:
+    """The ICC profile that says what the numbers of `read_image` mean, as phones write it.
+
+    None where there is none, or where the numbers are no longer the stored ones: of grey and CMYK
+    images, and of a file that cannot be read.
+    """
+    reader = _READERS.get(sniff(path).format)
+    if reader is None:
+        return None
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            image = reader(file)
+            profile = image.info.get("icc_profile")
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+    is_fit = isinstance(profile, bytes) and 0 < len(profile) <= _LARGEST_PROFILE_BYTES
+    return profile if is_fit and image.mode in ("RGB", "RGBA", "P") else None
 
 
 def thumbnail_of(picture: np.ndarray) -> bytes:

@@ -210,10 +210,17 @@ class VideoWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None:  # noqa: A002
+def write_image(
+    path: Path,
+    image_rgb: Image,
+    format: str | None = None,  # noqa: A002
+    *,
+    colour_profile: bytes | None = None,
+) -> None:
     """Writes an image; the file appears under its name only when it is whole.
 
-    `format`: JPEG, PNG, WEBP, BMP or TIFF; by default what the name ends with. Raises
+    `format`: JPEG, PNG, WEBP, BMP or TIFF; by default what the name ends with. `colour_profile`:
+    the ICC profile of its numbers, sRGB without one. Raises
     DrawingError (`image_format_unknown`, or `image_too_large` for what the format cannot hold).
     """
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
@@ -224,7 +231,10 @@ def write_image(path: Path, image_rgb: Image, format: str | None = None) -> None
     with whole_file(path) as partial:
         try:
             PilImage.fromarray(image_rgb).save(
-                partial, format=chosen, **_IMAGE_OPTIONS.get(chosen, {})
+                partial,
+                format=chosen,
+                icc_profile=colour_profile,
+                **_IMAGE_OPTIONS.get(chosen, {}),
             )
         except ValueError as error:
             raise DrawingError("image_too_large", f"{chosen} cannot hold this image.") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.media.errors import MediaError
-from datasets.media.images import read_image
+from datasets.media.images import colour_profile, read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.seeking import SeekPlan
 from datasets.media.video import DECODER_THREADS, VideoFrame, iter_frames
@@ -125,7 +125,11 @@ def _finish_image(
     path = loaded.task.annotated
     if path is not None:
         try:
-            write_image(path, draw(loaded.image, detections, class_names))
+            write_image(
+                path,
+                draw(loaded.image, detections, class_names),
+                colour_profile=colour_profile(loaded.task.source),
+            )
         except DrawingError as error:
             return ImageOutcome(detections, error=error)
     height, width = loaded.image.shape[:2]
