@@ -1,6 +1,7 @@
 """Files of weights are read without running what they bring."""
 
 import pickle
+import re
 import zipfile
 
 import onnx
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from inference.pipeline.errors import WeightsError
+from inference.pipeline.network import load_network
 from inference.pipeline.weights_file import WeightsFacts
 from inference.pipeline.weights_reader import read_weights
 from tests.weights_makers import (
@@ -125,6 +127,23 @@ class TestCheckpoints:
         error = refusal(path, tmp_path)
         assert error.code == "not_a_detector"
         assert reason in error.detail
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"reg_max": 1}, "The model's last part is not that of YOLOv8."),
+            ({"end2end": True}, "The model's last part is not that of YOLOv8."),
+            ({"reg_max": 1, "end2end": True}, "The model's last part is not that of YOLOv8."),
+            ({"channels": 1}, "The model takes pictures of 1, not 3 channels."),
+            ({"channels": 4}, "The model takes pictures of 4, not 3 channels."),
+        ],
+    )
+    def test_detector_that_is_not_read_as_yolov8_is(self, changes, reason, tmp_path):
+        path = write_checkpoint(tmp_path / "model.pt", tiny_model(tmp_path, **changes))
+        error = refusal(path, tmp_path)
+        assert (error.code, error.detail) == ("not_a_detector", reason)
+        with pytest.raises(WeightsError, match=re.escape(reason)):  # so is one stored before
+            load_network(path, precision="fp32", runtime="torch", device="cpu")
 
     def test_other_things_in_a_checkpoint(self, tmp_path):
         path = tmp_path / "model.pt"

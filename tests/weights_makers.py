@@ -15,15 +15,20 @@ IMAGE_SIZE = 160
 CELLS = 20 * 20 + 10 * 10 + 5 * 5
 
 
-def tiny_model(tmp_path: Path, kind: str = "DetectionModel", names=CLASSES):
-    """A YOLOv8 of a sixteenth of the usual width, untrained; `kind` as Ultralytics names it."""
+def tiny_model(
+    tmp_path: Path, kind: str = "DetectionModel", names=CLASSES, *, channels=3, **changes
+):
+    """A YOLOv8 of a sixteenth of the usual width, untrained; `kind` as Ultralytics names it.
+
+    `changes` are of its configuration, such as those with which Ultralytics makes YOLO26's head.
+    """
     prepare(tmp_path / "ultralytics")
     from ultralytics.nn import tasks
 
     files = {"DetectionModel": "yolov8n.yaml", "SegmentationModel": "yolov8n-seg.yaml"}
     config = tasks.yaml_model_load(files[kind])
-    config["scales"] = {"n": [0.33, 0.0625, 256]}
-    model = getattr(tasks, kind)(config, nc=len(names), verbose=False)
+    config |= {"scales": {"n": [0.33, 0.0625, 256]}, **changes}
+    model = getattr(tasks, kind)(config, ch=channels, nc=len(names), verbose=False)
     model.names = dict(enumerate(names))
     return model.half()
 

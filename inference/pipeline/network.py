@@ -93,8 +93,8 @@ def load_network(
 
     Only classes that Ultralytics' list of known modules allows are unpickled from the file.
     Raises WeightsError (`weights_missing`, `weights_changed`, `weights_unreadable`,
-    `precision_not_available`), DeviceUnavailableError for a device that is not there, and
-    ValueError for a runtime that there is not.
+    `not_a_detector`, `precision_not_available`), DeviceUnavailableError for a device that is not
+    there, and ValueError for a runtime that there is not.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"a runtime is one of {', '.join(RUNTIMES)}, not {runtime}")

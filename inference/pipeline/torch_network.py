@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 _BATCH_SIZES_CPU = (1, 2, 4, 8)
 _BATCH_SIZES_CUDA = (8, 16, 32, 64, 128)
 _CUDA_LANES = 2  # while one batch is computed, another thread prepares the next one
+_IMAGE_CHANNELS = 3
 
 
 class TorchNetwork:
@@ -165,7 +166,10 @@ def prepare(config_dir: Path) -> None:
 
 
 def load_model(weights: Path, config_dir: Path | None) -> Any:
-    """The module of a checkpoint in float32; raises WeightsError (`weights_unreadable`)."""
+    """The module of a checkpoint in float32, whose head is one that `heads.decode` reads.
+
+    Raises WeightsError (`weights_unreadable`, `not_a_detector`).
+    """
     with ultralytics_kept_quiet(config_dir):
         from ultralytics.nn.tasks import torch_safe_load  # heavy, and configured by environment
 
@@ -189,7 +193,29 @@ def load_model(weights: Path, config_dir: Path | None) -> Any:
         raise WeightsError("weights_unreadable", f"{weights.name} holds no detection model.")
     if tuple(int(stride) for stride in model.stride.tolist()) != STRIDES:
         raise WeightsError("weights_unreadable", f"{weights.name} has other strides than YOLOv8.")
+    _check_ends(model)
     return model.float()
+
+
+def _check_ends(model: Any) -> None:
+    """Raise WeightsError for a head whose boxes would be misread, or an input other than RGB.
+
+    Later models of Ultralytics call their head the same. That of YOLO26 tells each side of a box
+    by one number instead of bins, and one that was trained end to end answers with two of all.
+    """
+    head = model.model[-1]
+    is_yolov8 = (
+        type(head).__name__ == "Detect"
+        and getattr(head, "reg_max", 1) > 1
+        and getattr(head, "one2one_cv2", None) is None
+    )
+    if not is_yolov8:
+        raise WeightsError("not_a_detector", "The model's last part is not that of YOLOv8.")
+    channels = next(model.parameters()).shape[1]
+    if channels != _IMAGE_CHANNELS:
+        raise WeightsError(
+            "not_a_detector", f"The model takes pictures of {channels}, not 3 channels."
+        )
 
 
 @contextlib.contextmanager

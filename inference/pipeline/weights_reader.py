@@ -33,8 +33,6 @@ def read_weights(path: Path, *, config_dir: Path | None = None) -> WeightsFacts:
 def _read_checkpoint(path: Path, config_dir: Path | None) -> tuple[dict[int, str], None, int]:
     _check_not_inflated(path)
     model = load_model(path, config_dir)
-    if type(model.model[-1]).__name__ != "Detect":
-        raise WeightsError("not_a_detector", "The model's last part is not that of YOLOv8.")
     names = {int(class_id): str(name) for class_id, name in dict(model.names).items()}
     if model.model[-1].nc != len(names):
         raise WeightsError("not_a_detector", "The model names not as many classes as it has.")
