@@ -403,6 +403,21 @@ class TestRefusedUploads:
         assert "it must have 160 to 2048" in answer.json()["detail"]
         assert sent == []
 
+    def test_export_for_any_size_that_answers_with_merged_boxes(self, admin, tmp_path, sent):
+        model = onnx_model(
+            input_shape=["batch", 3, "height", "width"],
+            output_shape=["batch", "boxes", "numbers"],
+            answer_shape=[1, 300, 6],
+        )
+        content = write_onnx(tmp_path / "merged.onnx", model).read_bytes()
+        answer = post_upload(client_of(admin), content)
+        assert (answer.status_code, answer.json()["reason"]) == (422, "not_a_detector")
+        assert answer.json()["detail"] == (
+            "The model's output is [1, 300, 6], not (1, 6, cells) as of a YOLOv8 detector of 2 "
+            "classes."
+        )
+        assert sent == []
+
     def test_pickle_that_means_harm_is_never_executed(self, admin, tmp_path, sent):
         marker = tmp_path / "it-was-executed"
         path = write_checkpoint(tmp_path / "evil.pt", Evil(marker))

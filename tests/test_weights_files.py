@@ -1,5 +1,6 @@
 """Files of weights are read without running what they bring."""
 
+import copy
 import pickle
 import re
 import zipfile
@@ -21,6 +22,7 @@ from tests.weights_makers import (
     IMAGE_SIZE,
     Evil,
     EvilByExec,
+    export_onnx,
     onnx_model,
     tiny_model,
     write_checkpoint,
@@ -191,9 +193,66 @@ class TestOnnx:
         )
         assert read_weights(write_onnx(tmp_path / "model.onnx", open_model)).image_size is None
 
+    def test_real_export_for_any_size_is_taken(self, model, tmp_path):
+        facts = read_weights(export_onnx(tmp_path / "model.onnx", copy.deepcopy(model)))
+        assert (facts.class_names, facts.image_size) == (CLASSES, None)
+
+    def test_real_export_that_merges_its_boxes_and_says_nothing_of_it(self, tmp_path):
+        model = tiny_model(tmp_path, end2end=True, reg_max=1)
+        model.end2end = True
+        error = refusal(export_onnx(tmp_path / "model.onnx", model), tmp_path)
+        assert error.code == "not_a_detector"
+        assert "output is [1, 300, 6], not (1, 6, cells)" in error.detail
+
+    @pytest.mark.parametrize("answer_shape", [[1, 300, 6], [1, 525, 6], [1, 6, 526], [1, 7, 525]])
+    @pytest.mark.parametrize("sides", [[160, 160], ["height", "width"]])
+    def test_what_comes_out_is_found_where_it_is_left_open(self, answer_shape, sides, tmp_path):
+        model = onnx_model(
+            input_shape=[1, 3, *sides],
+            output_shape=["batch", "channels", "anchors"],
+            answer_shape=answer_shape,
+        )
+        error = refusal(write_onnx(tmp_path / "model.onnx", model), tmp_path)
+        assert error.code == "not_a_detector"
+        assert f"output is {answer_shape}, not (1, 6, cells)" in error.detail
+
+    def test_output_that_is_not_what_the_file_says_is_refused(self, tmp_path):
+        model = onnx_model(answer_shape=[1, 6, 526])
+        error = refusal(write_onnx(tmp_path / "model.onnx", model), tmp_path)
+        assert "output is [1, 6, 526], not (1, 6, cells)" in error.detail
+
+    def test_input_that_cannot_have_the_smallest_size_is_refused(self, tmp_path):
+        model = onnx_model(input_shape=[1, 3, "height", "width"])
+        wide = helper.make_tensor("wide", TensorProto.FLOAT, [192], [0.0] * 192)
+        model.graph.initializer.append(wide)
+        del model.graph.node[:]
+        model.graph.node.extend(
+            [
+                helper.make_node("Add", ["images", "wide"], ["sum"]),
+                helper.make_node("ReduceMax", ["sum"], ["most"], keepdims=0),
+                helper.make_node("Mul", ["answer", "most"], ["output0"]),
+            ]
+        )
+        error = refusal(write_onnx(tmp_path / "model.onnx", model), tmp_path)
+        assert (error.code, error.detail) == (
+            "not_a_detector",
+            "The model takes no picture of 160 x 160 pixels.",
+        )
+
+    def test_metadata_of_a_plain_export_are_no_reason_to_refuse_it(self, tmp_path):
+        arguments = "{'batch': 1, 'nms': None, 'dynamic': True}"
+        for given_arguments in (arguments, arguments.replace("None", "False"), "no literal"):
+            model = onnx_model(end2end="False", nms="False", stride="32", args=given_arguments)
+            facts = read_weights(write_onnx(tmp_path / "model.onnx", model))
+            assert facts == WeightsFacts("onnx", CLASSES, IMAGE_SIZE, 6 * CELLS)
+
     @pytest.mark.parametrize(
         ("changes", "code", "reason"),
         [
+            ({"end2end": "True"}, "not_a_detector", "merges its boxes itself"),
+            ({"nms": "True"}, "not_a_detector", "merges its boxes itself"),
+            ({"args": "{'batch': 1, 'nms': True}"}, "not_a_detector", "merges its boxes itself"),
+            ({"stride": "64"}, "not_a_detector", "largest stride is 64, not 32 as of YOLOv8"),
             ({"domain": "com.evil"}, "weights_unsafe", "not ONNX's own: com.evil"),
             ({"names": None}, "not_a_detector", "do not name its classes"),
             ({"names": "__import__('os').getpid()"}, "not_a_detector", "do not name its classes"),

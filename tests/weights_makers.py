@@ -1,7 +1,9 @@
 """Weights for tests: tiny real checkpoints, ONNX graphs, and files that mean harm."""
 
+import math
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import onnx
@@ -70,9 +72,10 @@ def onnx_model(**changes):
         "task": "detect",
         "domain": "",
         "outputs": 1,
+        "answer_shape": [1, channels, CELLS],
     } | changes
-    size = channels * CELLS
-    constant = helper.make_tensor("answer", TensorProto.FLOAT, [1, channels, CELLS], [0.0] * size)
+    size = math.prod(given["answer_shape"])
+    constant = helper.make_tensor("answer", TensorProto.FLOAT, given["answer_shape"], [0.0] * size)
     nodes = [helper.make_node("Identity", ["answer"], ["output0"], domain=given["domain"])]
     nodes += given.get("nodes", [])
     outputs = [
@@ -84,9 +87,32 @@ def onnx_model(**changes):
     if given["domain"]:
         opsets.append(helper.make_opsetid(given["domain"], 1))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    properties = {key: given[key] for key in ("names", "task") if given[key] is not None}
+    keys = ("names", "task", "args", "end2end", "nms", "stride")
+    properties = {key: given[key] for key in keys if given.get(key) is not None}
     helper.set_model_props(model, properties)
     return model
+
+
+def export_onnx(path: Path, model) -> Path:
+    """A checkpoint's model as Ultralytics exports it for pictures of any size."""
+    head = model.model[-1]
+    head.export, head.format, head.dynamic = True, "onnx", True
+    sides = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "anchors"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every shape that it reads
+        torch.onnx.export(
+            model.float().eval(),
+            torch.zeros(1, 3, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE),
+            str(path),
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes=sides,
+            opset_version=17,
+            dynamo=False,
+        )
+    exported = onnx.load_model(str(path))
+    helper.set_model_props(exported, {"names": str(model.names), "task": "detect", "stride": "32"})
+    return write_onnx(path, exported)
 
 
 def write_onnx(path: Path, model=None) -> Path:

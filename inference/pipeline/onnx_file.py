@@ -1,8 +1,9 @@
 """Looks into an ONNX file without running it: the only file that imports onnx.
 
 What is taken is a YOLOv8 detector as Ultralytics exports it: one picture goes in, one tensor
-(1, 4 + classes, cells) comes out, and the metadata name the classes. Everything is in the one
-file, and every operator is of ONNX itself, so that no other file and no library is loaded by
+(1, 4 + classes, cells) comes out, and the metadata name the classes. The file itself may leave
+open what comes out, so OpenVINO, which runs it later, works out its sides. Everything is in the
+one file, and every operator is of ONNX itself, so that no other file and no library is loaded by
 whatever runs it later.
 """
 
@@ -21,6 +22,7 @@ from inference.pipeline.options import MAX_IMAGE_SIZE_PIXELS, MIN_IMAGE_SIZE_PIX
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 IMAGE_CHANNELS = 3
 INPUT_AXES = 4  # picture, channel, row, column
+OUTPUT_AXES = 3  # picture, box and classes, cell
 BOX_NUMBERS = 4
 
 
@@ -39,9 +41,11 @@ def read_onnx(path: Path) -> tuple[dict[int, str], int | None, int]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError("weights_unreadable", f"The model is not sound: {reason}") from error
-    names = _class_names(model)
+    properties = {one.key: one.value for one in model.metadata_props}
+    _check_kind(properties)
+    names = _class_names(properties)
     image_size = _fixed_image_size(model)
-    _check_output(model, len(names), image_size)
+    _check_output(model, path, len(names), image_size)
     parameters = sum(_size(tensor.dims) for tensor in model.graph.initializer)
     return names, image_size, parameters
 
@@ -76,17 +80,41 @@ def _tensors(model: Any) -> Iterator[Any]:
                 yield from (sparse.values, sparse.indices)
 
 
-def _class_names(model: Any) -> dict[int, str]:
-    properties = {one.key: one.value for one in model.metadata_props}
+def _check_kind(properties: dict[str, str]) -> None:
+    """Refuse what tells of itself that its boxes are not a YOLOv8 detector's, one for each cell."""
     if properties.get("task", "detect") != "detect":
         raise WeightsError("not_a_detector", f"The model is made for {properties['task']!r}.")
+    arguments = _literal(properties.get("args", ""))
+    merges = arguments.get("nms") if isinstance(arguments, dict) else None
+    if merges is True or "True" in (properties.get("end2end"), properties.get("nms")):
+        raise WeightsError(
+            "not_a_detector",
+            "The model merges its boxes itself; export it without end2end or nms.",
+        )
+    largest = str(STRIDES[-1])
+    if properties.get("stride", largest) != largest:
+        raise WeightsError(
+            "not_a_detector",
+            f"The model's largest stride is {properties['stride']}, not {largest} as of YOLOv8.",
+        )
+
+
+def _class_names(properties: dict[str, str]) -> dict[int, str]:
     try:
-        names = ast.literal_eval(properties["names"])
+        names = _literal(properties.get("names", ""))
         return {int(class_id): str(name) for class_id, name in names.items()}
-    except (KeyError, ValueError, SyntaxError, AttributeError, TypeError, MemoryError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise WeightsError(
             "not_a_detector", "The model's metadata do not name its classes."
         ) from error
+
+
+def _literal(text: str) -> Any:
+    """What the metadata write as Python does, None where it is nothing of the kind."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError):
+        return None
     except RecursionError as error:
         raise WeightsError("weights_unreadable", "The metadata are nested too deeply.") from error
 
@@ -129,17 +157,24 @@ def _fixed_image_size(model: Any) -> int | None:
     return height
 
 
-def _check_output(model: Any, class_count: int, image_size: int | None) -> None:
+def _check_output(model: Any, path: Path, class_count: int, image_size: int | None) -> None:
+    """Refuse another output than one box for each cell, as it says and as it really is."""
     outputs = list(model.graph.output)
-    shape = _shape(outputs[0]) if len(outputs) == 1 else []
     channels = BOX_NUMBERS + class_count
-    cells = None if image_size is None else sum((image_size // one) ** 2 for one in STRIDES)
+    side = image_size or MIN_IMAGE_SIZE_PIXELS  # where any will do, the smallest is soonest done
+    cells = sum((side // one) ** 2 for one in STRIDES)
+    shape = _shape(outputs[0]) if len(outputs) == 1 else []
     fits = (
-        len(shape) == 3
+        len(shape) == OUTPUT_AXES
         and shape[0] in (1, None)
-        and shape[1] in (channels, None if image_size is None else channels)
-        and (cells is None or shape[2] in (cells, None))
+        and shape[1] in (channels, None)
+        and (image_size is None or shape[2] in (cells, None))
     )
+    if fits:
+        from inference.pipeline.openvino_network import output_shape_of_file  # only for ONNX
+
+        shape = output_shape_of_file(path, side)
+        fits = shape == [1, channels, cells]
     if not fits:
         raise WeightsError(
             "not_a_detector",

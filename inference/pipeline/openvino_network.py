@@ -87,6 +87,27 @@ def graph_of_file(path: Path, *, is_open: bool) -> ov.Model:
         raise WeightsError("weights_unreadable", f"OpenVINO cannot read {path.name}.") from error
 
 
+def output_shape_of_file(path: Path, side: int) -> list[int | None]:
+    """The sides of what comes out for one square picture, None for those that nothing fixes.
+
+    Nothing is run. Raises WeightsError (`weights_unreadable`, `not_a_detector`).
+    """
+    try:
+        graph = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise WeightsError("weights_unreadable", f"OpenVINO cannot read {path.name}.") from error
+    try:
+        graph.reshape([1, 3, side, side])
+    except RuntimeError as error:
+        raise WeightsError(
+            "not_a_detector", f"The model takes no picture of {side} x {side} pixels."
+        ) from error
+    shape = graph.output(0).get_partial_shape()
+    if shape.rank.is_dynamic:
+        return []
+    return [None if one.is_dynamic else one.get_length() for one in shape]
+
+
 def _taking_pictures(graph: ov.Model) -> ov.Model:
     """The graph with RGB uint8 (n, height, width, 3) as its input."""
     steps = PrePostProcessor(graph)
