@@ -8,11 +8,11 @@ import contextlib
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import default_storage
@@ -319,7 +319,8 @@ class ResultSink:
     def _frame_result(self, part: UnitFile, frame: FrameDetections) -> FrameResult:
         found = frame.detections
         displayed = found.above(settings.DISPLAY_CONFIDENCE)
-        class_ids, counts = np.unique(displayed.class_ids, return_counts=True)
+        # Weights that were taken in before names had to differ may have one twice.
+        counts = Counter(self._class_names[class_id] for class_id in displayed.class_ids.tolist())
         return FrameResult(
             job_id=self._work.claim.job_id,
             media_file_id=part.job_file.media_file_id,
@@ -328,8 +329,5 @@ class ResultSink:
             class_ids=found.class_ids.astype("<i2").tobytes(),
             confidences=found.confidences.astype("<f4").tobytes(),
             boxes_xyxy=found.boxes_xyxy.astype("<f4").tobytes(),
-            class_counts={
-                self._class_names[class_id]: int(count)
-                for class_id, count in zip(class_ids, counts, strict=True)
-            },
+            class_counts=dict(counts),
         )

@@ -319,6 +319,12 @@ class TestReading:
         data = for_model(read_data(tmp_path), CLASSES)
         assert (data.images[0].class_ids.tolist(), data.left_out) == ([1], {"class 4": 1})
 
+    def test_model_with_two_classes_of_one_name_is_not_measured(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        write_labels(tmp_path / "a.txt", [self.ROW])
+        with pytest.raises(EvaluationDataError, match="calls two of its classes the same"):
+            for_model(read_data(tmp_path), ("car", "Car"))
+
     @pytest.mark.parametrize("word", ["truck", "TRUCK", "1"])
     def test_ignored_class_is_left_out(self, tmp_path, word):
         write_image(tmp_path / "a.png")

@@ -109,6 +109,22 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
 
 
 @pytest.mark.django_db
+def test_two_classes_of_one_name_are_counted_together(user, dataset, tmp_path):
+    class Twice(OneByOne):
+        class_names = ("car", "boat", "car")
+
+        def detect(self, images):
+            found = np.array([2, 0, 1, 0, 2], np.int16)
+            confidences = np.array([0.9, 0.9, 0.9, 0.2, 0.8], np.float32)
+            return [Detections(found, confidences, np.ones((5, 4), np.float32)) for _ in images]
+
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    run(submit(user), Twice())
+    assert FrameResult.objects.get().class_counts == {"car": 3, "boat": 1}
+
+
+@pytest.mark.django_db
 def test_video_stores_every_frame(user, dataset, tmp_path):
     write_video(tmp_path / "a.mp4", frames=5)
     add_media_file(

@@ -117,6 +117,8 @@ class TestCheckpoints:
             ({0: "car", 1: "a\nb"}, "is no class name"),
             ({0: "car", 1: ""}, "is no class name"),
             ({0: "car", 1: "x" * 101}, "is no class name"),
+            ({0: "car", 1: "car"}, "The model calls 2 of its classes 'car'."),
+            ({0: "STRASSE", 1: "Straße"}, "The model calls 2 of its classes 'strasse'."),
         ],
     )
     def test_names_that_are_none(self, model, names, reason, tmp_path):
@@ -260,6 +262,7 @@ class TestOnnx:
             ({"names": "{0: 'car'}"}, "not_a_detector", "output is [1, 6, 525], not (1, 5, cells)"),
             ({"names": "{1: 'car', 2: 'boat'}"}, "not_a_detector", "from 0 on"),
             ({"names": "(" * 100_000}, "not_a_detector", "do not name its classes"),
+            ({"names": "{0: 'car', 1: 'Car'}"}, "not_a_detector", "calls 2 of its classes 'car'"),
             ({"task": "segment"}, "not_a_detector", "made for 'segment'"),
             ({"output_shape": [1, 525, 6]}, "not_a_detector", "output is [1, 525, 6]"),
             ({"output_shape": [1, 6, 526]}, "not_a_detector", "output is [1, 6, 526]"),

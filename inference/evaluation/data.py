@@ -89,12 +89,15 @@ def for_model(
 
     `ignored`: names or numbers of classes that are left out, as are those that the model does not
     know; what the model finds of them is left out as well. Raises EvaluationDataError when nothing
-    is left to measure, or when `ignored` names a class that is in neither the data nor the model.
+    is left to measure, when `ignored` names a class that is in neither the data nor the model, or
+    when the model calls two classes the same.
     """
     names = data.class_names
     if names is None:
         names = dict(enumerate(model_class_names))
     by_name = {name.casefold(): class_id for class_id, name in enumerate(model_class_names)}
+    if len(by_name) < len(model_class_names):
+        raise EvaluationDataError("The model calls two of its classes the same.")
     ignored_words = {word.casefold() for word in ignored}
     present = {int(one) for image in data.images for one in image.class_ids}
     _check_ignored(ignored_words, {**dict.fromkeys(present, ""), **names})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 from inference.pipeline.errors import WeightsError
@@ -59,4 +60,8 @@ def _ordered(names: dict[int, str]) -> tuple[str, ...]:
     for name in ordered:
         if not name.strip() or len(name) > MAX_NAME_LETTERS or not name.isprintable():
             raise WeightsError("not_a_detector", f"{name[:MAX_NAME_LETTERS]!r} is no class name.")
+    # Whoever counts, filters or measures by name could not tell them apart.
+    name, count = Counter(one.casefold() for one in ordered).most_common(1)[0]
+    if count > 1:
+        raise WeightsError("not_a_detector", f"The model calls {count} of its classes {name!r}.")
     return ordered
