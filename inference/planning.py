@@ -114,7 +114,9 @@ def _field_error(name: str, code: str, detail: str) -> FieldError:
     return FieldError(f"options.{name}", code, detail)
 
 
-def _refuse_too_many_tiles(media_file: MediaFile, options: DetectionOptions) -> None:
+def _refuse_too_many_tiles(
+    media_file: MediaFile, options: DetectionOptions, *, fixed_size: int | None
+) -> None:
     """Raise TooManyTilesError: a picture has one price, however often the network looks at it.
 
     With any options it costs at most what MAX_PARTS looks at the default input size do, which
@@ -122,7 +124,8 @@ def _refuse_too_many_tiles(media_file: MediaFile, options: DetectionOptions) -> 
     """
     width, height = media_file.width, media_file.height
     count = part_count((width, height), options)
-    if count <= MAX_PARTS and network_looks((width, height), options) <= MAX_PARTS:
+    looks = network_looks((width, height), options, fixed_size=fixed_size)
+    if count <= MAX_PARTS and looks <= MAX_PARTS:
         return
     detail = (
         f"{media_file.name} has {width} x {height} pixels and would be cut into {count:,} parts"
@@ -130,11 +133,14 @@ def _refuse_too_many_tiles(media_file: MediaFile, options: DetectionOptions) -> 
     if count > MAX_PARTS:
         detail += f"; choose tiles so large that no picture has more than {MAX_PARTS:,}."
     else:
-        most = int(MAX_PARTS * DEFAULT_IMAGE_SIZE**2 / options.image_size**2)
+        side = fixed_size or options.image_size
+        most = int(MAX_PARTS * DEFAULT_IMAGE_SIZE**2 / side**2)
         detail += (
-            f" of {options.image_size} x {options.image_size} pixels for the network; choose tiles "
-            f"so large that no picture has more than {most:,} of them, or a smaller image_size."
+            f" of {side} x {side} pixels for the network; choose tiles so large that no picture "
+            f"has more than {most:,} of them"
         )
+        # Whatever the image_size, a fixed input is filled up with grey.
+        detail += "." if fixed_size else ", or a smaller image_size."
     raise TooManyTilesError(detail, errors=(_field_error("tiling", "too_many_tiles", detail),))
 
 
@@ -151,7 +157,7 @@ def plan_job(
     """
     options = complete_options(version, chosen)
     for media_file in media_files:
-        _refuse_too_many_tiles(media_file, options)
+        _refuse_too_many_tiles(media_file, options, fixed_size=version.image_size)
     image_price = inference_price_hundredths(prices, images=1, frames=0)
     frame_price = inference_price_hundredths(prices, images=0, frames=1)
     files = []

@@ -39,7 +39,6 @@ from inference.models import (
     job_payload,
     progress_percent,
 )
-from inference.pipeline.options import DetectionOptions
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
 from inference.selectors import waiting_units
@@ -237,13 +236,13 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
     job.save(update_fields=["hold"])
     for file in files:
         file.job = job
-    _make_units(job, JobFile.objects.bulk_create(files), options=plan.options)
+    _make_units(job, JobFile.objects.bulk_create(files), plan=plan)
     append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
     transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
     return job
 
 
-def _make_units(job: Job, files: Sequence[JobFile], *, options: DetectionOptions) -> None:
+def _make_units(job: Job, files: Sequence[JobFile], *, plan: JobPlan) -> None:
     """Cut the files of a new job into work units, in the order of the files.
 
     However much the network does for a picture, it does about as much for a unit, so that others
@@ -260,7 +259,8 @@ def _make_units(job: Job, files: Sequence[JobFile], *, options: DetectionOptions
         return units[-1]
 
     for file in files:
-        looks = network_looks((file.media_file.width, file.media_file.height), options)
+        size_wh = file.media_file.width, file.media_file.height
+        looks = network_looks(size_wh, plan.options, fixed_size=plan.version.image_size)
         if file.media_file.media_type == MediaFile.MediaType.IMAGE:
             is_full = (
                 images_in_batch == settings.UNIT_MAX_IMAGES
@@ -277,7 +277,7 @@ def _make_units(job: Job, files: Sequence[JobFile], *, options: DetectionOptions
             frame_count=file.media_file.frame_count,
             seek_indexes=file.media_file.seek_indexes,
             max_frames=max(1, settings.UNIT_MAX_FRAMES // looks),
-            stride=options.frame_stride,
+            stride=plan.options.frame_stride,
         ):
             unit = add_unit(WorkUnit.Kind.FRAMES, file)
             parts.append(

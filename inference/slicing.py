@@ -23,13 +23,17 @@ class FrameRange:
     frame_count: int
 
 
-def network_looks(size_wh: tuple[int, int], options: DetectionOptions) -> int:
+def network_looks(
+    size_wh: tuple[int, int], options: DetectionOptions, *, fixed_size: int | None
+) -> int:
     """The network's work for an image of this size, in looks of DEFAULT_IMAGE_SIZE; at least 1.
 
-    Each tile is a look, and one at twice the input size counts for four.
+    Each tile is a look, and one at twice the input size counts for four. `fixed_size`: the side of
+    the network's input in pixels where it is fixed, to which every smaller part is padded.
     """
     parts = part_count(size_wh, options)
-    return max(1, round(parts * options.image_size**2 / DEFAULT_IMAGE_SIZE**2))
+    side = fixed_size or options.image_size
+    return max(1, round(parts * side**2 / DEFAULT_IMAGE_SIZE**2))
 
 
 def sampled_count(frame_count: int, *, stride: int = 1) -> int:

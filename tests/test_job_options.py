@@ -178,6 +178,19 @@ def test_larger_inputs_leave_room_for_fewer_tiles(dataset, post):
     assert post(tiles).status_code == 202
 
 
+def test_smaller_image_size_leaves_no_room_for_more_tiles_of_a_fixed_input(dataset, post):
+    ModelVersion.objects.filter(version="YOLO8s_FSR").update(image_size=1280)
+    picture = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
+    picture.update(width=4800, height=4800)
+    answer = post({"tiling": {"tile": 160, "overlap": 0.0}, "image_size": 160})
+    assert faults(answer) == [("options.tiling", "too_many_tiles")]
+    assert (
+        "would be cut into 901 parts of 1280 x 1280 pixels for the network; choose tiles so "
+        "large that no picture has more than 368 of them."
+    ) in answer.json()["detail"]
+    assert post({"tiling": {"tile": 320, "overlap": 0.0}, "image_size": 160}).status_code == 202
+
+
 @pytest.mark.parametrize(
     ("size_wh", "options"),
     [

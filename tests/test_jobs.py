@@ -16,7 +16,7 @@ from billing.selectors import balance_hundredths, ledger_breaches
 from datasets.models import Dataset, MediaFile
 from datasets.services import delete_dataset
 from inference import queue, services
-from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
+from inference.models import FrameResult, Job, JobFile, ModelVersion, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
 from inference.services import FileFault, LeaseLostError
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
@@ -460,6 +460,18 @@ class TestSlices:
         sizes = [(unit.kind, sum(part.frame_count for part in unit.parts.all())) for unit in units]
         assert sizes == [("images", 2), ("images", 2), ("images", 1)] + [("frames", 5)] * 6
         assert job.quoted_hundredths == 5 * 150 + 30 * 100
+
+    @pytest.mark.parametrize(("fixed_size", "images"), [(None, [5]), (768, [2, 2, 1])])
+    def test_unit_of_a_fixed_input_counts_what_it_is_padded_to(
+        self, user, settings, fixed_size, images
+    ):
+        settings.UNIT_MAX_IMAGES = 16
+        settings.UNIT_MAX_FRAMES = 20
+        seven_parts = {"tiling": {"tile": 768}, "size_wh": (1920, 1080), "image_size": 384}
+        ModelVersion.objects.filter(version="YOLO8s_FSR").update(image_size=fixed_size)
+        job = self.submit(user, images=5, **seven_parts)
+        units = WorkUnit.objects.filter(job=job).order_by("position", "pk")
+        assert [unit.parts.count() for unit in units] == images
 
     def test_picture_of_more_tiles_than_a_unit_has_is_a_unit_of_its_own(self, user, settings):
         settings.UNIT_MAX_IMAGES = 16

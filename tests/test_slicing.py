@@ -79,7 +79,16 @@ def test_work_of_the_network_is_counted_in_looks_at_the_default_size(
     size_wh, tiling, image_size, looks
 ):
     options = DetectionOptions(tiling=tiling, image_size=image_size)
-    assert network_looks(size_wh, options) == looks
+    assert network_looks(size_wh, options, fixed_size=None) == looks
+
+
+@pytest.mark.parametrize(
+    ("image_size", "fixed_size", "looks"),
+    [(160, None, 44), (160, 160, 44), (160, 1280, 2847), (768, 1280, 2847), (1280, 1280, 2847)],
+)
+def test_every_part_is_as_much_work_as_a_fixed_input(image_size, fixed_size, looks):
+    options = DetectionOptions(tiling=Tiling(160, 0.0), image_size=image_size)
+    assert network_looks((5000, 5000), options, fixed_size=fixed_size) == looks
 
 
 @given(
