@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,31 @@ def test_transport_stream_with_time_stamps_before_its_packets_is_recognised(tmp_
     plain = write_video(tmp_path / "a.ts", codec="mpeg2video").read_bytes()
     stamped = b"".join(bytes(4) + plain[i : i + 188] for i in range(0, len(plain), 188))
     assert sniff(written(tmp_path, stamped)) == Sniffed("video", "mpegts")
+
+
+@pytest.mark.parametrize("step", [188, 192, 204])
+def test_transport_stream_that_was_cut_within_a_packet_is_recognised(tmp_path, step):
+    packets = (b"\x47" + bytes(step - 1)) * 30
+    for cut in range(1, step):
+        assert sniff(written(tmp_path, packets[cut:])) == Sniffed("video", "mpegts")
+
+
+def test_archive_that_begins_with_a_transport_stream_stays_an_archive(tmp_path):
+    stream = (b"\x47" + bytes(187)) * 30
+    path = write_zip(tmp_path / "a.zip", [("a.ts", stream)], method=zipfile.ZIP_STORED)
+    assert stream[:-188] in path.read_bytes()[:6000]
+    assert sniff(path) == Sniffed("archive", "zip")
+
+
+def test_cut_transport_stream_is_told_by_eight_packets_in_a_row(tmp_path):
+    packet = b"\x47" + bytes(187)
+    for beginning in (b"\xff\xfb", b"\x12\x34"):  # the first is what MPEG audio begins with
+        cut = beginning + bytes(50)
+        assert sniff(written(tmp_path, cut + 8 * packet)) == Sniffed("video", "mpegts")
+        for other in (cut + 7 * packet, cut + 4 * packet + bytes(188) + 10 * packet):
+            with pytest.raises(MediaError) as caught:
+                sniff(written(tmp_path, other))
+            assert caught.value.code == "unsupported_media_type"
 
 
 def test_zip_is_an_archive(tmp_path):

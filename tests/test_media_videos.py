@@ -74,6 +74,14 @@ def test_every_container_is_counted_and_read(tmp_path, suffix):
     assert {(f.image.shape, f.image.dtype.name) for f in frames} == {((48, 64, 3), "uint8")}
 
 
+def test_recording_that_begins_within_a_packet_is_counted_and_read(tmp_path):
+    path = write_video(tmp_path / "x.ts", frames=60, codec="libx264")
+    path.write_bytes(path.read_bytes()[50:])
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.size_wh, facts.warning) == (60, (64, 48), "")
+    assert [frame.frame_index for frame in iter_frames(path)] == list(range(60))
+
+
 def test_frames_come_in_the_order_of_showing(tmp_path):
     def paint(index):
         return np.full((48, 64, 3), 20 * index, np.uint8)

@@ -14,6 +14,7 @@ _TS_SYNC = 0x47
 # Transport streams come in packets of 188 bytes, with a 4-byte time stamp in front (192, as disc
 # cameras write them) or with 16 bytes of error correction behind (204).
 _TS_LAYOUTS = ((0, 188), (4, 192), (0, 204))
+_TS_SYNCS_ANYWHERE = 8
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -70,7 +71,7 @@ def sniff(path: Path) -> Sniffed:
         raise empty_file()
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Sniffed("video", "gif") if _is_animated_gif(path) else Sniffed("image", "gif")
-    for recognise in (_image, _iso_media, _other_video, _archive):
+    for recognise in (_image, _iso_media, _other_video, _archive, _cut_transport_stream):
         found = recognise(head)
         if found is not None:
             return found
@@ -133,11 +134,26 @@ def _other_video(head: bytes) -> Sniffed | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    for first, step in _TS_LAYOUTS:
-        syncs = head[first::step]
-        if len(syncs) >= 3 and all(byte == _TS_SYNC for byte in syncs):
-            return True
-    return False
+    return any(_has_syncs(head, first, step, at_least=3) for first, step in _TS_LAYOUTS)
+
+
+def _cut_transport_stream(head: bytes) -> Sniffed | None:
+    """Recognise a recording that begins within a packet.
+
+    There are hundreds of places to try, so more has to fit; and it comes last, because an archive
+    may well have a transport stream in it.
+    """
+    found = any(
+        _has_syncs(head, first, step, at_least=_TS_SYNCS_ANYWHERE)
+        for _, step in _TS_LAYOUTS
+        for first in range(step)
+    )
+    return Sniffed("video", "mpegts") if found else None
+
+
+def _has_syncs(head: bytes, first: int, step: int, *, at_least: int) -> bool:
+    syncs = head[first::step]
+    return len(syncs) >= at_least and syncs.count(_TS_SYNC) == len(syncs)
 
 
 def is_zip(path: Path) -> bool:
