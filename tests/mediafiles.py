@@ -120,6 +120,7 @@ def write_video(
     with_audio: bool = False,
     sound: str = "",
     sound_rate_hz: int = 48_000,
+    sound_layout: str = "mono",
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     pix_fmt: str = "",
@@ -149,7 +150,9 @@ def write_video(
             stream.set_display_rotation(-rotation, hflip=hflip)
         if with_audio:
             _write_silence(output)
-        tone = output.add_stream(sound, rate=sound_rate_hz, layout="mono") if sound else None
+        tone = None
+        if sound:
+            tone = output.add_stream(sound, rate=sound_rate_hz, layout=sound_layout)
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(paint(index))
             if times is not None:
@@ -167,7 +170,9 @@ def _write_tone(output: av.container.OutputContainer, stream: Any, seconds: floa
     frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     size = stream.codec_context.frame_size or 1024
-    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", rate, frame_size=size)
+    resampler = av.AudioResampler(
+        stream.codec_context.format.name, stream.layout, rate, frame_size=size
+    )
     for piece in [*resampler.resample(frame), *resampler.resample(None)]:
         output.mux(stream.encode(piece))
     output.mux(stream.encode(None))

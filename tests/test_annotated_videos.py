@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.media.planes import BT709, BT2020, BT2020_CONSTANT, SMPTE170M, UNSPECIFIED, Colours
+from datasets.media.sound import opened_sound
 from datasets.media.video import VideoFrame, count_frames, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.draw import class_colour, draw, draw_on_planes
@@ -443,6 +444,58 @@ def test_sound_of_recordings_put_together_follows_their_pictures(
     assert (found, start) == (expected, pytest.approx(0, abs=0.06))
     assert end == pytest.approx(4, abs=0.15)
     assert heard_seconds(out) == pytest.approx(4, abs=0.15)  # nothing is dropped in between
+
+
+def pitch_hz(path: Path, from_seconds: float, to_seconds: float) -> float:
+    """Of the tone between two moments, by how often it passes through nought."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
+    rate = frames[0].sample_rate
+    wave = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    wave = wave[round(from_seconds * rate) : round(to_seconds * rate)]
+    (crossings,) = np.nonzero(np.diff(np.sign(wave)))
+    return (len(crossings) - 1) / 2 / (crossings[-1] - crossings[0]) * rate
+
+
+@pytest.mark.parametrize(
+    ("suffix", "coding", "second"),
+    [
+        ("ts", "mp2", {"sound_rate_hz": 44_100}),
+        ("ts", "mp2", {"sound_layout": "stereo"}),
+        ("mpg", "mp2", {"sound_layout": "stereo"}),
+        ("ts", "aac", {"sound_rate_hz": 44_100}),
+        ("ts", "aac", {"sound_layout": "stereo"}),
+    ],
+)
+def test_sound_that_changes_on_the_way_is_kept_at_its_pitch(tmp_path, suffix, coding, second):
+    parts = [
+        write_video(tmp_path / f"{index}.{suffix}", codec="mpeg2video", frames=50, sound=coding,
+                    **kind)
+        for index, kind in enumerate([{}, second])
+    ]  # fmt: skip
+    source = tmp_path / f"x.{suffix}"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    out = joined_with_sound(tmp_path, source)
+    found, start, end = sound_of(out)
+    assert (found, start) == ("aac", pytest.approx(0, abs=0.03))
+    assert end == pytest.approx(4, abs=0.15)
+    assert heard_seconds(out) == pytest.approx(4, abs=0.15)
+    # The tone that is written has 20 samples to the radian.
+    second_hz = second.get("sound_rate_hz", 48_000) / (40 * np.pi)
+    assert pitch_hz(out, 0.5, 1.5) == pytest.approx(48_000 / (40 * np.pi), abs=1)
+    assert pitch_hz(out, 2.5, 3.5) == pytest.approx(second_hz, abs=1)
+
+
+def test_sound_that_stays_the_same_is_copied(tmp_path):
+    source = write_video(tmp_path / "x.ts", codec="mpeg2video", frames=25, sound="aac")
+    with opened_sound(source) as sound:
+        assert sound.is_copied
+        with av.open(str(tmp_path / "y.mp4"), "w") as output:
+            copies = [bytes(packet) for packet in sound.packets(sound.add_stream(output))]
+    with av.open(str(source)) as container:
+        originals = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+    assert copies == originals[-len(copies) :]
+    assert len(copies) >= 46
 
 
 def test_damaged_sound_is_left_out_and_does_not_harm_the_pictures(tmp_path):

@@ -1,7 +1,8 @@
 """The sound of a video, to be put beside annotated pictures; decodes with av.
 
-It is copied where an MP4 file can hold its coding, else encoded to AAC. Its times are counted from
-the first frame of the pictures, as those of the frames are.
+It is copied where an MP4 file can hold its coding, else encoded to AAC. What changes on the way, as
+in recordings put together, is encoded where a copy would not tell players of it. Its times are
+counted from the first frame of the pictures, as those of the frames are.
 """
 
 from collections.abc import Generator, Iterator
@@ -30,6 +31,10 @@ class SoundError(Exception):
     """The sound cannot be read on; pictures do without it."""
 
 
+class ChangedSoundError(SoundError):
+    """Its rate or its channels change where a copy cannot say so; encoded, it can be kept."""
+
+
 class _PacketClock:
     """Stamps in ticks of `time_base` that never run backwards.
 
@@ -55,10 +60,13 @@ class _PacketClock:
 class Sound:
     """One recording of a file that is open for reading."""
 
-    def __init__(self, container: Any, stream: Any, *, zero_seconds: float) -> None:
+    def __init__(
+        self, container: Any, stream: Any, *, zero_seconds: float, may_copy: bool = True
+    ) -> None:
         self._container = container
         self._stream = stream
         self._zero_seconds = zero_seconds
+        self._may_copy = may_copy
 
     @property
     def is_copied(self) -> bool:
@@ -67,7 +75,7 @@ class Sound:
         coding = context.codec.canonical_name
         if coding == "mp3" and context.sample_rate < _LEAST_MP3_RATE_HZ:
             return False
-        return coding in _COPIED_CODECS
+        return self._may_copy and coding in _COPIED_CODECS
 
     def add_stream(self, output: Any) -> Any:
         """The stream for it in an MP4 file that is open for writing; raises SoundError."""
@@ -84,7 +92,8 @@ class Sound:
     def packets(self, stream: Any) -> Generator[Any, None, None]:
         """The packets for the stream that `add_stream` made, in order; raises SoundError.
 
-        What lies before the first picture is left out.
+        What lies before the first picture is left out. Where the sound changes as a copy cannot
+        follow, the error is a ChangedSoundError.
         """
         made = self._copied_packets(stream) if self.is_copied else self._encoded_packets(stream)
         last_dts = None
@@ -107,49 +116,90 @@ class Sound:
 
     def _copied_packets(self, stream: Any) -> Iterator[Any]:
         shift = round(self._zero_seconds / self._stream.time_base)
+        configuration = self._stream.codec_context.extradata
         for packet in self._stored_packets():
             if not packet.size or packet.is_corrupt or packet.pts is None:
                 continue
+            told = self._told_configuration(packet)
+            if told is not None and told != (configuration or told):
+                raise ChangedSoundError("It changes on the way.")
+            configuration = configuration or told
             packet.pts -= shift
             packet.dts = packet.pts
             if packet.pts >= 0:
                 yield packet
 
+    def _told_configuration(self, packet: Any) -> bytes | None:
+        """What a packet itself says of how it is to be decoded; None where it does not.
+
+        MP4 keeps this once for the whole stream. AAC of transport streams says it in each packet,
+        in bytes 2 and 3 of its ADTS header (one bit of them is of no meaning).
+        """
+        if packet.has_sidedata("new_extradata"):
+            return bytes(packet.get_sidedata("new_extradata"))
+        context = self._stream.codec_context
+        header = bytes(memoryview(packet)[:4])
+        if context.codec.canonical_name != "aac" or context.extradata or len(header) < 4:
+            return None
+        if header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
+            return None
+        return bytes((header[2] & 0xFD, header[3] & 0xC0))
+
     def _encoded_packets(self, stream: Any) -> Iterator[Any]:
-        resampler = av.AudioResampler(
-            format="fltp", layout=stream.layout, rate=stream.rate, frame_size=_AAC_FRAME_SAMPLES
-        )
+        # The encoder takes frames of its own size only, but for the last one.
+        regrouped = _resampler_for(stream)
         next_pts = 0
-        for frame in self._frames():
-            if frame is not None and frame.samples > _LONGEST_PACKET_SECONDS * frame.sample_rate:
-                raise SoundError("A packet of it is too long.")
-            for piece in resampler.resample(frame):
-                if piece.pts is not None and piece.time_base is not None:
-                    since_zero = float(piece.pts * piece.time_base) - self._zero_seconds
-                    if since_zero < 0:
-                        continue
-                    next_pts = max(next_pts, round(since_zero * stream.rate))
-                piece.pts, piece.time_base = next_pts, Fraction(1, stream.rate)
-                next_pts += piece.samples
-                yield from stream.encode(piece)
+        for piece in self._resampled(stream):
+            if piece.pts is not None and piece.time_base is not None:
+                since_zero = float(piece.pts * piece.time_base) - self._zero_seconds
+                if since_zero < 0:
+                    continue
+                next_pts = max(next_pts, round(since_zero * stream.rate))
+            piece.pts, piece.time_base = next_pts, Fraction(1, stream.rate)
+            next_pts += piece.samples
+            for frame in regrouped.resample(piece):
+                yield from stream.encode(frame)
+        for frame in regrouped.resample(None):
+            yield from stream.encode(frame)
         yield from stream.encode(None)
 
+    def _resampled(self, stream: Any) -> Iterator[Any]:
+        """The frames as the stream takes them, in pieces; a short one comes before each change."""
+        resampler, form = _resampler_for(stream), None
+        for frame in self._frames():
+            if frame.samples > _LONGEST_PACKET_SECONDS * frame.sample_rate:
+                raise SoundError("A packet of it is too long.")
+            last_form, form = form, (frame.format.name, frame.layout.name, frame.sample_rate)
+            if last_form not in (None, form):
+                yield from resampler.resample(None)
+                resampler = _resampler_for(stream)
+            yield from resampler.resample(frame)
+        yield from resampler.resample(None)
+
     def _frames(self) -> Iterator[Any]:
-        """The decoded frames without what is damaged, and None at the end."""
+        """The decoded frames without what is damaged."""
         context = self._stream.codec_context
         for packet in self._stored_packets():
             try:
                 yield from context.decode(packet if packet.size else None)
             except av.FFmpegError:
                 continue
-        yield None
+
+
+def _resampler_for(stream: Any) -> Any:
+    return av.AudioResampler(
+        format="fltp", layout=stream.layout, rate=stream.rate, frame_size=_AAC_FRAME_SAMPLES
+    )
 
 
 @contextmanager
-def opened_sound(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> Iterator[Sound | None]:
+def opened_sound(
+    path: Path, *, may_copy: bool = True, limits: MediaLimits = DEFAULT_LIMITS
+) -> Iterator[Sound | None]:
     """The sound of a video file while the block lasts; None where there is none that is readable.
 
-    Of several recordings the one marked as default is taken, then the first.
+    Of several recordings the one marked as default is taken, then the first. Without `may_copy` it
+    is encoded in any case.
     """
     try:
         zero_seconds = first_stamp_seconds(path, limits=limits)
@@ -163,4 +213,7 @@ def opened_sound(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> Iterato
         for other in container.streams:
             if not streams or other.index != streams[0].index:
                 other.discard = av.stream.Discard.all
-        yield Sound(container, streams[0], zero_seconds=zero_seconds) if streams else None
+        if not streams:
+            yield None
+            return
+        yield Sound(container, streams[0], zero_seconds=zero_seconds, may_copy=may_copy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import av
 
-from datasets.media.sound import Sound, SoundError, opened_sound
+from datasets.media.sound import ChangedSoundError, Sound, SoundError, opened_sound
 from inference.pipeline.encode import (
     LONGEST_STEP_TICKS,
     MP4_OPTIONS,
@@ -38,22 +37,35 @@ def join_segments(
 
     The segments come from `VideoWriter` with one size: their frames have the times of the whole
     video already, and each begins with a key frame, so the packets are copied as they are. Sound
-    is copied where MP4 can hold its coding, else encoded to AAC; it ends some minutes after the
-    pictures at the latest, and sound that cannot be read is left out. The file appears under its
-    name only when it is whole. `on_progress` is called now and then; what it raises ends the work
-    and leaves nothing. Raises DrawingError (`segment_unfit`) for a segment without a frame or of
-    another coding.
+    is copied where MP4 can hold its coding and its changes, else encoded to AAC; it ends some
+    minutes after the pictures at the latest, and sound that cannot be read is left out. The file
+    appears under its name only when it is whole. `on_progress` is called now and then; what it
+    raises ends the work and leaves nothing. Raises DrawingError (`segment_unfit`) for a segment
+    without a frame or of another coding.
     """
-    with contextlib.ExitStack() as stack:
-        partial = stack.enter_context(whole_file(path))
-        sound = stack.enter_context(opened_sound(sound_from)) if sound_from else None
-        if sound is not None:
+    with whole_file(path) as partial:
+        if sound_from and _write_with_sound(partial, segments, sound_from, on_progress):
+            return
+        _write(partial, segments, None, on_progress)
+
+
+def _write_with_sound(
+    path: Path, segments: Sequence[Path], sound_from: Path, on_progress: Callable[[], None]
+) -> bool:
+    """Write the file with its sound; False where it has none that can be kept."""
+    for may_copy in (True, False):
+        with opened_sound(sound_from, may_copy=may_copy) as sound:
+            if sound is None:
+                return False
             try:
-                _write(partial, segments, sound, on_progress)
-                return
+                _write(path, segments, sound, on_progress)
+                return True
+            except ChangedSoundError:
+                continue
             except SoundError as error:
                 logger.info("An annotated video goes without its sound: %s", error)
-        _write(partial, segments, None, on_progress)
+                return False
+    return False
 
 
 def _write(
