@@ -130,6 +130,94 @@ def test_colours_that_av_cannot_turn_are_shown_as_players_do(tmp_path, matrix, s
         assert np.abs(frame.image.astype(int) - rgb).max() <= 4
 
 
+@pytest.mark.parametrize("size_wh", [(64, 64), (64, 640)])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix", [1, 2, 4, 5, 6, 7, 8, 9, 10, 14])
+def test_rgb_is_converted_with_the_matrix_that_it_is_read_with(
+    tmp_path, matrix, full_range, size_wh
+):
+    colours = Colours(matrix, BT2020, 18, full_range)
+    with VideoWriter(tmp_path / "x.mp4", size_wh, colours=colours, quality=1) as writer:
+        writer.write(np.full((*size_wh[::-1], 3), (200, 60, 40), np.uint8), 0.0)
+    (frame,) = iter_frames(tmp_path / "x.mp4")
+    assert frame.colours == frame.planes.colours == colours
+    assert np.abs(frame.image.astype(int) - (200, 60, 40)).max() <= 4
+
+
+NUMBERS = {"y": 100, "u": 100, "v": 220}
+
+
+def write_numbers(path: Path, colours: Colours, pix_fmt: str, *, size_wh=(64, 48), rotation=0):
+    """A video whose pixels all have NUMBERS, of 8 bits or four times as much of 10, as stored."""
+    frame = av.VideoFrame(*size_wh, pix_fmt)
+    for plane, number in zip(frame.planes, NUMBERS.values(), strict=True):
+        is_fine = "10" in pix_fmt
+        kind, factor = (np.uint16, 4) if is_fine else (np.uint8, 1)
+        plane.update(np.full(plane.buffer_size // (1 + is_fine), number * factor, kind))
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        (stream.width, stream.height), stream.pix_fmt = size_wh, pix_fmt
+        stream.set_display_rotation(-rotation)
+        context = stream.codec_context
+        context.options = {"qp": "1", "preset": "ultrafast"}
+        for one in (context, frame):
+            one.colorspace, one.color_range = colours.matrix, 2 if colours.full_range else 1
+            one.color_primaries, one.color_trc = colours.primaries, colours.transfer
+        for frame.pts in range(3):
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+def assert_numbers_are_kept(frame: VideoFrame) -> None:
+    for name, number in NUMBERS.items():
+        stored = getattr(frame.planes, name).astype(int)
+        assert np.abs(stored - number).max() <= 2, name
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p10le"])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
+def test_video_of_high_dynamic_range_says_so_once_annotated(
+    tmp_path, transfer, full_range, pix_fmt, rotation
+):
+    colours = Colours(BT2020, BT2020, transfer, full_range)
+    source = write_numbers(tmp_path / "in.mp4", colours, pix_fmt, rotation=rotation)
+    out = annotate(source, tmp_path / "out.mp4")
+    for before, after in zip(iter_frames(source), iter_frames(out), strict=True):
+        assert before.planes is None
+        assert before.colours == after.colours == after.planes.colours == colours
+        assert_numbers_are_kept(after)
+
+
+@pytest.mark.parametrize("pix_fmt", ["bgr0", "gray", "pal8"])
+def test_pictures_without_a_matrix_are_written_with_our_own(tmp_path, pix_fmt):
+    codec = "gif" if pix_fmt == "pal8" else "ffv1"
+    path = tmp_path / ("in.gif" if pix_fmt == "pal8" else "in.mkv")
+    write_video(path, frames=2, codec=codec, pix_fmt="rgb8" if codec == "gif" else pix_fmt)
+    assert next(iter_frames(path)).colours == Colours(BT709, BT709, BT709)
+
+
+def test_ranges_of_a_video_whose_colours_change_can_be_joined(tmp_path):
+    parts = [
+        write_numbers(tmp_path / f"{matrix}.ts", Colours(matrix, matrix, matrix), "yuv420p")
+        for matrix in (BT709, SMPTE170M)
+    ]
+    source = tmp_path / "x.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    matrices = [frame.planes.colours.matrix for frame in iter_frames(source)]
+    assert matrices == [BT709] * 3 + [SMPTE170M] * 3
+    segments = [
+        annotate(source, tmp_path / f"{first}.mp4", first_frame_index=first, max_frames=3)
+        for first in (0, 3)
+    ]
+    join_segments(segments, tmp_path / "out.mp4")
+    for before, after in zip(iter_frames(source), iter_frames(tmp_path / "out.mp4"), strict=True):
+        assert before.colours == after.planes.colours == Colours()
+        assert np.abs(before.image.astype(int) - after.image).max() <= 4
+
+
 @pytest.mark.parametrize("size_wh", [(16, 2), (2, 2), (64, 6), (64, 66), (64, 64)])
 def test_planes_of_every_even_size_are_written_as_they_are(tmp_path, size_wh):
     width, height = size_wh

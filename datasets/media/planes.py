@@ -13,8 +13,10 @@ Plane = npt.NDArray[np.uint8]
 # The numbers are those of ISO/IEC 23091-2, which codecs and containers write.
 BT709 = 1
 UNSPECIFIED = 2
+FCC = 4
 BT470BG = 5
 SMPTE170M = 6
+SMPTE240M = 7
 BT2020 = 9
 BT2020_CONSTANT = 10
 _RED_AND_BLUE_SHARES = {
@@ -23,6 +25,18 @@ _RED_AND_BLUE_SHARES = {
     BT2020_CONSTANT: (0.2627, 0.0593),
 }
 _SHARES_OF_THE_REST = (0.299, 0.114)
+# What av turns into RGB and back; what is not told it takes for the matrix of standard definition.
+_TURNED_MATRICES = {
+    BT709: BT709,
+    UNSPECIFIED: BT470BG,
+    FCC: FCC,
+    BT470BG: BT470BG,
+    SMPTE170M: BT470BG,
+    SMPTE240M: SMPTE240M,
+    BT2020: BT2020,
+    BT2020_CONSTANT: BT2020,
+}
+_TALLEST_STANDARD_DEFINITION = 576
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,14 @@ class Colours:
     primaries: int = BT709
     transfer: int = BT709
     full_range: bool = False
+
+    def turned_matrix(self, height: int) -> int:
+        """The matrix by which such a picture becomes RGB and is made of RGB, as av numbers it.
+
+        Where av cannot turn the one that is told, it is what players take for it.
+        """
+        usual = BT709 if height > _TALLEST_STANDARD_DEFINITION else BT470BG
+        return _TURNED_MATRICES.get(self.matrix, usual)
 
     def of_rgb(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """RGB uint8 (..., 3) as brightness, blueness and redness uint8 (..., 3)."""

@@ -21,13 +21,21 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from datasets.media.errors import MediaError, corrupt_file, refused, unsupported_type
 from datasets.media.images import thumbnail_of
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.planes import BT2020_CONSTANT, SQUARE, UNSPECIFIED, Colours, Plane, Planes
+from datasets.media.planes import (
+    BT709,
+    PLAIN_COLOURS,
+    SQUARE,
+    UNSPECIFIED,
+    Colours,
+    Plane,
+    Planes,
+)
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.sniff import sniff
 
@@ -61,7 +69,7 @@ MAX_SANE_GAP_SECONDS = 24 * 3600.0
 _PROGRESS_EVERY_FRAMES = 50
 _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-_TALLEST_STANDARD_DEFINITION = 576
+_FEWEST_COLOUR_COMPONENTS = 3  # less are grey, with transparency or a palette at most
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _SEEK_LEADS_SECONDS = (0, 2)
@@ -82,7 +90,8 @@ class VideoFrame:
     is made when it is first asked for, and again after `release_image`. `planes` is the same
     picture as the video keeps it, without a copy and not to be written to, where it stands
     upright in 8 bits with colour in a quarter of the pixels; else None. `pixel_aspect` is the
-    width of an upright pixel by its height, one for the whole video.
+    width of an upright pixel by its height, `colours` is what the numbers of the video mean, as
+    that of its first frame; both are one for the whole video.
     """
 
     def __init__(
@@ -94,12 +103,14 @@ class VideoFrame:
         planes: Planes | None = None,
         paint: Callable[[], np.ndarray] | None = None,
         pixel_aspect: Fraction = SQUARE,
+        colours: Colours = PLAIN_COLOURS,
     ) -> None:
         """`paint` makes the image where none is given."""
         self.frame_index = frame_index
         self.time_seconds = time_seconds
         self.planes = planes
         self.pixel_aspect = pixel_aspect
+        self.colours = colours
         self._image = image
         self._paint = paint
 
@@ -494,12 +505,20 @@ def _rows(plane: Any) -> Plane:
 
 def _colours(frame: Any) -> Colours:
     """What the stored numbers of a frame mean, as far as it is told."""
+    pixel = frame.format
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if pixel.is_rgb or len(pixel.components) < _FEWEST_COLOUR_COMPONENTS:
+        # There is no matrix, so they are written as a video of our own making is.
+        return Colours(
+            primaries=BT709 if primaries == UNSPECIFIED else primaries,
+            transfer=BT709 if transfer == UNSPECIFIED else transfer,
+        )
     # That it is RGB, as number 0 would say, cannot be true of these planes.
     return Colours(
         matrix=int(frame.colorspace) or UNSPECIFIED,
-        primaries=int(frame.color_primaries),
-        transfer=int(frame.color_trc),
-        full_range=frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL_RANGE,
+        primaries=primaries,
+        transfer=transfer,
+        full_range=pixel.name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE,
     )
 
 
@@ -583,31 +602,33 @@ class _Painter:
         self._tools = threading.local()  # frames may be painted by other threads
         self._size_wh: tuple[int, int] | None = None
         self._pixel_aspect = SQUARE
+        self._colours = PLAIN_COLOURS
 
     def see(self, item: _Decoded) -> tuple[int, int]:
         """Let the first frame decide the size (w, h) of all, whether it is painted or not.
 
-        It decides the shape of their pixels as well.
+        It decides the shape of their pixels and what their numbers mean as well.
         """
         if self._size_wh is None:
             self._size_wh = item.turn.size_wh(item.frame.width, item.frame.height)
             self._pixel_aspect = item.pixel_aspect
+            self._colours = _colours(item.frame)
         return self._size_wh
 
     def frame(self, item: _Decoded) -> VideoFrame:
         """The frame to be handed out. Raises MediaError 422 if it has no colours."""
+        self.see(item)
         planes = self._planes(item)
-        number, time_seconds, aspect = item.frame_index, item.time_seconds, self._pixel_aspect
-        if planes is not None:
-            return VideoFrame(
-                number,
-                time_seconds,
-                planes=planes,
-                paint=lambda: self.paint(item),
-                pixel_aspect=aspect,
-            )
-        # Whether it can be painted at all is known only when it was.
-        return VideoFrame(number, time_seconds, self.paint(item), pixel_aspect=aspect)
+        return VideoFrame(
+            item.frame_index,
+            item.time_seconds,
+            # Whether it can be painted at all is known only when it was.
+            None if planes is not None else self.paint(item),
+            planes=planes,
+            paint=None if planes is None else lambda: self.paint(item),
+            pixel_aspect=self._pixel_aspect,
+            colours=self._colours,
+        )
 
     def _planes(self, item: _Decoded) -> Planes | None:
         frame = item.frame
@@ -649,9 +670,9 @@ class _Painter:
             return self._reformatter().reformat(frame, **wanted)
         except (av.FFmpegError, ValueError) as error:
             _raise_if_out_of_memory(error)
-            usual = _usual_colours(frame)
+            matrix = _colours(frame).turned_matrix(frame.height)
             return self._reformatter().reformat(
-                frame, src_colorspace=usual, dst_colorspace=usual, **wanted
+                frame, src_colorspace=matrix, dst_colorspace=matrix, **wanted
             )
 
     def _reformatter(self) -> VideoReformatter:
@@ -659,13 +680,6 @@ class _Painter:
             self._tools.reformatter = VideoReformatter()
         reformatter: VideoReformatter = self._tools.reformatter
         return reformatter
-
-
-def _usual_colours(frame: Any) -> Colorspace:
-    """What players take for the matrix of a video when they do not know the one it names."""
-    if int(frame.colorspace) == BT2020_CONSTANT:
-        return Colorspace.BT2020
-    return Colorspace.ITU709 if frame.height > _TALLEST_STANDARD_DEFINITION else Colorspace.ITU601
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:

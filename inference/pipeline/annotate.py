@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datasets.media.planes import PLAIN_COLOURS
 from datasets.media.video import VideoFrame
 from inference.pipeline.draw import draw, draw_on_planes
 from inference.pipeline.encode import VideoWriter
@@ -18,8 +17,8 @@ from inference.pipeline.types import Detections
 class AnnotatedVideo:
     """Draws and encodes frames in constant memory; use it as a context manager.
 
-    The file has the colours and the pixel aspect of its first frame, so that what the video says
-    of its numbers stays true and most pictures are never turned into RGB. It appears under its
+    The file has the colours and the pixel aspect of the video, so that what that says of its
+    numbers stays true and most pictures are never turned into RGB. It appears under its
     name only when the block ends well.
     """
 
@@ -37,10 +36,9 @@ class AnnotatedVideo:
         planes = frame.planes
         writer = self._writer
         if writer is None:
-            colours = planes.colours if planes is not None else PLAIN_COLOURS
             size_wh = planes.size_wh if planes else (frame.image.shape[1], frame.image.shape[0])
             writer = VideoWriter(
-                self._path, size_wh, colours=colours, pixel_aspect=frame.pixel_aspect
+                self._path, size_wh, colours=frame.colours, pixel_aspect=frame.pixel_aspect
             )
             self._writer = self._stack.enter_context(writer)
         if planes is not None and (planes.colours, planes.size_wh) == (

@@ -15,10 +15,10 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange
 from PIL import Image as PilImage
 
-from datasets.media.planes import BT709, PLAIN_COLOURS, SQUARE, Colours
+from datasets.media.planes import PLAIN_COLOURS, SQUARE, Colours
 from inference.pipeline.errors import DrawingError
 from inference.pipeline.types import Image
 
@@ -114,11 +114,10 @@ class VideoWriter:
             image_rgb = cv2.resize(image_rgb, self.size_wh, interpolation=cv2.INTER_AREA)
         even_rgb = image_rgb[: self._stream.height, : self._stream.width]
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even_rgb), format="rgb24")
-        is_709 = self.colours.matrix == BT709
         self._append(
             frame.reformat(
                 format="yuv420p",
-                dst_colorspace=Colorspace.ITU709 if is_709 else Colorspace.ITU601,
+                dst_colorspace=self.colours.turned_matrix(frame.height),
                 dst_color_range=ColorRange.JPEG if self.colours.full_range else ColorRange.MPEG,
             ),
             time_seconds,
