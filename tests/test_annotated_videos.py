@@ -191,6 +191,32 @@ def test_video_of_high_dynamic_range_says_so_once_annotated(
         assert_numbers_are_kept(after)
 
 
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("size_wh", [(64, 48), (64, 720)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"pix_fmt": "yuv420p"},
+        {"pix_fmt": "yuv420p", "rotation": 90},
+        {"pix_fmt": "yuv420p10le"},
+        {"pix_fmt": "yuv422p"},
+        {"pix_fmt": "yuv444p"},
+    ],
+    ids=lambda kind: "-".join(map(str, kind.values())),
+)
+def test_video_that_tells_no_matrix_looks_the_same_once_annotated(
+    tmp_path, kind, size_wh, full_range
+):
+    """Players guess the same of both, though not always what pictures are read with here."""
+    untold = Colours(UNSPECIFIED, UNSPECIFIED, UNSPECIFIED, full_range)
+    source = write_numbers(tmp_path / "in.mp4", untold, size_wh=size_wh, **kind)
+    out = annotate(source, tmp_path / "out.mp4")
+    for before, after in zip(iter_frames(source), iter_frames(out), strict=True):
+        assert before.colours == after.colours == after.planes.colours == untold
+        assert_numbers_are_kept(after)
+        assert np.abs(before.image.astype(int) - after.image).max() <= 5
+
+
 @pytest.mark.parametrize("pix_fmt", ["bgr0", "gray", "pal8"])
 def test_pictures_without_a_matrix_are_written_with_our_own(tmp_path, pix_fmt):
     codec = "gif" if pix_fmt == "pal8" else "ffv1"
