@@ -121,6 +121,7 @@ def write_video(
     sound: str = "",
     sound_rate_hz: int = 48_000,
     sound_layout: str = "mono",
+    sound_seconds: float | None = None,
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     pix_fmt: str = "",
@@ -130,7 +131,7 @@ def write_video(
 
     `rotation` is how far a player turns the picture clockwise, `paint` makes frame i as RGB
     (h, w, 3), `times_ms` gives the frames a varying rate. `sound` names the coding of a
-    tone as long as the pictures, `with_audio` adds a moment of silence.
+    tone as long as the pictures, or of `sound_seconds`; `with_audio` adds a moment of silence.
     """
     paint = paint or (lambda index: noise(size_wh, seed=index))
     times = None if times_ms is None else list(times_ms)
@@ -160,7 +161,8 @@ def write_video(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if tone is not None:
-            _write_tone(output, tone, frames / rate_fps)
+            seconds = frames / rate_fps if sound_seconds is None else sound_seconds
+            _write_tone(output, tone, seconds)
     return path
 
 

@@ -560,6 +560,39 @@ def test_sound_of_recordings_put_together_follows_their_pictures(
     assert heard_seconds(out) == pytest.approx(4, abs=0.15)  # nothing is dropped in between
 
 
+def spans_heard(path: Path) -> list[tuple[float, float]]:
+    """From when until when there is sound, in seconds; a gap of two packets divides it."""
+    spans: list[tuple[float, float]] = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            start, end = frame.time, frame.time + frame.samples / frame.sample_rate
+            if spans and start - spans[-1][1] < 0.06:
+                start = spans.pop()[0]
+            spans.append((start, end))
+    return spans
+
+
+@pytest.mark.parametrize(
+    ("suffix", "coding"), [("ts", "aac"), ("ts", "mp2"), ("mpg", "mp2"), ("ts", "ac3")]
+)
+@pytest.mark.parametrize("sound_seconds", [0.6, 1.4])
+def test_sound_of_each_recording_begins_with_its_pictures(tmp_path, suffix, coding, sound_seconds):
+    part = write_video(
+        tmp_path / f"0.{suffix}", codec="mpeg2video", sound=coding, sound_seconds=sound_seconds,
+        frames=25,
+    )  # fmt: skip
+    source = tmp_path / f"x.{suffix}"
+    source.write_bytes(part.read_bytes() * 8)
+    out = joined_with_sound(tmp_path, source)
+    assert times_of(out) == pytest.approx([i / 25 for i in range(8 * 25)], abs=1e-3)
+    spans = spans_heard(out)
+    if sound_seconds < 1:
+        assert spans == [pytest.approx((i, i + 0.6), abs=0.07) for i in range(8)]
+    else:
+        assert spans == [pytest.approx((0, 7 + 1.4), abs=0.07)]
+        assert heard_seconds(out) == pytest.approx(7 + 1.4, abs=0.35)  # a packet or two a seam
+
+
 def pitch_hz(path: Path, from_seconds: float, to_seconds: float) -> float:
     """Of the tone between two moments, by how often it passes through nought."""
     with av.open(str(path)) as container:

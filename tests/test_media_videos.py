@@ -16,7 +16,15 @@ from datasets.media import video
 from datasets.media.errors import MediaError
 from datasets.media.limits import MediaLimits
 from datasets.media.seeking import SeekPlan, SeekPoint
-from datasets.media.video import _FrameClock, count_frames, iter_frames
+from datasets.media.sound import _PacketClock
+from datasets.media.video import (
+    ClockJump,
+    _FrameClock,
+    clock_jumps,
+    count_frames,
+    first_stamp_seconds,
+    iter_frames,
+)
 from tests.mediafiles import (
     corner_picture,
     noise,
@@ -159,6 +167,64 @@ def test_clock_starts_at_nought_and_never_runs_backwards(stamps):
     times = [clock.tell(stamp) for stamp in stamps]
     assert times[0] == 0.0
     assert times == sorted(times)
+
+
+JUMP = ClockJump(before_byte=100, after_byte=200, shift_seconds=2.0, begin_seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("packets", "expected"),
+    [
+        # What outlasts the pictures is left out, and the next recording begins with its own.
+        (
+            [(0, 10), (8, 50), (16, 90), (0, 150), (8, 210), (16, 220)],
+            [0, 8, None, 20, 28, 36],
+        ),
+        # The clock of a recording of short sound does not run back, and is moved all the same.
+        ([(0, 10), (8, 210), (16, 220)], [0, 28, 36]),
+        # The recording begins before its pictures do: what overlaps is left out.
+        ([(0, 10), (11, 50), (-6, 150), (2, 210)], [0, 11, None, 22]),
+        # The clock of the sound has nothing to do with that of the pictures.
+        ([(0, 10), (8, 50), (508, 210), (516, 220), (3, 230)], [0, 8, 508, 516, 524]),
+        # It jumps where the pictures' does not.
+        ([(0, 10), (8, 50), (3, 60), (11, 70)], [0, 8, None, None]),
+        ([(0, 10), (2, 50), (1, 60), (9, 210)], [0, 2, 10, 29]),
+    ],
+)
+def test_clock_of_the_sound_goes_along_with_the_jumps_of_the_pictures(packets, expected):
+    clock = _PacketClock(Fraction(1, 10), [JUMP])
+    assert [clock.tell(stamp, 8, position) for stamp, position in packets] == expected
+
+
+def test_clock_of_the_sound_alone_goes_on_where_it_jumps():
+    clock = _PacketClock(Fraction(1, 10))
+    stamps = [100, 108, 3, 11, 900_000, 900_008]
+    assert [clock.tell(stamp, 8) for stamp in stamps] == [100, 108, 116, 124, 132, 140]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_jumps_of_the_stored_clock_are_told_without_decoding(tmp_path, suffix, monkeypatch):
+    parts = [
+        write_video(tmp_path / f"{frames}.{suffix}", codec="mpeg2video", frames=frames,
+                    codec_options={"bf": "2"})
+        for frames in (50, 30, 20)
+    ]  # fmt: skip
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    times = [frame.time_seconds for frame in iter_frames(path)]
+    assert times == pytest.approx([i / 25 for i in range(100)], abs=1e-3)
+    zero = first_stamp_seconds(path)
+    jumps = clock_jumps(path)
+    begins = [jump.begin_seconds - zero for jump in jumps]
+    assert begins == pytest.approx([2.0, 3.2], abs=1e-3)
+    assert [jump.shift_seconds for jump in jumps] == pytest.approx([2.0, 3.2], abs=1e-3)
+    seam = 0
+    for part, jump in zip(parts, jumps, strict=False):
+        seam += part.stat().st_size
+        assert seam - 20_000 < jump.before_byte < seam <= jump.after_byte < seam + 20_000
+    assert clock_jumps(parts[0]) == []
+    monkeypatch.setattr(video, "_MOST_RECORDINGS", 2)
+    assert clock_jumps(path) == []
 
 
 def test_size_that_changes_on_the_way_is_scaled_to_the_first(tmp_path):

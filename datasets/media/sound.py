@@ -5,7 +5,8 @@ in recordings put together, is encoded where a copy would not tell players of it
 counted from the first frame of the pictures, as those of the frames are.
 """
 
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,13 @@ import av
 
 from datasets.media.errors import MediaError
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.video import MAX_SANE_GAP_SECONDS, first_stamp_seconds, opened_container
+from datasets.media.video import (
+    MAX_SANE_GAP_SECONDS,
+    ClockJump,
+    clock_jumps,
+    first_stamp_seconds,
+    opened_container,
+)
 
 _COPIED_CODECS = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
 _LEAST_MP3_RATE_HZ = 16_000  # MP4 knows no MP3 below
@@ -25,6 +32,9 @@ _DEFAULT_RATE_HZ = 48000
 # What is resampled lies in memory as a whole: at 48 kHz a packet of this length takes 12 MB. A file
 # of some KB can claim a packet of hours, at one sample a second.
 _LONGEST_PACKET_SECONDS = 60
+# A recording's sound begins this near to its pictures; beyond, the two clocks have no more to do
+# with each other.
+_FARTHEST_FROM_PICTURES_SECONDS = 10
 
 
 class SoundError(Exception):
@@ -38,34 +48,81 @@ class ChangedSoundError(SoundError):
 class _PacketClock:
     """Stamps in ticks of `time_base` that never run backwards.
 
-    Where the stored clock jumps back or absurdly far ahead (recordings put together), it goes on
-    from the end of the last packet, as the times of the pictures do.
+    Where the clock of the pictures jumps (recordings put together), the sound is moved by as much
+    as they are: each recording is heard with its own pictures, and what outlasts them is left out.
+    Where only its own clock jumps back or absurdly far ahead, it goes on from the end of the last
+    packet, as the times of the pictures do.
     """
 
-    def __init__(self, time_base: Fraction) -> None:
+    def __init__(self, time_base: Fraction, jumps: Sequence[ClockJump] = ()) -> None:
+        self._time_base = time_base
         self._longest_step = round(MAX_SANE_GAP_SECONDS / time_base)
+        self._jumps = deque(jumps)
+        self._position = 0
         self._shift = 0
+        self._last_stored: int | None = None
         self._last: int | None = None
         self._end = 0
+        self._is_after_jump = False
 
-    def tell(self, stamp: int, duration: int) -> int:
+    def tell(self, stamp: int, duration: int, position: int | None = None) -> int | None:
+        """The stamp of the next packet, at a byte of the file; None where it is left out."""
+        self._position = max(self._position, position or 0)
+        self._follow_pictures(stamp)
+        self._last_stored = stamp
         stamp += self._shift
-        if self._last is not None and not 0 <= stamp - self._last <= self._longest_step:
+        if self._is_after_jump and stamp < self._end:
+            return None  # a recording begins before the last sound of the one before it ends
+        self._is_after_jump = False
+        if self._last is not None and not self._is_sane(stamp - self._last):
             self._shift += self._end - stamp
             stamp = self._end
-        self._last, self._end = stamp, stamp + max(duration, 1)
+        end = stamp + max(duration, 1)
+        if self._jumps and end > self._ticks(self._jumps[0].begin_seconds):
+            return None
+        self._last, self._end = stamp, end
         return stamp
+
+    def _follow_pictures(self, stamp: int) -> None:
+        """Take over the jumps of the pictures that lie before the packet of this stored stamp."""
+        own_jump = self._last_stored is not None and not self._is_sane(stamp - self._last_stored)
+        while self._jumps:
+            jump = self._jumps[0]
+            is_between = own_jump and self._position > jump.before_byte
+            if not is_between and self._position < jump.after_byte:
+                return
+            shift = self._ticks(jump.shift_seconds)
+            away = abs(stamp + shift - self._ticks(jump.begin_seconds))
+            if away <= self._ticks(_FARTHEST_FROM_PICTURES_SECONDS):
+                self._shift, self._is_after_jump = shift, True
+            elif self._position < jump.after_byte:
+                return
+            self._jumps.popleft()
+
+    def _is_sane(self, step: int) -> bool:
+        return 0 <= step <= self._longest_step
+
+    def _ticks(self, seconds: float) -> int:
+        return round(seconds / self._time_base)
 
 
 class Sound:
     """One recording of a file that is open for reading."""
 
     def __init__(
-        self, container: Any, stream: Any, *, zero_seconds: float, may_copy: bool = True
+        self,
+        container: Any,
+        stream: Any,
+        *,
+        zero_seconds: float,
+        jumps: Sequence[ClockJump] = (),
+        may_copy: bool = True,
     ) -> None:
+        """`jumps` are those of the pictures' clock, which the sound goes along with."""
         self._container = container
         self._stream = stream
         self._zero_seconds = zero_seconds
+        self._jumps = jumps
         self._may_copy = may_copy
 
     @property
@@ -108,10 +165,13 @@ class Sound:
 
     def _stored_packets(self) -> Iterator[Any]:
         """The packets of the file, their clock put right."""
-        clock = _PacketClock(self._stream.time_base)
+        clock = _PacketClock(self._stream.time_base, self._jumps)
         for packet in self._container.demux(self._stream):
             if packet.pts is not None:
-                packet.pts = packet.dts = clock.tell(packet.pts, packet.duration or 0)
+                stamp = clock.tell(packet.pts, packet.duration or 0, packet.pos)
+                if stamp is None:
+                    continue
+                packet.pts = packet.dts = stamp
             yield packet
 
     def _copied_packets(self, stream: Any) -> Iterator[Any]:
@@ -194,15 +254,20 @@ def _resampler_for(stream: Any) -> Any:
 
 @contextmanager
 def opened_sound(
-    path: Path, *, may_copy: bool = True, limits: MediaLimits = DEFAULT_LIMITS
+    path: Path,
+    *,
+    may_copy: bool = True,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Sound | None]:
     """The sound of a video file while the block lasts; None where there is none that is readable.
 
     Of several recordings the one marked as default is taken, then the first. Without `may_copy` it
-    is encoded in any case.
+    is encoded in any case. `on_progress` is called now and then before it is given.
     """
     try:
         zero_seconds = first_stamp_seconds(path, limits=limits)
+        jumps = clock_jumps(path, limits=limits, on_progress=lambda _: on_progress())
     except MediaError:
         yield None
         return
@@ -216,4 +281,6 @@ def opened_sound(
         if not streams:
             yield None
             return
-        yield Sound(container, streams[0], zero_seconds=zero_seconds, may_copy=may_copy)
+        yield Sound(
+            container, streams[0], zero_seconds=zero_seconds, jumps=jumps, may_copy=may_copy
+        )

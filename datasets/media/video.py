@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -66,6 +66,9 @@ _MAX_SANE_ASPECT = 100
 _WITHOUT_TIMES_OF_SHOWING = {"avi", "asf"}
 # A jump of the clock beyond this is a damaged or restarted time stamp, not a long frame.
 MAX_SANE_GAP_SECONDS = 24 * 3600.0
+# Files of these can be put behind each other byte by byte, and each keeps its own clock.
+_APPENDED_FORMATS = {"mpegts", "mpeg"}
+_MOST_RECORDINGS = 1000  # a clock that jumps more often is of no use
 _PROGRESS_EVERY_FRAMES = 50
 _PLANAR_FORMATS = {"yuv420p", "yuvj420p"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
@@ -288,6 +291,31 @@ class _FrameClock:
                 self.was_corrected = True
         self._last_seconds = seconds
         return seconds
+
+
+class ClockJump(NamedTuple):
+    """Where the stored clock of the pictures jumps, as between recordings put together.
+
+    The last packet before it lies at `before_byte` of the file, the first one after it at
+    `after_byte`. From there on, a stored time and `shift_seconds` is the time on the clock of the
+    beginning; on that, the first picture is shown at `begin_seconds`.
+    """
+
+    before_byte: int
+    after_byte: int
+    shift_seconds: float
+    begin_seconds: float
+
+
+@dataclass
+class _Recording:
+    """Packets of pictures whose clock does not jump: their bytes and their stamps of showing."""
+
+    begin_byte: int
+    end_byte: int
+    last_dts: int
+    first_pts: int
+    last_pts: int
 
 
 @dataclass
@@ -740,6 +768,61 @@ def first_stamp_seconds(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> 
     """
     with _opened(path, None, limits) as video, closing(_decode(video)) as decoded:
         return _stamp_seconds(next(decoded).frame, video.stream) or 0.0
+
+
+def clock_jumps(
+    path: Path,
+    *,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[ClockJump]:
+    """Where the stored clock of the pictures jumps and goes on, as `_FrameClock` mends it.
+
+    The file is read without decoding. `on_progress` is called now and then with the number of
+    packets read. Raises MediaError as `iter_frames` does.
+    """
+    with _opened(path, None, limits) as video:
+        if video.format not in _APPENDED_FORMATS or video.stream.time_base is None:
+            return []
+        recordings = _recordings(video, float(video.stream.time_base), on_progress)
+        jumps: list[ClockJump] = []
+        shift = 0.0
+        for last, this in pairwise(recordings):
+            last_seconds = float(last.last_pts * video.stream.time_base)
+            first_seconds = float(this.first_pts * video.stream.time_base)
+            if not 0 <= first_seconds - last_seconds <= MAX_SANE_GAP_SECONDS:
+                begin = last_seconds + shift + video.frame_seconds
+                shift = begin - first_seconds
+                jumps.append(ClockJump(last.end_byte, this.begin_byte, shift, begin))
+        return jumps
+
+
+def _recordings(
+    video: _OpenVideo, tick_seconds: float, on_progress: Callable[[int], None] | None
+) -> list[_Recording]:
+    """The recordings of a file in their order; none where they are too many to be true."""
+    recordings: list[_Recording] = []
+    longest_step = MAX_SANE_GAP_SECONDS / tick_seconds
+    position = 0
+    with closing(_packets(video)) as packets:
+        for count, packet in enumerate(packets, 1):
+            if on_progress is not None and count % _PROGRESS_EVERY_FRAMES == 0:
+                on_progress(count)
+            if packet is None:
+                break
+            position = max(position, packet.pos or 0)
+            if packet.pts is None or packet.dts is None:
+                continue
+            this = recordings[-1] if recordings else None
+            if this is None or not 0 <= packet.dts - this.last_dts <= longest_step:
+                if len(recordings) == _MOST_RECORDINGS:
+                    return []
+                this = _Recording(position, position, packet.dts, packet.pts, packet.pts)
+                recordings.append(this)
+            this.end_byte, this.last_dts = position, packet.dts
+            this.first_pts = min(this.first_pts, packet.pts)
+            this.last_pts = max(this.last_pts, packet.pts)
+    return recordings
 
 
 def _sniffed_video_format(path: Path) -> str:

@@ -54,7 +54,7 @@ def _write_with_sound(
 ) -> bool:
     """Write the file with its sound; False where it has none that can be kept."""
     for may_copy in (True, False):
-        with opened_sound(sound_from, may_copy=may_copy) as sound:
+        with opened_sound(sound_from, may_copy=may_copy, on_progress=on_progress) as sound:
             if sound is None:
                 return False
             try:
