@@ -461,7 +461,10 @@ def test_large_images_are_in_memory_a_few_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr("inference.pipeline.run.read_image", read)
     monkeypatch.setattr("inference.pipeline.run.HELD_BYTES", 64 * 48 * 3)
-    monkeypatch.setattr("inference.pipeline.run.write_image", lambda path, image: time.sleep(0.01))
+    monkeypatch.setattr("inference.pipeline.run.colour_profile", lambda path: None)
+    monkeypatch.setattr(
+        "inference.pipeline.run.write_image", lambda path, image, **profile: time.sleep(0.01)
+    )
     tasks = [ImageTask(Path(f"{number}.png"), tmp_path / "out.png") for number in range(20)]
     assert len(list(process_images(tasks, FakeDetector()))) == 20
     assert max(most_alive) <= 3

@@ -419,6 +419,7 @@ class TestLease:
         assert not self.renewed(held)
 
 
+@pytest.mark.usefixtures("committed_db")
 class TestFileOfAnAttempt:
     """The annotated file stays exactly when a unit refers to it."""
 
