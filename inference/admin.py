@@ -683,10 +683,14 @@ class WorkerHeartbeatAdmin(ReadOnlyAdmin[WorkerHeartbeat]):
     ordering = ("-last_seen_at",)
     fields = list_display
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[WorkerHeartbeat]:
+        """Workers, and whether each was heard of lately."""
+        return selectors.with_liveness(super().get_queryset(request))
+
     @admin.display
     def status(self, worker: WorkerHeartbeat) -> SafeString:
         """Whether it was heard of a moment ago, with a model loaded."""
-        if not selectors.is_alive(worker):
+        if not worker.is_alive:  # type: ignore[attr-defined]
             return badge("silent", "bad")
         return badge("ready", "good") if worker.loaded_weights else badge("loading", "odd")
 

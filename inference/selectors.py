@@ -8,7 +8,7 @@ import numpy as np
 from django.conf import settings
 from django.db import connection
 from django.db.models import Count, Q, QuerySet, Sum
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Now
 
 from accounts.models import User
 from billing.selectors import Breach
@@ -16,7 +16,6 @@ from datasets.models import MediaFile
 from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat, WorkUnit
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
-from odproject.core.clock import database_now
 from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
@@ -166,17 +165,19 @@ def waiting_units(*, now: datetime) -> QuerySet[WorkUnit]:
     return WorkUnit.objects.filter(pauses_no_more, state=WorkUnit.State.PENDING)
 
 
+def _is_heard_of_lately() -> Q:
+    return Q(last_seen_at__gte=Now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS))
+
+
+def with_liveness(workers: QuerySet[WorkerHeartbeat]) -> QuerySet[WorkerHeartbeat]:
+    """Annotate `is_alive`: whether a worker was heard of lately."""
+    return workers.annotate(is_alive=_is_heard_of_lately())
+
+
 def ready_workers() -> list[WorkerHeartbeat]:
     """Workers heard of lately that have a model loaded."""
-    since = database_now() - timedelta(seconds=settings.WORKER_SILENT_SECONDS)
-    alive = WorkerHeartbeat.objects.filter(last_seen_at__gte=since)
+    alive = WorkerHeartbeat.objects.filter(_is_heard_of_lately())
     return [worker for worker in alive if worker.loaded_weights]
-
-
-def is_alive(worker: WorkerHeartbeat) -> bool:
-    """Whether a worker was heard of lately."""
-    silence = database_now() - worker.last_seen_at
-    return silence <= timedelta(seconds=settings.WORKER_SILENT_SECONDS)
 
 
 def ready_precisions() -> set[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.models import BigIntegerField, Exists, F, OuterRef, QuerySet, Subquery, Sum
-from django.db.models.functions import Cast
+from django.db.models.functions import Cast, Now
 
 from accounts.models import User
 from accounts.services import append_event, lock_user
@@ -374,8 +374,8 @@ def next_unit(*, now: datetime | None = None) -> int | None:
 # -- the life of a work unit ---------------------------------------------------------------------
 
 
-def _lease_end(now: datetime) -> datetime:
-    return now + timedelta(seconds=settings.UNIT_LEASE_SECONDS)
+def _lease() -> timedelta:
+    return timedelta(seconds=settings.UNIT_LEASE_SECONDS)
 
 
 @transaction.atomic
@@ -394,7 +394,7 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
         attempt=F("attempt") + 1,
         tries=F("tries") + 1,
         worker_name=worker_name,
-        lease_expires_at=_lease_end(now),
+        lease_expires_at=now + _lease(),
     )
     if not claimed:
         return None
@@ -436,7 +436,7 @@ def _own_unit(claim: Claim) -> QuerySet[WorkUnit]:
 
 def renew_lease(*, claim: Claim) -> bool:
     """Keep a unit for as long as a lease lasts from now; returns whether it is still ours."""
-    return bool(_own_unit(claim).update(lease_expires_at=_lease_end(database_now())))
+    return bool(_own_unit(claim).update(lease_expires_at=Now() + _lease()))
 
 
 @transaction.atomic
