@@ -24,7 +24,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from datasets.media.errors import corrupt_file, raw_photograph, refused, unsupported_type
+from datasets.media.errors import (
+    MediaError,
+    corrupt_file,
+    raw_photograph,
+    refused,
+    unsupported_type,
+)
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.sniff import sniff
 
@@ -136,18 +142,13 @@ def colour_profile(path: Path) -> bytes | None:
     None where there is none, or where the numbers are no longer the stored ones: of grey and CMYK
     images, and of a file that cannot be read.
     """
-    reader = _READERS.get(sniff(path).format)
-    if reader is None:
-        return None
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
-            image = reader(file)
-            profile = image.info.get("icc_profile")
-    except (*_DAMAGE, Image.DecompressionBombError):
+        with _opened(path) as (image, _):
+            mode, profile = image.mode, image.info.get("icc_profile")
+    except (MediaError, OSError):
         return None
     is_fit = isinstance(profile, bytes) and 0 < len(profile) <= _LARGEST_PROFILE_BYTES
-    return profile if is_fit and image.mode in ("RGB", "RGBA", "P") else None
+    return profile if is_fit and mode in ("RGB", "RGBA", "P") else None
 
 
 def thumbnail_of(picture: np.ndarray) -> bytes:
@@ -182,8 +183,8 @@ def _small_jpeg(image: Image.Image) -> bytes:
 
 
 @contextmanager
-def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]]:
-    """Open, check the size, decode; the file is closed at the end."""
+def _opened(path: Path) -> Iterator[tuple[Image.Image, str]]:
+    """Open without decoding; the file is closed at the end."""
     sniffed = sniff(path)
     reader = _READERS.get(sniffed.format) if sniffed.kind == "image" else None
     if reader is None:
@@ -191,12 +192,19 @@ def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]
     with path.open("rb") as file:
         with _damage_refused():
             image = reader(file)
+        yield image, sniffed.format
+
+
+@contextmanager
+def _loaded(path: Path, limits: MediaLimits) -> Iterator[tuple[Image.Image, str]]:
+    """Open, check the size, decode; the file is closed at the end."""
+    with _opened(path) as (image, image_format):
         _check_size(image.size, limits)
         with _damage_refused():
             image.load()
             if isinstance(image, TiffImageFile):
                 _put_greys_right(image)
-        yield image, sniffed.format
+        yield image, image_format
 
 
 @contextmanager

@@ -319,9 +319,10 @@ def request_keys(request: Request, *, lists: Collection[str] = ()) -> dict[str, 
 
 def validated(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
     """The request's keys as the serializer understands them; raises ValidationError (400)."""
-    fields = serializer_class().fields.items()
+    serializer = serializer_class()
+    fields = serializer.fields.items()
     lists = [name for name, field in fields if isinstance(field, serializers.ListField)]
-    serializer = serializer_class(data=request_keys(request, lists=lists))
+    serializer.initial_data = request_keys(request, lists=lists)
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
 
