@@ -3,9 +3,10 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -109,6 +110,20 @@ def start_job(page: Page, model: str = "YOLO8s_FSR") -> Locator:
     page.get_by_role("button", name="Start detection").click()
     cards.nth(known).wait_for()
     return cards.first
+
+
+def alter_answers(
+    page: Page, address: str | re.Pattern[str], change: Callable[[Any], None]
+) -> None:
+    """Have the page read the JSON of an address as `change` leaves it."""
+
+    def alter(route: Route) -> None:
+        answer = route.fetch()
+        document = answer.json()
+        change(document)
+        route.fulfill(response=answer, json=document)
+
+    page.route(address, alter)
 
 
 class HeldRequests:

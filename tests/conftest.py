@@ -24,8 +24,8 @@ from xdist.scheduler import LoadScopeScheduling
 from odproject.celery import app as celery_app
 from odproject.engines import Engines, running_engines
 from odproject.settings import celery_url
+from tests.service import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.service_fixtures"]
 
 TEST_DATABASE = "odproject_test"

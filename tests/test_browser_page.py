@@ -16,6 +16,7 @@ from tests.browser import (
     PASSWORD,
     HeldRequests,
     LateAnswer,
+    alter_answers,
     chromium,
     create_dataset,
     drawn_image,
@@ -582,14 +583,11 @@ def test_blocked_dataset_says_why_and_takes_nothing(page, service, tmp_path):
     upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
     expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
 
-    def block(route: Route) -> None:
-        answer = route.fetch()
-        page_of_datasets = answer.json()
+    def block(page_of_datasets: dict) -> None:
         for dataset in page_of_datasets["results"]:
             dataset |= {"is_blocked": True, "block_reason": "Faces can be seen."}
-        route.fulfill(response=answer, json=page_of_datasets)
 
-    page.route(re.compile(r"/api/v1/datasets/\?"), block)
+    alter_answers(page, re.compile(r"/api/v1/datasets/\?"), block)
     page.reload()
     expect(page.locator("#blocked")).to_have_text(
         "An administrator has blocked this dataset. The reason: Faces can be seen."
@@ -675,16 +673,14 @@ def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, se
 def test_results_of_a_job_whose_files_come_in_pages_show_all_of_them(page, service, tmp_path):
     asked: list[str] = []
 
-    def tell_the_first_only(route: Route) -> None:
-        answer = route.fetch()
-        job = answer.json()
-        route.fulfill(response=answer, json={**job, "files": job["files"][:1]})
+    def tell_the_first_only(job: dict) -> None:
+        del job["files"][1:]
 
     def give_one_at_a_time(route: Route) -> None:
         asked.append(urlsplit(route.request.url).query)
         route.continue_(url=route.request.url.replace("page_size=200", "page_size=1"))
 
-    page.route(re.compile(r"/api/v1/jobs/\d+/$"), tell_the_first_only)
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/$"), tell_the_first_only)
     page.route(re.compile(r"/api/v1/jobs/\d+/files/"), give_one_at_a_time)
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Album")
@@ -737,15 +733,12 @@ def test_frames_stored_in_any_order_are_shown_in_order_of_time(page, service, tm
 
 
 def test_boxes_of_an_aborted_job_can_be_downloaded(page, service, tmp_path):
-    def abort_late(route: Route) -> None:
-        answer = route.fetch()
-        job = answer.json()
+    def abort_late(job: dict) -> None:
         if job["state"] == "Completed":  # as if only the annotated file was still to be made
             files = [{**file, "annotated_url": None} for file in job["files"]]
             job |= {"state": "Aborted", "files": files}
-        route.fulfill(response=answer, json=job)
 
-    page.route(re.compile(r"/api/v1/jobs/\d+/$"), abort_late)
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/$"), abort_late)
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Aborted")
     upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(640, 360)))
@@ -764,20 +757,14 @@ def test_boxes_of_an_aborted_job_can_be_downloaded(page, service, tmp_path):
 def test_slider_begins_where_the_job_has_kept_boxes(page, service, tmp_path):
     floor = 0.55
 
-    def give_floor(route: Route) -> None:
-        answer = route.fetch()
-        job = answer.json()
+    def give_floor(job: dict) -> None:
         job["options"]["confidence_floor"] = floor
-        route.fulfill(response=answer, json=job)
 
-    def give_one_box(route: Route) -> None:
-        answer = route.fetch()
-        document = answer.json()
+    def give_one_box(document: dict) -> None:
         document["results"][0]["objects"] = [{**CAR, "confidence": floor}]
-        route.fulfill(response=answer, json=document)
 
-    page.route(re.compile(r"/api/v1/jobs/\d+/$"), give_floor)
-    page.route(re.compile(r"/api/v1/jobs/\d+/frame-results/"), give_one_box)
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/$"), give_floor)
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/frame-results/"), give_one_box)
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Floors")
     upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
@@ -893,17 +880,14 @@ def test_viewer_never_shows_a_picture_under_the_name_of_another(page, service, t
 
 
 def test_detection_that_costs_nothing_can_be_started(page, service, tmp_path):
-    def make_free(route: Route) -> None:
-        answer = route.fetch()
-        document = answer.json()
+    def make_free(document: dict) -> None:
         for dataset in document.get("results", []):
             dataset["inference_cost_tokens"] = 0
         if "quoted_tokens" in document:
             document["quoted_tokens"] = 0
-        route.fulfill(response=answer, json=document)
 
     sign_up(page, service.base_url, unique_email())
-    page.route(re.compile(r"/api/v1/(datasets/\?|quotes/$)"), make_free)
+    alter_answers(page, re.compile(r"/api/v1/(datasets/\?|quotes/$)"), make_free)
     create_dataset(page, "Free of charge")
     expect(page.locator("#quote")).to_contain_text("Add pictures or videos first")
     expect(page.get_by_role("button", name="Start detection")).to_be_disabled()

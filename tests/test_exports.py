@@ -70,6 +70,15 @@ def submitted(user, **options):
     return job
 
 
+def aborted_job(user, media_files, *objects):
+    """A job that found the same in each of its files until it was aborted."""
+    job = submitted(user)
+    for media_file in media_files:
+        found(job, media_file, *objects)
+    services.abort_job(job_id=job.pk)
+    return job
+
+
 @pytest.fixture
 def ended_job(user, dataset):
     """A picture with a car and a doubtful bus, and a video of two frames with a car in one."""
@@ -152,11 +161,8 @@ def test_yolo_settings_name_classes_in_any_letters(ended_job):
 def test_pictures_have_names_that_readers_of_a_yolo_folder_take(user, dataset):
     """Uploads may be called anything; readers know pictures by extension and pass over dots."""
     names = ["noext", "photo.v1", "street.txt", ".jpg", "..jpg", ".hidden/a.PNG", "b.TIFF"]
-    job_files = [add_media_file(dataset, name=name) for name in names]
-    job = submitted(user)
-    for media_file in job_files:
-        found(job, media_file, (CAR, 0.9, (64, 48, 128, 96)))
-    services.abort_job(job_id=job.pk)
+    pictures = [add_media_file(dataset, name=name) for name in names]
+    job = aborted_job(user, pictures, (CAR, 0.9, (64, 48, 128, 96)))
     texts = texts_of(export(job, "yolo"))
     rows = {row["file"]: row["image"] for row in csv.DictReader(io.StringIO(texts["files.csv"]))}
     assert rows == {
@@ -188,10 +194,7 @@ def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
     videos = [
         add_media_file(dataset, name=name, media_type="video") for name in ("car.mp4", "car.avi")
     ]
-    job = submitted(user)
-    for media_file in (*pictures, *videos):
-        found(job, media_file)
-    services.abort_job(job_id=job.pk)
+    job = aborted_job(user, (*pictures, *videos))
     texts = texts_of(export(job, "yolo"))
     assert sorted(texts) == sorted(
         [
@@ -255,10 +258,7 @@ def test_labels_are_found_of_pictures_that_lie_in_folders_called_images(user, da
 
 
 def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
-    picture = add_media_file(dataset, name="a.png\n")
-    job = submitted(user)
-    found(job, picture)
-    services.abort_job(job_id=job.pk)
+    job = aborted_job(user, [add_media_file(dataset, name="a.png\n")])
     (image,) = json.loads(export(job, "coco"))["images"]
     assert (image["file_name"], image["original_name"]) == ("a.jpeg", "a.png\n")
     assert "images/a.jpeg," in texts_of(export(job, "yolo"))["files.csv"]
