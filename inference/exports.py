@@ -2,7 +2,7 @@
 
 A job with results for a hundred thousand frames is written in little memory: frames are read
 slice by slice, and only the names of its files are kept, in an archive those of its labels too.
-Nothing is detected again, so that a confidence can be chosen afterwards.
+Nothing is detected again, so that confidence and classes can be chosen afterwards.
 """
 
 import csv
@@ -21,10 +21,10 @@ from inference.models import FrameResult, Job
 from inference.pipeline.types import UNTRACKED
 from inference.results import Pipe, UnusedNames, safe_archive_name
 from inference.selectors import (
+    Wanted,
     displayed_objects,
     files_of_job,
     frame_results,
-    stored_detections,
 )
 from odproject.core.errors import ConflictError
 
@@ -62,7 +62,7 @@ class Export:
 
     suffix: str
     content_type: str
-    write: Callable[[Job, float], Iterator[bytes]]
+    write: Callable[[Job, Wanted], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _frames(
 # -- JSON lines and CSV --------------------------------------------------------------------------
 
 
-def jsonl(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def jsonl(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """A line for every frame, with its objects as the API shows them."""
     for named, frame in _frames(job):
         line = {
@@ -149,9 +149,7 @@ def jsonl(job: Job, minimum_confidence: float) -> Iterator[bytes]:
             "time": round(frame.time_seconds, 6),
             "width": named.media_file.width,
             "height": named.media_file.height,
-            "objects": displayed_objects(
-                frame, job.class_names, minimum_confidence=minimum_confidence
-            ),
+            "objects": displayed_objects(frame, job.class_names, wanted),
         }
         yield json.dumps(line).encode() + b"\n"
 
@@ -172,13 +170,13 @@ CSV_COLUMNS = (
 )
 
 
-def csv_table(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def csv_table(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """A row for every detection."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(CSV_COLUMNS)
     for named, frame in _frames(job):
-        for one in displayed_objects(frame, job.class_names, minimum_confidence=minimum_confidence):
+        for one in displayed_objects(frame, job.class_names, wanted):
             place = (
                 named.media_file.name,
                 frame.media_file_id,
@@ -196,7 +194,7 @@ def csv_table(job: Job, minimum_confidence: float) -> Iterator[bytes]:
 # -- COCO ----------------------------------------------------------------------------------------
 
 
-def coco(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def coco(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """One COCO document: an image for every picture and frame, and a scored annotation each box.
 
     Frames are read twice, because the images stand in front of the annotations.
@@ -205,7 +203,8 @@ def coco(job: Job, minimum_confidence: float) -> Iterator[bytes]:
         "info": {
             "description": f"Detections of job {job.pk}",
             "date_created": job.created_at.isoformat(),
-            "minimum_confidence": minimum_confidence,
+            "minimum_confidence": wanted.minimum_confidence,
+            "class_names": wanted.names_among(job.class_names),
         },
         "licenses": [],
         "categories": [
@@ -216,7 +215,7 @@ def coco(job: Job, minimum_confidence: float) -> Iterator[bytes]:
     yield json.dumps(head)[:-1].encode() + b', "images": ['
     yield from _joined(_coco_image(named, frame) for named, frame in _frames(job))
     yield b'], "annotations": ['
-    yield from _joined(_coco_annotations(job, minimum_confidence))
+    yield from _joined(_coco_annotations(job, wanted))
     yield b"]}\n"
 
 
@@ -232,10 +231,10 @@ def _coco_image(named: _Named, frame: FrameResult) -> dict[str, Any]:
     }
 
 
-def _coco_annotations(job: Job, minimum_confidence: float) -> Iterator[dict[str, Any]]:
+def _coco_annotations(job: Job, wanted: Wanted) -> Iterator[dict[str, Any]]:
     number = 0
     for _, frame in _frames(job):
-        for one in displayed_objects(frame, job.class_names, minimum_confidence=minimum_confidence):
+        for one in displayed_objects(frame, job.class_names, wanted):
             number += 1
             x1, y1, x2, y2 = one["box"].values()
             width, height = round(x2 - x1, 2), round(y2 - y1, 2)
@@ -263,7 +262,7 @@ def _joined(items: Iterator[dict[str, Any]]) -> Iterator[bytes]:
 # -- archives ------------------------------------------------------------------------------------
 
 
-def yolo(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def yolo(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """A zip of data.yaml and labels: a line `class x y width height` for every detection.
 
     The pictures belong into `images/` under the names that files.csv gives. No folder in there is
@@ -277,7 +276,7 @@ def yolo(job: Job, minimum_confidence: float) -> Iterator[bytes]:
         archive.writestr(_zip_info(job, "data.yaml"), _data_yaml(job))
         for named, frame in _frames(job, _yolo_folder):
             label = _zip_info(job, f"labels/{named.frame_stem(frame)}.txt")
-            archive.writestr(label, _yolo_lines(named.media_file, frame, minimum_confidence))
+            archive.writestr(label, _yolo_lines(named.media_file, frame, wanted))
             yield pipe.take()
         with archive.open(_zip_info(job, "files.csv"), "w", force_zip64=True) as target:
             for named, frame in _frames(job, _yolo_folder):
@@ -301,8 +300,8 @@ def _data_yaml(job: Job) -> str:
     return f"path: .\ntrain: images\nval: images\nnames: {names}\n"
 
 
-def _yolo_lines(media_file: MediaFile, frame: FrameResult, minimum_confidence: float) -> str:
-    found = stored_detections(frame).above(minimum_confidence)
+def _yolo_lines(media_file: MediaFile, frame: FrameResult, wanted: Wanted) -> str:
+    found = wanted.among(frame)
     size_wh = np.array([media_file.width, media_file.height])
     corners = np.clip(found.boxes_xyxy.reshape(-1, 2, 2) / size_wh, 0, 1)
     centres, sides = corners.mean(axis=1), corners[:, 1] - corners[:, 0]
@@ -313,7 +312,7 @@ def _yolo_lines(media_file: MediaFile, frame: FrameResult, minimum_confidence: f
     )
 
 
-def mot(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def mot(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """A zip with a text for every video, as MOTChallenge has them.
 
     A line is frame (from 1), id, left, top, width, height, confidence, -1, -1, -1; boxes that
@@ -321,10 +320,10 @@ def mot(job: Job, minimum_confidence: float) -> Iterator[bytes]:
     """
     if not job.options.get("tracking"):
         raise JobNotTrackedError(f"Job {job.pk} was not submitted with tracking.")
-    return _mot(job, minimum_confidence)
+    return _mot(job, wanted)
 
 
-def _mot(job: Job, minimum_confidence: float) -> Iterator[bytes]:
+def _mot(job: Job, wanted: Wanted) -> Iterator[bytes]:
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
         for named in _named_files(job):
@@ -333,13 +332,13 @@ def _mot(job: Job, minimum_confidence: float) -> Iterator[bytes]:
             text = _zip_info(job, f"{named.stem}.txt")
             with archive.open(text, "w", force_zip64=True) as target:
                 for frame in frame_results(job=job, media_file=named.media_file):
-                    target.write(_mot_lines(frame, minimum_confidence).encode())
+                    target.write(_mot_lines(frame, wanted).encode())
                     yield pipe.take()
     yield pipe.take()
 
 
-def _mot_lines(frame: FrameResult, minimum_confidence: float) -> str:
-    found = stored_detections(frame).above(minimum_confidence)
+def _mot_lines(frame: FrameResult, wanted: Wanted) -> str:
+    found = wanted.among(frame)
     if found.track_ids is None:
         return ""
     rows = zip(

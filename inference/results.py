@@ -12,7 +12,7 @@ from django.core.files.storage import default_storage
 
 from datasets.models import MediaFile
 from inference.models import Job, JobFile
-from inference.selectors import displayed_objects, files_of_job, frame_results
+from inference.selectors import Wanted, displayed_objects, files_of_job, frame_results
 from odproject.core.files import printable
 
 CHUNK_BYTES = 256 * 1024
@@ -58,7 +58,7 @@ def _file_json(job: Job, file: JobFile) -> Iterator[str]:
 
 
 def _objects(job: Job, frame: Any) -> list[dict[str, Any]]:
-    return displayed_objects(frame, job.class_names, minimum_confidence=settings.DISPLAY_CONFIDENCE)
+    return displayed_objects(frame, job.class_names, Wanted(settings.DISPLAY_CONFIDENCE))
 
 
 def annotated_name(file: JobFile) -> str:

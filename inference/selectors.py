@@ -1,6 +1,7 @@
 """Reads of jobs, results and workers."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from datasets.models import MediaFile
 from inference.models import FrameResult, Job, JobFile, ModelVersion, WorkerHeartbeat, WorkUnit
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
-from odproject.core.errors import DomainError, NotFoundError
+from odproject.core.errors import DomainError, FieldError, NotFoundError
 
 FRAMES_PER_READ = 500
 FIRST_FILES = 100  # of a job, told with it
@@ -34,6 +35,16 @@ class JobNotCompletedError(DomainError):
 
     code = "job_not_completed"
     title = "The job is not completed"
+
+
+class UnknownClassError(DomainError):
+    """The job's model does not know a class of this name."""
+
+    code = "unknown_class"
+    title = "Unknown class"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, errors=(FieldError("class_name", self.code, detail),))
 
 
 def user_job(*, user: User, job_id: int) -> Job:
@@ -120,14 +131,44 @@ def stored_detections(frame: FrameResult) -> Detections:
     )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which of the stored detections are asked for; nothing is detected again for it."""
+
+    minimum_confidence: float = 0.0
+    class_ids: frozenset[int] | None = None  # None: of every class
+
+    def names_among(self, class_names: list[str]) -> list[str]:
+        """Those of a job's classes that are wanted."""
+        ids = range(len(class_names)) if self.class_ids is None else sorted(self.class_ids)
+        return [class_names[class_id] for class_id in ids]
+
+    def among(self, frame: FrameResult) -> Detections:
+        """Those of a frame, in the same order."""
+        found = stored_detections(frame).above(self.minimum_confidence)
+        return found if self.class_ids is None else found.of_classes(self.class_ids)
+
+
+def class_ids_named(*, job: Job, names: Collection[str]) -> frozenset[int] | None:
+    """The classes of a job that are called so; None, which is all of them, for no name.
+
+    Raises UnknownClassError (400).
+    """
+    if unknown := [name for name in names if name not in job.class_names]:
+        known = ", ".join(job.class_names) or "none that has a name"
+        detail = f"The job has no class {unknown[0]!r}; it has {known}."
+        raise UnknownClassError(detail)
+    return frozenset(map(job.class_names.index, names)) or None
+
+
 def displayed_objects(
-    frame: FrameResult, class_names: list[str], *, minimum_confidence: float
+    frame: FrameResult, class_names: list[str], wanted: Wanted
 ) -> list[dict[str, Any]]:
-    """The detections of a frame at or above a confidence, as the original API spells them.
+    """The detections of a frame that are wanted, as the original API spells them.
 
     Where the frame was tracked, each has its `track_id` besides, null for a doubtful one.
     """
-    found = stored_detections(frame).above(minimum_confidence)
+    found = wanted.among(frame)
     objects: list[dict[str, Any]] = [
         {
             "name": class_name(class_names, class_id),

@@ -262,13 +262,9 @@ class FrameResultSerializer(serializers.ModelSerializer[FrameResult]):
     @extend_schema(responses=DetectionSerializer(many=True))
     def get_objects(self, frame: FrameResult) -> list[dict[str, Any]]:
         """Its detections, the most confident first."""
-        found = selectors.displayed_objects(
-            frame,
-            self.context.get("class_names", []),
-            minimum_confidence=self.context.get("minimum_confidence", 0.0),
+        return selectors.displayed_objects(
+            frame, self.context["job"].class_names, self.context["wanted"]
         )
-        wanted = self.context.get("class_name")
-        return [one for one in found if wanted is None or one["name"] == wanted]
 
 
 class JobFilters(StrictFilterSet):
@@ -302,7 +298,7 @@ class FrameFilters(StrictFilterSet):
     minimum_confidence = django_filters.NumberFilter(
         method="kept", min_value=0, max_value=1, help_text="Shows detections from this on."
     )
-    class_name = django_filters.CharFilter(method="kept", help_text="Shows this class only.")
+    class_name = django_filters.CharFilter(method="kept")
 
     media_file_id = WholeNumberFilter("media_file_id")
 
@@ -415,6 +411,11 @@ class JobFilesView(generics.ListAPIView[JobFile]):
         return selectors.files_of_job(job=job).select_related("job")
 
 
+@extend_schema(
+    parameters=[
+        OpenApiParameter("class_name", str, many=True, description="Shows these classes only.")
+    ]
+)
 class FrameResultsView(generics.ListAPIView[FrameResult]):
     """What a job found, frame by frame: every frame once it has ended, those there are before."""
 
@@ -434,14 +435,18 @@ class FrameResultsView(generics.ListAPIView[FrameResult]):
         return FrameResult.objects.filter(job=self.job)
 
     def get_serializer_context(self) -> dict[str, Any]:
-        """Class names, and which detections to show."""
-        query = self.request.query_params if self.request else {}
-        job = getattr(self, "job", None)
-        return {
-            **super().get_serializer_context(),
-            "class_names": job.class_names if job else [],
-            "minimum_confidence": float(query.get("minimum_confidence") or 0),
-            "class_name": query.get("class_name") or None,
+        """The job, and which of its detections to show; raises UnknownClassError (400)."""
+        context = dict(super().get_serializer_context())
+        if getattr(self, "swagger_fake_view", False):
+            return context
+        query = self.request.query_params
+        names = list(filter(None, query.getlist("class_name")))
+        return context | {
+            "job": self.job,
+            "wanted": selectors.Wanted(
+                float(query.get("minimum_confidence") or 0),
+                selectors.class_ids_named(job=self.job, names=names),
+            ),
         }
 
 
@@ -473,13 +478,18 @@ class ExportNotFoundError(NotFoundError):
 
 
 class ExportQuerySerializer(serializers.Serializer[Any]):
-    """What an export can be narrowed by."""
+    """What an export can be narrowed to."""
 
     minimum_confidence = serializers.FloatField(
         min_value=0,
         max_value=1,
         default=settings.DISPLAY_CONFIDENCE,
         help_text="Detections from this confidence on; nothing is detected again for it.",
+    )
+    class_name = serializers.ListField(
+        child=serializers.CharField(),
+        default=list,
+        help_text="Detections of this class only; given more than once, of these.",
     )
 
 
@@ -510,8 +520,9 @@ class ExportView(APIView):
         if export is None:
             raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}.")
         keys = validated_query(ExportQuerySerializer, request)
+        class_ids = selectors.class_ids_named(job=job, names=keys["class_name"])
         return spooled_response(
-            export.write(job, keys["minimum_confidence"]),
+            export.write(job, selectors.Wanted(keys["minimum_confidence"], class_ids)),
             content_type=export.content_type,
             file_name=f"job-{job.pk}{export.suffix}",
         )

@@ -384,6 +384,8 @@ class TestJobs:
         assert confidences(minimum_confidence=0.25) == [0.9, 0.5]
         assert confidences(class_name="car") == [0.9, 0.1]
         assert confidences(class_name="") == confidences()
+        assert confidences(class_name=["car", "bus"]) == confidences()
+        assert client.get(path, {"class_name": "tram"}).status_code == 400
         assert client.get(path, {"minimum_confidence": "nan"}).status_code == 400
         assert client.get(path, {"minimum_confidence": 2}).status_code == 400
         # With 500 objects each, a hundred frames are as much as one answer should hold.

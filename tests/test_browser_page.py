@@ -754,6 +754,34 @@ def test_boxes_of_an_aborted_job_can_be_downloaded(page, service, tmp_path):
     expect(card.get_by_role("button", name="Download everything (zip)")).to_have_count(0)
 
 
+def test_hidden_classes_stay_out_of_downloaded_boxes(page, service, tmp_path):
+    asked: list[str] = []
+
+    def give_a_car_and_a_bus(document: dict) -> None:
+        document["results"][0]["objects"] = [CAR, {**CAR, "class": 2, "name": "bus"}]
+
+    def listen(request) -> None:
+        if "/exports/" in request.url:
+            asked.append(urlsplit(request.url).query)
+
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/frame-results/"), give_a_car_and_a_bus)
+    page.on("request", listen)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Classes")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    card = start_job(page)
+    download = card.locator(".export button")
+    with page.expect_download(timeout=JOB_TIMEOUT_MS):
+        download.click()
+    card.get_by_role("checkbox", name="bus").uncheck()
+    with page.expect_download():
+        download.click()
+    card.get_by_role("checkbox", name="car").uncheck()
+    download.click()
+    expect(download).to_have_text("Every class is hidden")
+    assert asked == ["minimum_confidence=0.25", "minimum_confidence=0.25&class_name=car"]
+
+
 def test_slider_begins_where_the_job_has_kept_boxes(page, service, tmp_path):
     floor = 0.55
 

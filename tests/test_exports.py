@@ -20,6 +20,7 @@ from inference import queue, services
 from inference.evaluation.read import read_data
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
+from inference.selectors import Wanted
 from odproject.core import files, room
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
@@ -180,12 +181,50 @@ def test_pictures_have_names_that_readers_of_a_yolo_folder_take(user, dataset):
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
-@pytest.mark.parametrize("parameter", ["class_name", "min_confidence", "page_size"])
+@pytest.mark.parametrize("parameter", ["classes", "min_confidence", "page_size"])
 def test_parameter_that_an_export_does_not_know_is_refused(ended_job, kind, parameter):
     path = f"/api/v1/jobs/{ended_job.pk}/exports/{kind}/"
     answer = client_of(ended_job.user).get(path, {parameter: "0.5"})
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["field"] == parameter
+
+
+def test_classes_can_be_chosen_in_every_format(ended_job):
+    wanted = {"minimum_confidence": 0, "class_name": ["bus"]}
+    document = json.loads(export(ended_job, "coco", **wanted))
+    assert [one["category_id"] for one in document["annotations"]] == [BUS + 1]
+    assert document["info"]["class_names"] == ["bus"]
+    # Numbers of classes stay, and so do frames in which nothing of the chosen is.
+    assert [one["name"] for one in document["categories"]] == ["car", "bus"]
+    assert len(document["images"]) == 3
+    lines = export(ended_job, "jsonl", **wanted).splitlines()
+    assert [[one["name"] for one in json.loads(line)["objects"]] for line in lines] == [
+        ["bus"],
+        [],
+        [],
+    ]
+    rows = list(csv.DictReader(io.StringIO(export(ended_job, "csv", **wanted).decode())))
+    assert [row["name"] for row in rows] == ["bus"]
+    labels = texts_of(export(ended_job, "yolo", **wanted))
+    assert labels["labels/street.txt"].split()[0] == str(BUS)
+    assert labels["labels/street/frame_000001.txt"] == ""
+    both = export(ended_job, "csv", minimum_confidence=0, class_name=["bus", "car"])
+    assert both == export(ended_job, "csv", minimum_confidence=0)
+
+
+@pytest.mark.parametrize("names", [["tram"], ["car", "tram"], ["Car"]])
+def test_class_that_the_job_does_not_have_is_refused(ended_job, names):
+    """An export without a box would look like a job that found none."""
+    path = f"/api/v1/jobs/{ended_job.pk}/exports/csv/"
+    answer = client_of(ended_job.user).get(path, {"class_name": names})
+    assert answer.status_code == 400
+    assert answer.json()["errors"] == [
+        {
+            "field": "class_name",
+            "code": "unknown_class",
+            "detail": f"The job has no class {names[-1]!r}; it has car, bus.",
+        }
+    ]
 
 
 def test_files_of_one_base_name_do_not_overwrite_each_other(user, dataset):
@@ -427,6 +466,6 @@ def test_long_video_is_exported_slice_by_slice(user, dataset, django_assert_max_
     )
     services.abort_job(job_id=job.pk)
     with django_assert_max_num_queries(6):
-        pieces = list(EXPORTS["jsonl"].write(job, 0.25))
+        pieces = list(EXPORTS["jsonl"].write(job, Wanted(0.25)))
     assert [json.loads(piece)["frame_number"] for piece in pieces] == list(range(900))
     assert max(map(len, pieces)) < 1000

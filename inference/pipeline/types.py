@@ -94,6 +94,10 @@ class Detections:
         # Compared in float32: a stored 0.25 must be found by a question for 0.25, and 0.7 as well.
         return self._kept(self.confidences >= np.float32(confidence))
 
+    def of_classes(self, class_ids: Collection[int]) -> Detections:
+        """Those of these classes, in the same order."""
+        return self._kept(np.isin(self.class_ids, list(class_ids)))
+
     def without(self, class_ids: Collection[int]) -> Detections:
         """Those of other classes, in the same order."""
         return self._kept(~np.isin(self.class_ids, list(class_ids)))

@@ -320,24 +320,30 @@ def request_keys(request: Request, *, lists: Collection[str] = ()) -> dict[str, 
 def validated(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
     """The request's keys as the serializer understands them; raises ValidationError (400)."""
     serializer = serializer_class()
-    fields = serializer.fields.items()
-    lists = [name for name, field in fields if isinstance(field, serializers.ListField)]
-    serializer.initial_data = request_keys(request, lists=lists)
+    serializer.initial_data = request_keys(request, lists=_lists(serializer))
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
 
 
 def validated_query(serializer_class: type[SerializerType], request: Request) -> dict[str, Any]:
-    """The parameters of a question as the serializer understands them.
+    """The parameters of a question as the serializer understands them; lists are repeated.
 
     Raises ValidationError (400), also for one that it does not know: ignored it would look like an
     answer.
     """
-    serializer = serializer_class(data=request.query_params.dict())
-    if unknown := sorted(set(request.query_params) - set(serializer.fields)):
+    query = request.query_params
+    serializer = serializer_class()
+    if unknown := sorted(set(query) - set(serializer.fields)):
         raise serializers.ValidationError({unknown[0]: ["There is no such parameter."]})
+    repeated = {name: query.getlist(name) for name in _lists(serializer) if name in query}
+    serializer.initial_data = query.dict() | repeated
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
+
+
+def _lists(serializer: serializers.Serializer[Any]) -> list[str]:
+    fields = serializer.fields.items()
+    return [name for name, field in fields if isinstance(field, serializers.ListField)]
 
 
 def client_address(request: Request | HttpRequest) -> str:

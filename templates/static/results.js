@@ -202,7 +202,7 @@ function zipButton(job) {
   });
 }
 
-// The boxes in a format of the trade, from the slider's confidence on.
+// The boxes in a format of the trade: those that slider and switches show.
 function exportParts(view) {
   const { id, options } = view.job;
   const offered = Object.entries(FORMATS).filter(([name]) => name !== "mot" || options?.tracking);
@@ -210,12 +210,21 @@ function exportParts(view) {
   const format = element("select", {}, ...choices);
   format.setAttribute("aria-label", "Format of the boxes");
   const made = downloadButton("Download boxes", "Writing…", async () => {
-    const path = `/api/v1/jobs/${id}/exports/${format.value}/?minimum_confidence=${view.percent / 100}`;
-    const answer = await request(path);
+    const answer = await request(`/api/v1/jobs/${id}/exports/${format.value}/?${shownQuery(view)}`);
     const [, name] = answer.headers.get("Content-Disposition")?.match(/filename="?([^";]+)/) || [];
     save(await answer.blob(), name || `job-${id}.${format.value}`);
   });
   return [element("span", { className: "export" }, format, made)];
+}
+
+function shownQuery(view) {
+  const query = new URLSearchParams({ minimum_confidence: view.percent / 100 });
+  if (!view.hiddenClasses.size) return query;
+  if (!view.isComplete) throw new Error("Wait until all is read");
+  const shown = [...view.classes.keys()].filter((name) => !view.hiddenClasses.has(name));
+  if (!shown.length) throw new Error("Every class is hidden");
+  for (const name of shown) query.append("class_name", name);
+  return query;
 }
 
 function downloadButton(text, meanwhile, download) {
