@@ -14,15 +14,11 @@ from typing import Any
 
 import av
 
+from datasets.media.container import opened_container
 from datasets.media.errors import MediaError
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
-from datasets.media.video import (
-    MAX_SANE_GAP_SECONDS,
-    ClockJump,
-    clock_jumps,
-    first_stamp_seconds,
-    opened_container,
-)
+from datasets.media.timing import MAX_SANE_GAP_SECONDS, ClockJump, clock_jumps
+from datasets.media.video import first_stamp_seconds
 
 _COPIED_CODECS = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
 _LEAST_MP3_RATE_HZ = 16_000  # MP4 knows no MP3 below

@@ -19,11 +19,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datasets.media.container import DECODER_THREADS
 from datasets.media.errors import MediaError
 from datasets.media.images import colour_profile, read_image
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.seeking import SeekPlan
-from datasets.media.video import DECODER_THREADS, VideoFrame, iter_frames
+from datasets.media.video import VideoFrame, iter_frames
 from inference.pipeline.annotate import AnnotatedVideo
 from inference.pipeline.channel import Channel, ChannelClosedError
 from inference.pipeline.detector import HELD_BYTES, Detector
