@@ -10,7 +10,7 @@ from inference.models import Job
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.network import Network, fast_precisions, load_network, usable_device
 from inference.pipeline.options import DetectionOptions, Precision
-from inference.registry import local_weights
+from inference.weights_store import local_weights
 
 logger = logging.getLogger(__name__)
 

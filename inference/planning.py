@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
+
 from billing.prices import PriceList, inference_price_hundredths
 from datasets.models import MediaFile
 from inference.models import ModelVersion
 from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions, OptionsError
 from inference.pipeline.tiles import MAX_PARTS, part_count
-from inference.registry import default_options
 from inference.selectors import offered_precisions
 from inference.slicing import network_looks, sampled_count
 from odproject.core.errors import DomainError, FieldError
@@ -75,6 +76,16 @@ class JobPlan:
 
     def _frames_of(self, media_type: MediaFile.MediaType) -> int:
         return sum(f.frame_count for f in self.files if f.media_file.media_type == media_type)
+
+
+def default_options(version: ModelVersion) -> DetectionOptions:
+    """How the version is used where a job does not say otherwise."""
+    service = DetectionOptions(
+        confidence_floor=settings.CONFIDENCE_FLOOR,
+        max_detections=settings.MAX_DETECTIONS_PER_FRAME,
+        image_size=version.image_size or settings.NETWORK_IMAGE_SIZE,
+    )
+    return DetectionOptions.parse(version.default_options, defaults=service)
 
 
 def complete_options(version: ModelVersion, chosen: Mapping[str, Any]) -> DetectionOptions:

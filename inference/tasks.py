@@ -14,7 +14,7 @@ from celery import shared_task, signals
 from celery.worker import state as worker_state
 from django.db import close_old_connections
 
-from inference import registry, services
+from inference import registry, services, try_outs
 from inference.leases import while_database_is_away
 from inference.networks import Detectors
 from inference.queue import RUN_UNIT, TEST_MODEL
@@ -82,8 +82,8 @@ def run_unit_task(unit_id: int) -> None:
     if is_stopping():
         return  # the hint is repeated, for another worker
     close_old_connections()
-    if version_id := while_database_is_away(registry.next_test):
-        registry.run_test(version_id=version_id)
+    if version_id := while_database_is_away(try_outs.next_test):
+        try_outs.run_test(version_id=version_id)
     run_next_unit(
         lambda waiting_id: run_unit(
             unit_id=waiting_id,
@@ -108,4 +108,4 @@ def run_unit_task(unit_id: int) -> None:
 def test_model_task(version_id: int) -> None:
     """Try a model version out, if it still waits for that."""
     close_old_connections()
-    registry.run_test(version_id=version_id)
+    try_outs.run_test(version_id=version_id)

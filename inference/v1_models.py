@@ -14,6 +14,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from inference import registry, selectors
 from inference.models import ModelVersion
+from inference.planning import default_options
 from odproject.core.api import validated
 from odproject.core.listing import Pages, StrictFilters
 
@@ -73,7 +74,7 @@ class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
 
     def get_image_size(self, version: ModelVersion) -> int:
         """By default."""
-        return registry.default_options(version).image_size
+        return default_options(version).image_size
 
     def get_precisions(self, version: ModelVersion) -> list[str]:
         """In which a job would be run."""
@@ -81,7 +82,7 @@ class ModelSerializer(serializers.ModelSerializer[ModelVersion]):
 
     def get_default_options(self, version: ModelVersion) -> dict[str, Any]:
         """Every one of them."""
-        return registry.default_options(version).as_json()
+        return default_options(version).as_json()
 
 
 class ModelDetailSerializer(ModelSerializer):

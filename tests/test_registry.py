@@ -17,7 +17,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from inference import confined, model_checks, queue, registry, services
+from inference import confined, model_checks, queue, registry, services, try_outs, weights_store
 from inference.models import Job, ModelVersion, WorkUnit
 from inference.networks import Detectors
 from inference.pipeline.errors import DeviceUnavailableError, WeightsError
@@ -32,9 +32,9 @@ from inference.registry import (
     register_package_models,
     request_test,
     retire_model,
-    run_test,
     upload_model,
 )
+from inference.try_outs import run_test
 from inference.worker import run_unit
 from odproject.core.files import StorageFullError
 from tests.clients import client_of
@@ -101,7 +101,7 @@ def tried_out(version: ModelVersion, monkeypatch, *, error: str = "") -> ModelVe
         figures["milliseconds_per_picture"] = 40
         return model_checks.TryOutReport(figures, b"\xff\xd8 picture")
 
-    monkeypatch.setattr(registry, "try_out", fake)
+    monkeypatch.setattr(try_outs, "try_out", fake)
     assert run_test(version_id=version.pk)
     version.refresh_from_db()
     return version
@@ -144,10 +144,10 @@ def test_versions_of_the_package_are_offered_with_the_digest_of_their_files():
         ("YOLO8", "YOLO8m_FSR"),
     ]
     for one in offered:
-        path = registry.local_weights(one.weights_sha256)
+        path = weights_store.local_weights(one.weights_sha256)
         assert path.name == f"{one.version}.pt"
         assert hashlib.sha256(path.read_bytes()).hexdigest() == one.weights_sha256
-        assert not default_storage.exists(registry.stored_name(one.weights_sha256, "pt"))
+        assert not default_storage.exists(weights_store.stored_name(one.weights_sha256, "pt"))
     assert tuple(offered[0].class_names) == real_detector().class_names
 
 
@@ -182,22 +182,22 @@ def test_jobs_that_wait_find_their_weights_after_a_release_with_others(package):
     (package / "small.pt").write_bytes(b"second weights, better ones")
     (package / "small.int8.xml").write_text("<other/>")
     call_command("register_models", stdout=io.StringIO())
-    kept = registry.local_weights(first)
+    kept = weights_store.local_weights(first)
     assert kept.read_bytes() == b"first weights"
     assert kept.with_suffix(".int8.xml").read_text() == "<net/>"
     assert kept.with_suffix(".int8.bin").read_bytes() == b"numbers"
     second = ModelVersion.objects.get(version="small").weights_sha256
-    assert registry.local_weights(second) == package / "small.pt"
+    assert weights_store.local_weights(second) == package / "small.pt"
 
 
 def test_copy_of_weights_that_broke_off_is_made_again(package):
     register_package_models()
     digest = ModelVersion.objects.get(version="small").weights_sha256
-    name = registry.stored_name(digest, "pt")
+    name = weights_store.stored_name(digest, "pt")
     default_storage.save(name, ContentFile(b"first wei"))
-    assert registry.keep_package_weights() == 1
+    assert weights_store.keep_package_weights() == 1
     assert stored(name) == b"first weights"
-    assert registry.keep_package_weights() == 0
+    assert weights_store.keep_package_weights() == 0
 
 
 def test_full_disk_keeps_no_weights_and_nobody_from_starting(package, monkeypatch):
@@ -580,22 +580,22 @@ class TestTestRuns:
         )
 
     def test_two_workers_do_not_both_have_it(self, version):
-        first = registry._claim_test(version.pk)
+        first = try_outs._claim_test(version.pk)
         assert (first.version_id, first.attempt) == (version.pk, 1)
-        assert registry._claim_test(version.pk) is None
+        assert try_outs._claim_test(version.pk) is None
         assert run_test(version_id=version.pk) is False
 
     def test_worker_that_lost_its_lease_writes_nothing(self, version, monkeypatch):
-        late = registry._claim_test(version.pk)
+        late = try_outs._claim_test(version.pk)
         ModelVersion.objects.update(test_lease_expires_at=timezone.now() - timedelta(seconds=1))
         tried_out(version, monkeypatch)
-        assert not registry._end_test(claim=late, error="too late")
+        assert not try_outs._end_test(claim=late, error="too late")
         version.refresh_from_db()
         assert (version.state, version.test_error) == ("tested", "")
 
     def test_run_that_breaks_off_again_and_again_fails(self, version):
         for _ in range(3):
-            assert registry._claim_test(version.pk)
+            assert try_outs._claim_test(version.pk)
             ModelVersion.objects.update(test_lease_expires_at=timezone.now() - timedelta(seconds=1))
         assert run_test(version_id=version.pk)
         version.refresh_from_db()
@@ -604,18 +604,18 @@ class TestTestRuns:
 
     def test_lost_hint_is_repeated_while_the_run_waits(self, version, sent, settings):
         now = timezone.now()
-        assert registry.enqueue_tests(now=now) == 1
-        assert registry.enqueue_tests(now=now) == 0
+        assert try_outs.enqueue_tests(now=now) == 1
+        assert try_outs.enqueue_tests(now=now) == 0
         later = now + timedelta(seconds=settings.UNIT_HINT_SECONDS + 1)
-        assert registry.enqueue_tests(now=later) == 1
-        registry._claim_test(version.pk)
+        assert try_outs.enqueue_tests(now=later) == 1
+        try_outs._claim_test(version.pk)
         much_later = later + timedelta(seconds=settings.UNIT_HINT_SECONDS + 1)
-        assert registry.enqueue_tests(now=much_later) == 0  # under way
+        assert try_outs.enqueue_tests(now=much_later) == 0  # under way
         assert sent == [version.pk] * 2
 
     def test_broker_that_is_away_is_asked_again_later(self, version, monkeypatch):
         monkeypatch.setattr(queue, "send_model_test", lambda version_id: False)
-        assert registry.enqueue_tests() == 0
+        assert try_outs.enqueue_tests() == 0
         version.refresh_from_db()
         assert version.test_enqueued_at is None
 
@@ -639,7 +639,7 @@ def test_upload_that_the_disk_does_not_take_is_a_507_without_a_trace(
     def full(name, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(registry.default_storage, "save", full)
+    monkeypatch.setattr(default_storage, "save", full)
     answer = post_upload(client_of(admin))
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert not ModelVersion.objects.filter(version="boats-1").exists()
@@ -653,7 +653,7 @@ def test_upload_that_breaks_off_on_the_disk_leaves_no_half_of_it(
         (media_root / name).write_bytes(CONTENT[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(registry.default_storage, "save", half)
+    monkeypatch.setattr(default_storage, "save", half)
     with pytest.raises(StorageFullError):
         upload(admin)
     assert list((media_root / "models").iterdir()) == []
@@ -709,7 +709,7 @@ def test_large_upload_that_arrives_as_a_file_is_taken(admin, believed):
     content.seek(0)
     row = upload_model(actor=admin, model_id="YOLO8", version="boats-1", content=content)
     assert row.weights_bytes == len(CONTENT)
-    assert registry.local_weights(DIGEST).read_bytes() == CONTENT
+    assert weights_store.local_weights(DIGEST).read_bytes() == CONTENT
 
 
 class Elsewhere:
@@ -734,10 +734,10 @@ def test_weights_of_a_storage_that_is_no_folder_are_fetched_once(monkeypatch, se
     settings.DATA_DIR = tmp_path / "data"
     names = [f"models/{DIGEST}.pt", f"models/{DIGEST}.int8.xml"]
     elsewhere = Elsewhere(dict(zip(names, (CONTENT, b"<net/>"), strict=True)))
-    monkeypatch.setattr(registry, "default_storage", elsewhere)
-    path = registry.local_weights(DIGEST)
+    monkeypatch.setattr(weights_store, "default_storage", elsewhere)
+    path = weights_store.local_weights(DIGEST)
     assert (path.read_bytes(), path.with_suffix(".int8.xml").read_bytes()) == (CONTENT, b"<net/>")
-    assert registry.local_weights(DIGEST) == path
+    assert weights_store.local_weights(DIGEST) == path
     assert elsewhere.opened == names
 
 
@@ -751,9 +751,9 @@ def test_fetch_that_breaks_off_leaves_nothing_behind(monkeypatch, settings, tmp_
     settings.DATA_DIR = tmp_path / "data"
     elsewhere = Elsewhere({f"models/{DIGEST}.pt": CONTENT})
     monkeypatch.setattr(elsewhere, "open", lambda name: BreaksOff(CONTENT))
-    monkeypatch.setattr(registry, "default_storage", elsewhere)
+    monkeypatch.setattr(weights_store, "default_storage", elsewhere)
     with pytest.raises(OSError, match="the connection was reset"):
-        registry.local_weights(DIGEST)
+        weights_store.local_weights(DIGEST)
     assert list((tmp_path / "data/models").iterdir()) == []
 
 

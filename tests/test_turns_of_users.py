@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from inference import queue, registry, services, tasks, unit_work
+from inference import queue, services, tasks, try_outs, unit_work
 from inference.models import Job, ModelVersion, UnitFile, WorkUnit
 from inference.worker import ProcessHealth, run_unit
 from odproject.core import room
@@ -182,7 +182,7 @@ def test_model_that_waits_to_be_tried_out_goes_before_every_unit(monkeypatch):
         done.append(f"test of {version_id}")
         ModelVersion.objects.filter(pk=version_id).update(test_requested_at=None)
 
-    monkeypatch.setattr(registry, "run_test", try_out)
+    monkeypatch.setattr(try_outs, "run_test", try_out)
     monkeypatch.setattr(tasks, "run_next_unit", lambda run: done.append("unit"))
     monkeypatch.setattr(tasks, "close_old_connections", lambda: None)  # the test needs its own
     for _ in range(2):

@@ -22,7 +22,7 @@ from inference.models import ModelVersion
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError
 from inference.pipeline.options import PRECISIONS, DetectionOptions, OptionsError, Tiling
-from inference.registry import local_weights, package_models
+from inference.weights_store import local_weights, package_models
 
 EVALUATION_FLOOR = 0.001  # average precision is an area under the whole curve
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from inference.registry import keep_package_weights, register_package_models
+from inference.registry import register_package_models
+from inference.weights_store import keep_package_weights
 
 
 class Command(BaseCommand):

@@ -17,8 +17,8 @@ from django.utils import timezone
 from accounts.limits import forget_old_attempts
 from billing.idempotency import forget_old_answers
 from datasets.uploading import remove_orphaned_uploads
-from inference.registry import enqueue_tests
 from inference.services import forget_silent_workers, remove_orphaned_results, sweep
+from inference.try_outs import enqueue_tests
 from odproject.core.clock import database_now
 from odproject.core.process import die_with_parent
 
