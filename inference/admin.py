@@ -29,6 +29,7 @@ from inference import (
     admin_models,  # noqa: F401 - registers its pages
     selectors,
     services,
+    submission,
 )
 from inference.admin_comparison import ComparisonPages
 from inference.models import (
@@ -397,7 +398,7 @@ def _abort(actor: User, job: Job, answers: dict[str, Any]) -> str:
 
 
 def _run_again(actor: User, job: Job, answers: dict[str, Any]) -> str:
-    again = services.rerun_job(job_id=job.pk)
+    again = submission.rerun_job(job_id=job.pk)
     quoted = readable_tokens(again.quoted_hundredths)
     return (
         f"Job {again.pk} runs job {job.pk} again; {quoted} tokens of {job.user} are held for it: "

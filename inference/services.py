@@ -1,4 +1,4 @@
-"""Every write to jobs and work units.
+"""Every write to jobs and work units after their submission.
 
 A work unit is claimed with a lease and an attempt number. Each later write of the worker names
 that number; once somebody else has the unit, or the job is aborted, such a write changes no row
@@ -11,8 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
@@ -20,31 +18,25 @@ from django.db.models import BigIntegerField, Exists, F, OuterRef, QuerySet, Sub
 from django.db.models.functions import Cast, Now
 
 from accounts.models import User
-from accounts.services import append_event, lock_user
-from billing.ledger import place_hold, settle_hold
-from billing.prices import hundredths, tokens, tokens_text
-from billing.selectors import current_prices
-from datasets.models import Dataset, MediaFile
-from datasets.selectors import open_dataset, reopened_dataset
+from accounts.services import append_event
+from billing.ledger import settle_hold
+from billing.prices import tokens
+from datasets.models import Dataset
 from datasets.services import lock_dataset, mark_blocked, record_block
 from inference import queue
 from inference.models import (
     FrameResult,
     Job,
     JobFile,
-    ModelVersion,
     UnitFile,
     WorkerHeartbeat,
     WorkUnit,
     job_payload,
     progress_percent,
 )
-from inference.planning import JobPlan, plan_job
-from inference.registry import active_version
 from inference.selectors import waiting_units
-from inference.slicing import frame_ranges, network_looks
 from odproject.core.clock import database_now
-from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
+from odproject.core.errors import ConflictError
 from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
 
@@ -53,39 +45,11 @@ UNITS_PER_SWEEP = 500
 ORPHAN_WINDOW = timedelta(days=2)  # jobs that ended longer ago have been looked through before
 
 
-class EmptyDatasetError(DomainError):
-    """The dataset holds nothing to look at."""
-
-    code = "empty_dataset"
-    title = "The dataset is empty"
-
-
 class JobFinishedError(ConflictError):
     """The job has ended already."""
 
     code = "job_finished"
     title = "The job has ended"
-
-
-class JobUnfinishedError(ConflictError):
-    """The job has not ended yet."""
-
-    code = "job_unfinished"
-    title = "The job has not ended"
-
-
-class QuoteExceededError(ConflictError):
-    """The job costs more than the user has agreed to: prices or files are others now."""
-
-    code = "quote_exceeded"
-    title = "The price has changed"
-
-
-class RerunUnfinishedError(ConflictError):
-    """The job is being run again already."""
-
-    code = "rerun_unfinished"
-    title = "The job is being run again"
 
 
 class LeaseLostError(Exception):
@@ -108,189 +72,6 @@ class FileFault:
 
     code: str
     detail: str
-
-
-class JobQuotaError(QuotaExceededError):
-    """The user has as many unfinished jobs as one user may have."""
-
-    code = "job_quota_exceeded"
-    title = "Too many unfinished jobs"
-
-
-def _refuse_above_quota(user: User) -> None:
-    """Raise JobQuotaError (409) if the user has as many unfinished jobs as allowed."""
-    lock_user(user=user)
-    quota = settings.MAX_UNFINISHED_JOBS_PER_USER
-    unfinished = Job.objects.filter(user=user, state__in=Job.UNFINISHED)
-    if quota and unfinished.count() >= quota:
-        detail = f"One user has at most {quota} unfinished jobs; wait for one or abort it."
-        raise JobQuotaError(detail, quota=quota)
-
-
-@transaction.atomic
-def submit_job(
-    *,
-    user: User,
-    dataset_id: int,
-    model_id: str,
-    model_version: str,
-    options: Mapping[str, Any] | None = None,
-    maximum_tokens: Decimal | None = None,
-) -> Job:
-    """Quote, hold and queue detection on everything in a dataset.
-
-    `options`: what DetectionOptions.parse reads; the model version's for those left out.
-    `maximum_tokens`: a quote that the user has seen. Raises UnknownModelError, EmptyDatasetError,
-    InvalidOptionsError, PrecisionNotAvailableError and TooManyTilesError (400),
-    InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404),
-    JobQuotaError and QuoteExceededError (409).
-    """
-    _refuse_above_quota(user)
-    version = active_version(model_id=model_id, version=model_version)
-    dataset = open_dataset(user=user, dataset_id=dataset_id, locked=True)
-    plan = _plan(version, dataset, options or {})
-    if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
-        now = f"{tokens_text(plan.quoted_hundredths)} tokens"
-        raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
-    return _queue_job(user=user, dataset=dataset, plan=plan)
-
-
-def quote_job(
-    *,
-    user: User,
-    dataset_id: int,
-    model_id: str,
-    model_version: str,
-    options: Mapping[str, Any] | None = None,
-) -> JobPlan:
-    """What `submit_job` would hold now for the same arguments; writes nothing.
-
-    Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
-    """
-    version = active_version(model_id=model_id, version=model_version)
-    dataset = open_dataset(user=user, dataset_id=dataset_id)
-    return _plan(version, dataset, options or {})
-
-
-def _plan(version: ModelVersion, dataset: Dataset, chosen: Mapping[str, Any]) -> JobPlan:
-    media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
-    if not media_files:
-        raise EmptyDatasetError(f"The dataset {dataset.name} holds no file to look at.")
-    return plan_job(
-        version=version, media_files=media_files, chosen=chosen, prices=current_prices()
-    )
-
-
-@transaction.atomic
-def rerun_job(*, job_id: int) -> Job:
-    """Look at the files of a job again, as a new job of the same owner, version and options.
-
-    It is quoted at the prices of now and its price is held: the owner pays for it. Raises
-    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError and
-    PrecisionNotAvailableError (400) when that is not offered any more, InsufficientTokensError
-    (402), DatasetBlockedError (403) and DatasetNotFoundError (404).
-    """
-    first = Job.objects.select_related("model_version").get(pk=job_id)
-    version = active_version(
-        model_id=first.model_version.model_id, version=first.model_version.version
-    )
-    dataset = reopened_dataset(dataset_id=first.dataset_id)
-    if _locked_job(job_id).state in Job.UNFINISHED:
-        raise JobUnfinishedError(f"Job {job_id} has not ended yet.")
-    # The lock on the job makes two administrators take turns, so the second one sees the first.
-    again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
-    if again is not None:
-        raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
-    files = JobFile.objects.filter(job_id=job_id).select_related("media_file")
-    media_files = [file.media_file for file in files.order_by("position")]
-    plan = plan_job(
-        version=version, media_files=media_files, chosen=first.options, prices=current_prices()
-    )
-    return _queue_job(user=dataset.user, dataset=dataset, plan=plan, rerun_of=first)
-
-
-def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | None = None) -> Job:
-    """Hold the price of a plan and queue it as a job, in the caller's transaction."""
-    files = [
-        JobFile(
-            media_file=file.media_file,
-            position=position,
-            frame_count=file.frame_count,
-            frame_price_hundredths=file.frame_price_hundredths,
-        )
-        for position, file in enumerate(plan.files)
-    ]
-    job = Job.objects.create(
-        user=user,
-        dataset=dataset,
-        model_version=plan.version,
-        # What the version is now: a job keeps its weights, whatever becomes of the version.
-        weights_sha256=plan.version.weights_sha256,
-        class_names=plan.version.class_names,
-        options=plan.options.as_json(),
-        rerun_of=rerun_of,
-        quoted_hundredths=plan.quoted_hundredths,
-        frame_count=plan.frame_count,
-    )
-    job.hold = place_hold(user=user, amount_hundredths=plan.quoted_hundredths, job_id=job.pk)
-    job.save(update_fields=["hold"])
-    for file in files:
-        file.job = job
-    _make_units(job, JobFile.objects.bulk_create(files), plan=plan)
-    append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
-    transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
-    return job
-
-
-def _make_units(job: Job, files: Sequence[JobFile], *, plan: JobPlan) -> None:
-    """Cut the files of a new job into work units, in the order of the files.
-
-    However much the network does for a picture, it does about as much for a unit, so that others
-    soon have their turn. A video is cut no finer than at its seek points, which lie at least
-    `seeking.SPACING_FRAMES` apart: that bounds the number of units.
-    """
-    units: list[WorkUnit] = []
-    parts: list[UnitFile] = []
-    batch: WorkUnit | None = None
-    images_in_batch = looks_in_batch = 0
-
-    def add_unit(kind: WorkUnit.Kind, file: JobFile) -> WorkUnit:
-        units.append(WorkUnit(job=job, kind=kind, position=file.position))
-        return units[-1]
-
-    for file in files:
-        size_wh = file.media_file.width, file.media_file.height
-        looks = network_looks(size_wh, plan.options, fixed_size=plan.version.image_size)
-        if file.media_file.media_type == MediaFile.MediaType.IMAGE:
-            is_full = (
-                images_in_batch == settings.UNIT_MAX_IMAGES
-                or looks_in_batch + looks > settings.UNIT_MAX_FRAMES
-            )
-            if batch is None or is_full:
-                batch = add_unit(WorkUnit.Kind.IMAGES, file)
-                images_in_batch = looks_in_batch = 0
-            images_in_batch += 1
-            looks_in_batch += looks
-            parts.append(UnitFile(unit=batch, job_file=file, end_frame_index=1, frame_count=1))
-            continue
-        for one in frame_ranges(
-            frame_count=file.media_file.frame_count,
-            seek_indexes=file.media_file.seek_indexes,
-            max_frames=max(1, settings.UNIT_MAX_FRAMES // looks),
-            stride=plan.options.frame_stride,
-        ):
-            unit = add_unit(WorkUnit.Kind.FRAMES, file)
-            parts.append(
-                UnitFile(
-                    unit=unit,
-                    job_file=file,
-                    first_frame_index=one.first_frame_index,
-                    end_frame_index=one.end_frame_index,
-                    frame_count=one.frame_count,
-                )
-            )
-    WorkUnit.objects.bulk_create(units)
-    UnitFile.objects.bulk_create(parts)
 
 
 # -- hints to workers ----------------------------------------------------------------------------
@@ -537,7 +318,7 @@ def fail_unit(*, claim: Claim, fault: FileFault) -> None:
 
 def _locked_own_unit(claim: Claim) -> tuple[Job, WorkUnit]:
     """The job, under its lock, and the unit that is still the worker's; else LeaseLostError."""
-    job = _locked_job(claim.job_id)
+    job = locked_job(claim.job_id)
     unit = _own_unit(claim).select_for_update(no_key=True).first()
     if unit is None:
         raise LeaseLostError(f"Work unit {claim.unit_id} is no longer attempt {claim.attempt}.")
@@ -580,14 +361,14 @@ def hand_back_unit(*, claim: Claim, counts_as_try: bool, pause: timedelta | None
     A unit that has been tried often enough fails instead. `pause`: how long to wait before it is
     worth to be tried again. Losing the lease meanwhile is fine.
     """
-    job = _locked_job(claim.job_id)
+    job = locked_job(claim.job_id)
     unit = _own_unit(claim).first()
     if unit is not None:
         unit.waits_until = None if pause is None else database_now() + pause
         _put_back(job, unit, counts_as_try=counts_as_try)
 
 
-def _locked_job(job_id: int) -> Job:
+def locked_job(job_id: int) -> Job:
     """The job under a lock: units that end at the same time take turns, and one is the last."""
     return Job.objects.select_for_update(no_key=True).get(pk=job_id)
 
@@ -673,7 +454,7 @@ def abort_job(*, job_id: int, reason: str = "") -> None:
 
     Raises JobFinishedError (409) when it has ended.
     """
-    job = _locked_job(job_id)
+    job = locked_job(job_id)
     if job.state not in Job.UNFINISHED:
         raise JobFinishedError(f"Job {job_id} is {job.state} already.")
     _abort(job, reason)
@@ -748,7 +529,7 @@ def _return_units(units: QuerySet[WorkUnit], *, lease_ended_before: datetime | N
 def _return_unit(
     unit_id: int, attempt: int, job_id: int, lease_ended_before: datetime | None
 ) -> bool:
-    job = _locked_job(job_id)
+    job = locked_job(job_id)
     units = WorkUnit.objects.select_for_update(no_key=True).filter(
         pk=unit_id, attempt=attempt, state=WorkUnit.State.RUNNING
     )

@@ -18,7 +18,7 @@ from accounts.models import User
 from billing.idempotency import answered_once
 from billing.prices import tokens
 from datasets.models import MediaFile
-from inference import results, selectors, services
+from inference import results, selectors, services, submission
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
 from inference.serializers import DetectionOptionsSerializer
@@ -350,7 +350,7 @@ class JobsView(generics.ListAPIView[Job]):
         keys = validated(SubmitJobSerializer, request)
 
         def submit() -> Response:
-            submitted = services.submit_job(
+            submitted = submission.submit_job(
                 user=user,
                 dataset_id=keys["dataset_id"],
                 model_id=keys["model_id"],

@@ -11,7 +11,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from billing.prices import tokens
 from billing.selectors import balance_hundredths
-from inference import services
+from inference import submission
 from inference.serializers import DetectionOptionsSerializer
 from inference.v1 import JobChoiceSerializer
 from odproject.core.api import validated
@@ -39,7 +39,7 @@ class QuotesView(APIView):
         """What a job with these members would cost now; nothing is held or written."""
         user = cast(User, request.user)
         keys = validated(JobChoiceSerializer, request)
-        plan = services.quote_job(
+        plan = submission.quote_job(
             user=user,
             dataset_id=keys["dataset_id"],
             model_id=keys["model_id"],

@@ -10,7 +10,7 @@ from rest_framework.views import APIView
 from accounts.models import User
 from billing.idempotency import answered_once
 from datasets.selectors import live_dataset
-from inference import results, selectors, services
+from inference import results, selectors, submission
 from inference.serializers import JobIdSerializer, SubmitJobSerializer
 from odproject.core.api import validated
 from odproject.core.files import spooled_response
@@ -25,7 +25,7 @@ class InferenceView(APIView):
         user = cast(User, request.user)
 
         def submit() -> Response:
-            job = services.submit_job(
+            job = submission.submit_job(
                 user=user,
                 dataset_id=live_dataset(user=user, name=keys["datasetName"]).pk,
                 model_id=keys["modelId"],

@@ -29,7 +29,7 @@ from accounts.services import log_in
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
 from datasets.models import Dataset, MediaFile, ModerationAction
-from inference import queue, registry, services
+from inference import queue, registry, services, submission
 from inference.models import Job, ModelVersion, WorkerHeartbeat
 from inference.pipeline.weights_file import WeightsFacts
 from inference.selectors import settlement_breaches
@@ -99,7 +99,7 @@ def media_file(dataset) -> MediaFile:
 
 @pytest.fixture
 def job(owner, media_file) -> Job:
-    return services.submit_job(
+    return submission.submit_job(
         user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
@@ -519,7 +519,7 @@ def test_restored_dataset_takes_jobs_again(admin, owner, dataset, media_file):
     assert (dataset.blocked_at, dataset.block_reason) == (None, "")
     kinds = Event.objects.filter(user=owner).order_by("seq").values_list("kind", flat=True)
     assert list(kinds) == ["dataset.blocked", "dataset.restored"]
-    services.submit_job(
+    submission.submit_job(
         user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
@@ -745,12 +745,12 @@ def test_tested_version_is_offered_and_retired_without_a_restart(admin, owner, m
     picture = browser_of(make_user(role="Support")).get(f"{page}picture/")
     assert (picture.content, picture["Content-Type"]) == (jpeg(), "image/jpeg")
     assert browser.post(f"{page}activate/").status_code == 302
-    job = services.submit_job(
+    job = submission.submit_job(
         user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="boats-1"
     )
     assert browser.post(f"{page}retire/").status_code == 302
     with pytest.raises(registry.UnknownModelError):
-        services.submit_job(
+        submission.submit_job(
             user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="boats-1"
         )
     job.refresh_from_db()

@@ -18,7 +18,7 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accounts.models import Session
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
-from inference import queue, selectors, services
+from inference import queue, selectors, services, submission
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from odproject.core.environ import BEGUN_AT
 from tests.clients import client_of
@@ -49,7 +49,7 @@ def dataset(user):
 
 
 def submit(user):
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 

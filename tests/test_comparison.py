@@ -18,7 +18,7 @@ from rest_framework.test import APIClient
 from datasets.media import video
 from datasets.media.inspection import inspect_here
 from datasets.uploading import media_limits
-from inference import comparison, picture_child, queue, services
+from inference import comparison, picture_child, queue, submission
 from inference.confined import ConfinedChildError
 from inference.models import FrameResult, Job, WorkUnit
 from inference.pipeline.compare import FIRST_RGB, SECOND_RGB, draw_difference, match
@@ -134,7 +134,7 @@ def owner(tmp_path):
 
 
 def finished_job(user, detector, version="YOLO8s_FSR", name="street") -> Job:
-    job = services.submit_job(
+    job = submission.submit_job(
         user=user, dataset_id=dataset_id_of(user, name), model_id="YOLO8", model_version=version
     )
     for unit_id in WorkUnit.objects.filter(job=job).order_by("pk").values_list("pk", flat=True):
@@ -313,7 +313,7 @@ def test_jobs_of_others_do_not_exist(owner, pair, picture):
     stranger = make_user()
     mine = make_dataset(stranger, "mine")
     add_media_file(mine, name="x.png", content=b"x")
-    foreign = services.submit_job(
+    foreign = submission.submit_job(
         user=stranger,
         dataset_id=dataset_id_of(stranger, "mine"),
         model_id="YOLO8",
@@ -341,13 +341,13 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(owner, pair):
     client = client_of(owner)
     other = make_dataset(owner, "other")
     add_media_file(other, name="x.png", content=b"x")
-    elsewhere = services.submit_job(
+    elsewhere = submission.submit_job(
         user=owner,
         dataset_id=dataset_id_of(owner, "other"),
         model_id="YOLO8",
         model_version="YOLO8s_FSR",
     )
-    unfinished = services.submit_job(
+    unfinished = submission.submit_job(
         user=owner, dataset_id=dataset_id_of(owner), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
     assert client.get(page(first, first)).json()["code"] == "not_comparable"

@@ -6,7 +6,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import User
 from datasets.models import Dataset
-from inference import leases, queue, services
+from inference import leases, queue, services, submission
 from inference.models import WorkUnit
 from inference.worker import run_unit
 from tests.clients import client_of
@@ -63,7 +63,7 @@ def test_worker_waits_for_a_database_that_takes_no_writes_and_loses_no_try(
     user, dataset = User.objects.get(), Dataset.objects.get()
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
-    job = services.submit_job(
+    job = submission.submit_job(
         user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
     )
     refused = []

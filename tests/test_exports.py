@@ -16,7 +16,7 @@ import pytest
 import yaml
 from pycocotools.coco import COCO
 
-from inference import queue, services
+from inference import queue, services, submission
 from inference.evaluation.read import read_data
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
@@ -60,7 +60,7 @@ def found(job, media_file, *objects, frame_index=0, tracks=None):
 
 
 def submitted(user, **options):
-    job = services.submit_job(
+    job = submission.submit_job(
         user=user,
         dataset_id=dataset_id_of(user),
         model_id="YOLO8",

@@ -11,7 +11,7 @@ from rest_framework.test import APIClient
 from accounts.services import log_in
 from billing.selectors import balance_hundredths
 from datasets.models import MediaFile
-from inference import queue, services
+from inference import queue, services, submission
 from inference.models import Job, JobFile, ModelVersion
 from inference.pipeline.options import DetectionOptions
 from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
@@ -63,7 +63,9 @@ def faults(answer):
 
 
 def submit(user, **options):
-    return services.submit_job(user=user, dataset_id=dataset_id_of(user), **MODEL, options=options)
+    return submission.submit_job(
+        user=user, dataset_id=dataset_id_of(user), **MODEL, options=options
+    )
 
 
 def beat(*precisions):
@@ -116,7 +118,7 @@ def test_every_third_frame_is_quoted_and_held(user, post):
 
 
 def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):
-    quote = services.quote_job(
+    quote = submission.quote_job(
         user=user, dataset_id=dataset_id_of(user), **MODEL, options={"frame_stride": 4}
     )
     assert (quote.image_count, quote.video_frame_count, quote.quoted_hundredths) == (1, 3, 450)
@@ -226,13 +228,13 @@ def test_job_that_is_run_again_keeps_its_options(user, dataset, settings):
     job = submit(user, frame_stride=5, iou=0.7)
     services.abort_job(job_id=job.pk)
     settings.NETWORK_IMAGE_SIZE = 320  # what was default then stays chosen
-    again = services.rerun_job(job_id=job.pk)
+    again = submission.rerun_job(job_id=job.pk)
     assert again.options == job.options
     assert again.quoted_hundredths == job.quoted_hundredths == 350
 
 
 def test_contract_route_uses_the_defaults(user, dataset):
-    job = services.submit_job(user=user, dataset_id=dataset_id_of(user), **MODEL)
+    job = submission.submit_job(user=user, dataset_id=dataset_id_of(user), **MODEL)
     assert job.options == DetectionOptions().as_json()
 
 

@@ -15,7 +15,7 @@ from billing.models import Hold, Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
 from datasets.models import Dataset, MediaFile
 from datasets.services import delete_dataset
-from inference import queue, services
+from inference import queue, services, submission
 from inference.models import FrameResult, Job, JobFile, ModelVersion, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
 from inference.services import FileFault, LeaseLostError
@@ -45,7 +45,7 @@ def submit(user, *, images=0, videos=(), name="street"):
         add_media_file(dataset, name=f"{number}.jpg")
     for number, frame_count in enumerate(videos):
         add_media_file(dataset, name=f"{number}.mp4", media_type="video", frame_count=frame_count)
-    return services.submit_job(
+    return submission.submit_job(
         user=user,
         dataset_id=dataset_id_of(user, name),
         model_id="YOLO8",
@@ -345,7 +345,7 @@ def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
     admin = make_user(staff=True)
     pending = submit(user, images=1)
     dataset = Dataset.objects.get()
-    running = services.submit_job(
+    running = submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
     claim(running)
@@ -356,7 +356,7 @@ def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
     assert pending.error == "The dataset was blocked: faces"
     assert running.state == "Running"
     with pytest.raises(Exception, match="blocked: faces"):
-        services.submit_job(
+        submission.submit_job(
             user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
         )
     assert_sound()
@@ -410,7 +410,7 @@ class TestSlices:
                 seek_plan=plan,
             )
         MediaFile.objects.filter(dataset=dataset).update(width=size_wh[0], height=size_wh[1])
-        return services.submit_job(
+        return submission.submit_job(
             user=user,
             dataset_id=dataset_id_of(user),
             model_id="YOLO8",

@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 
 from billing.selectors import balance_hundredths, ledger_breaches
-from inference import queue, services
+from inference import queue, services, submission
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.selectors import settlement_breaches
 from inference.services import Claim, FileFault, LeaseLostError
@@ -96,7 +96,7 @@ class World:
             else:
                 plan = {"first_pts": 0, "points": [[i, i] for i in range(4, frame_count, 4)]}
                 add_media_file(dataset, media_type="video", frame_count=frame_count, seek_plan=plan)
-        services.submit_job(
+        submission.submit_job(
             user=user,
             dataset_id=dataset_id_of(user, name),
             model_id="YOLO8",

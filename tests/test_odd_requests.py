@@ -13,7 +13,7 @@ from accounts.services import InvalidCredentialsError, log_in
 from billing.models import Transfer
 from datasets.models import Dataset, MediaFile
 from inference import queue
-from inference.services import submit_job
+from inference.submission import submit_job
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes

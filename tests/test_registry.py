@@ -17,7 +17,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from inference import confined, model_checks, queue, registry, services, try_outs, weights_store
+from inference import confined, model_checks, queue, registry, submission, try_outs, weights_store
 from inference.models import Job, ModelVersion, WorkUnit
 from inference.networks import Detectors
 from inference.pipeline.errors import DeviceUnavailableError, WeightsError
@@ -108,7 +108,7 @@ def tried_out(version: ModelVersion, monkeypatch, *, error: str = "") -> ModelVe
 
 
 def submit(user, version="YOLO8s_FSR") -> Job:
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version=version
     )
 

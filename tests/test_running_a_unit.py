@@ -20,7 +20,7 @@ from billing.selectors import balance_hundredths
 from datasets.media.inspection import inspect_here
 from datasets.media.video import count_frames, iter_frames
 from datasets.uploading import media_limits
-from inference import queue, services, tasks
+from inference import queue, services, submission, tasks
 from inference.leases import LeaseKeeper
 from inference.models import FrameResult, Job, JobFile, WorkUnit
 from inference.pipeline.errors import DeviceUnavailableError, PipelineError, WeightsError
@@ -69,7 +69,7 @@ def dataset(user):
 
 
 def submit(user):
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 

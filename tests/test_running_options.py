@@ -12,7 +12,7 @@ from datasets.media.inspection import inspect_here
 from datasets.media.video import count_frames, iter_frames
 from datasets.models import MediaFile
 from datasets.uploading import media_limits
-from inference import queue, services
+from inference import queue, services, submission
 from inference.exports import mot
 from inference.models import FrameResult, JobFile, WorkUnit
 from inference.networks import Detectors
@@ -65,7 +65,7 @@ def dataset(monkeypatch, tmp_path):
 
 
 def submit(dataset, **options):
-    return services.submit_job(
+    return submission.submit_job(
         user=dataset.user,
         dataset_id=dataset.pk,
         model_id="YOLO8",

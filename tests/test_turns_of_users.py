@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from inference import queue, services, tasks, try_outs, unit_work
+from inference import queue, services, submission, tasks, try_outs, unit_work
 from inference.models import Job, ModelVersion, UnitFile, WorkUnit
 from inference.worker import ProcessHealth, run_unit
 from odproject.core import room
@@ -37,7 +37,7 @@ def job_of(user, *, images: int) -> Job:
     dataset = make_dataset(user, f"street {Job.objects.count()}")
     for number in range(images):
         add_media_file(dataset, name=f"{number}.jpg")
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 
@@ -95,7 +95,7 @@ def job_of_a_picture(tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     dataset = make_dataset(user)
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 

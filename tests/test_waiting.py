@@ -7,7 +7,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from inference import queue, services
+from inference import queue, services, submission
 from inference.models import Job, UnitFile, WorkUnit
 from inference.waiting import Wait, wait_of
 from tests.clients import client_of
@@ -37,7 +37,7 @@ def dataset(user):
 
 
 def submit(user):
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 

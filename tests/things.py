@@ -7,7 +7,7 @@ import numpy as np
 
 from accounts.models import User
 from datasets.models import MediaFile
-from inference import services
+from inference import services, submission
 from inference.models import FrameResult, Job, JobFile, WorkUnit
 from tests.factories import add_media_file, dataset_id_of, make_dataset
 from tests.mediafiles import image_bytes, noise
@@ -29,7 +29,7 @@ class Things:
 
 
 def _submit(user: User) -> Job:
-    return services.submit_job(
+    return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
     )
 

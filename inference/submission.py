@@ -1,0 +1,236 @@
+"""Jobs are quoted, held for and queued: on a dataset, or again on the files of another job.
+
+Locks are taken in the order that `services` tells.
+"""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+
+from accounts.models import User
+from accounts.services import append_event, lock_user
+from billing.ledger import place_hold
+from billing.prices import hundredths, tokens_text
+from billing.selectors import current_prices
+from datasets.models import Dataset, MediaFile
+from datasets.selectors import open_dataset, reopened_dataset
+from inference.models import Job, JobFile, ModelVersion, UnitFile, WorkUnit, job_payload
+from inference.planning import JobPlan, plan_job
+from inference.registry import active_version
+from inference.services import enqueue_units, locked_job
+from inference.slicing import frame_ranges, network_looks
+from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
+
+
+class EmptyDatasetError(DomainError):
+    """The dataset holds nothing to look at."""
+
+    code = "empty_dataset"
+    title = "The dataset is empty"
+
+
+class JobUnfinishedError(ConflictError):
+    """The job has not ended yet."""
+
+    code = "job_unfinished"
+    title = "The job has not ended"
+
+
+class QuoteExceededError(ConflictError):
+    """The job costs more than the user has agreed to: prices or files are others now."""
+
+    code = "quote_exceeded"
+    title = "The price has changed"
+
+
+class RerunUnfinishedError(ConflictError):
+    """The job is being run again already."""
+
+    code = "rerun_unfinished"
+    title = "The job is being run again"
+
+
+class JobQuotaError(QuotaExceededError):
+    """The user has as many unfinished jobs as one user may have."""
+
+    code = "job_quota_exceeded"
+    title = "Too many unfinished jobs"
+
+
+def _refuse_above_quota(user: User) -> None:
+    """Raise JobQuotaError (409) if the user has as many unfinished jobs as allowed."""
+    lock_user(user=user)
+    quota = settings.MAX_UNFINISHED_JOBS_PER_USER
+    unfinished = Job.objects.filter(user=user, state__in=Job.UNFINISHED)
+    if quota and unfinished.count() >= quota:
+        detail = f"One user has at most {quota} unfinished jobs; wait for one or abort it."
+        raise JobQuotaError(detail, quota=quota)
+
+
+@transaction.atomic
+def submit_job(
+    *,
+    user: User,
+    dataset_id: int,
+    model_id: str,
+    model_version: str,
+    options: Mapping[str, Any] | None = None,
+    maximum_tokens: Decimal | None = None,
+) -> Job:
+    """Quote, hold and queue detection on everything in a dataset.
+
+    `options`: what DetectionOptions.parse reads; the model version's for those left out.
+    `maximum_tokens`: a quote that the user has seen. Raises UnknownModelError, EmptyDatasetError,
+    InvalidOptionsError, PrecisionNotAvailableError and TooManyTilesError (400),
+    InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404),
+    JobQuotaError and QuoteExceededError (409).
+    """
+    _refuse_above_quota(user)
+    version = active_version(model_id=model_id, version=model_version)
+    dataset = open_dataset(user=user, dataset_id=dataset_id, locked=True)
+    plan = _plan(version, dataset, options or {})
+    if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
+        now = f"{tokens_text(plan.quoted_hundredths)} tokens"
+        raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
+    return _queue_job(user=user, dataset=dataset, plan=plan)
+
+
+def quote_job(
+    *,
+    user: User,
+    dataset_id: int,
+    model_id: str,
+    model_version: str,
+    options: Mapping[str, Any] | None = None,
+) -> JobPlan:
+    """What `submit_job` would hold now for the same arguments; writes nothing.
+
+    Raises what `submit_job` does but for InsufficientTokensError and JobQuotaError.
+    """
+    version = active_version(model_id=model_id, version=model_version)
+    dataset = open_dataset(user=user, dataset_id=dataset_id)
+    return _plan(version, dataset, options or {})
+
+
+def _plan(version: ModelVersion, dataset: Dataset, chosen: Mapping[str, Any]) -> JobPlan:
+    media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
+    if not media_files:
+        raise EmptyDatasetError(f"The dataset {dataset.name} holds no file to look at.")
+    return plan_job(
+        version=version, media_files=media_files, chosen=chosen, prices=current_prices()
+    )
+
+
+@transaction.atomic
+def rerun_job(*, job_id: int) -> Job:
+    """Look at the files of a job again, as a new job of the same owner, version and options.
+
+    It is quoted at the prices of now and its price is held: the owner pays for it. Raises
+    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError and
+    PrecisionNotAvailableError (400) when that is not offered any more, InsufficientTokensError
+    (402), DatasetBlockedError (403) and DatasetNotFoundError (404).
+    """
+    first = Job.objects.select_related("model_version").get(pk=job_id)
+    version = active_version(
+        model_id=first.model_version.model_id, version=first.model_version.version
+    )
+    dataset = reopened_dataset(dataset_id=first.dataset_id)
+    if locked_job(job_id).state in Job.UNFINISHED:
+        raise JobUnfinishedError(f"Job {job_id} has not ended yet.")
+    # The lock on the job makes two administrators take turns, so the second one sees the first.
+    again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
+    if again is not None:
+        raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
+    files = JobFile.objects.filter(job_id=job_id).select_related("media_file")
+    media_files = [file.media_file for file in files.order_by("position")]
+    plan = plan_job(
+        version=version, media_files=media_files, chosen=first.options, prices=current_prices()
+    )
+    return _queue_job(user=dataset.user, dataset=dataset, plan=plan, rerun_of=first)
+
+
+def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | None = None) -> Job:
+    """Hold the price of a plan and queue it as a job, in the caller's transaction."""
+    files = [
+        JobFile(
+            media_file=file.media_file,
+            position=position,
+            frame_count=file.frame_count,
+            frame_price_hundredths=file.frame_price_hundredths,
+        )
+        for position, file in enumerate(plan.files)
+    ]
+    job = Job.objects.create(
+        user=user,
+        dataset=dataset,
+        model_version=plan.version,
+        # What the version is now: a job keeps its weights, whatever becomes of the version.
+        weights_sha256=plan.version.weights_sha256,
+        class_names=plan.version.class_names,
+        options=plan.options.as_json(),
+        rerun_of=rerun_of,
+        quoted_hundredths=plan.quoted_hundredths,
+        frame_count=plan.frame_count,
+    )
+    job.hold = place_hold(user=user, amount_hundredths=plan.quoted_hundredths, job_id=job.pk)
+    job.save(update_fields=["hold"])
+    for file in files:
+        file.job = job
+    _make_units(job, JobFile.objects.bulk_create(files), plan=plan)
+    append_event(user_id=user.pk, kind="job.submitted", payload=job_payload(job))
+    transaction.on_commit(lambda: enqueue_units(job_id=job.pk), robust=True)
+    return job
+
+
+def _make_units(job: Job, files: Sequence[JobFile], *, plan: JobPlan) -> None:
+    """Cut the files of a new job into work units, in the order of the files.
+
+    However much the network does for a picture, it does about as much for a unit, so that others
+    soon have their turn. A video is cut no finer than at its seek points, which lie at least
+    `seeking.SPACING_FRAMES` apart: that bounds the number of units.
+    """
+    units: list[WorkUnit] = []
+    parts: list[UnitFile] = []
+    batch: WorkUnit | None = None
+    images_in_batch = looks_in_batch = 0
+
+    def add_unit(kind: WorkUnit.Kind, file: JobFile) -> WorkUnit:
+        units.append(WorkUnit(job=job, kind=kind, position=file.position))
+        return units[-1]
+
+    for file in files:
+        size_wh = file.media_file.width, file.media_file.height
+        looks = network_looks(size_wh, plan.options, fixed_size=plan.version.image_size)
+        if file.media_file.media_type == MediaFile.MediaType.IMAGE:
+            is_full = (
+                images_in_batch == settings.UNIT_MAX_IMAGES
+                or looks_in_batch + looks > settings.UNIT_MAX_FRAMES
+            )
+            if batch is None or is_full:
+                batch = add_unit(WorkUnit.Kind.IMAGES, file)
+                images_in_batch = looks_in_batch = 0
+            images_in_batch += 1
+            looks_in_batch += looks
+            parts.append(UnitFile(unit=batch, job_file=file, end_frame_index=1, frame_count=1))
+            continue
+        for one in frame_ranges(
+            frame_count=file.media_file.frame_count,
+            seek_indexes=file.media_file.seek_indexes,
+            max_frames=max(1, settings.UNIT_MAX_FRAMES // looks),
+            stride=plan.options.frame_stride,
+        ):
+            unit = add_unit(WorkUnit.Kind.FRAMES, file)
+            parts.append(
+                UnitFile(
+                    unit=unit,
+                    job_file=file,
+                    first_frame_index=one.first_frame_index,
+                    end_frame_index=one.end_frame_index,
+                    frame_count=one.frame_count,
+                )
+            )
+    WorkUnit.objects.bulk_create(units)
+    UnitFile.objects.bulk_create(parts)
