@@ -28,7 +28,6 @@ from inference.selectors import (
 )
 from odproject.core.errors import ConflictError
 
-ROWS_PER_PIECE = 500
 # By which readers of YOLO's folders know a picture (ultralytics.data.utils.IMG_FORMATS).
 PICTURE_SUFFIXES = frozenset(
     (

@@ -13,7 +13,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
 from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets Django up first
 from inference.consumers import JobEventsConsumer
-from odproject.bridge import Scope, http_application
+from odproject.bridge import Bridge, Scope
 from odproject.core.passes import has_upload_pass
 from odproject.core.websockets import RefusedPath
 
@@ -73,7 +73,7 @@ def asker(scope: Scope) -> str:
     return "" if token is None else str(token.get(api_settings.USER_ID_CLAIM))
 
 
-_http = http_application(
+_http = Bridge(
     wsgi_application,
     settings.WEB_THREADS,
     slow_threads={

@@ -14,7 +14,6 @@ and body reader are used here:
 import asyncio
 import contextvars
 import io
-import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,6 @@ from odproject.core.environ import BEGUN_AT
 from odproject.fair_threads import FairThreads
 
 SPOOLED_BODY = "odproject.spooled_body"
-DEFAULT_THREADS = 16
 FILE_THREADS = 4
 FILE_BLOCK_BYTES = 128 * 1024
 # A sender that waits longer than the server's own limit for a stalled reader waits in vain.
@@ -66,29 +64,13 @@ class FileResponse:
             close()
 
 
-def http_application(
-    wsgi_app: WSGIApplication,
-    threads: int | None = None,
-    *,
-    slow_threads: Mapping[str, int] | None = None,
-    slow_kind: Callable[[Scope], str | None] = lambda scope: None,
-    asker: Callable[[Scope], str] = lambda scope: "",
-) -> "Bridge":
-    """Return the ASGI application that serves `wsgi_app` through `threads` threads.
-
-    Without `threads`, their number is the environment's OD_WEB_THREADS, or 16. Requests that take
-    long have threads of their own: `slow_kind` tells from the ASGI scope which kind one is of,
-    None for the others, and `slow_threads` how many each kind has. For those, whom `asker` tells
-    apart take turns.
-    """
-    count = threads or int(os.environ.get("OD_WEB_THREADS") or DEFAULT_THREADS)
-    return Bridge(
-        wsgi_app, count, slow_threads=slow_threads or {}, slow_kind=slow_kind, asker=asker
-    )
-
-
 class Bridge:
-    """An ASGI application for the scope type `http`."""
+    """An ASGI application, for the scope type `http`, that serves `wsgi_app`.
+
+    Requests go through `threads` threads; those that take long have threads of their own.
+    `slow_kind` tells from the ASGI scope which kind one is of, None for the others, and
+    `slow_threads` how many each kind has. For those, whom `asker` tells apart take turns.
+    """
 
     def __init__(
         self,
@@ -97,7 +79,7 @@ class Bridge:
         *,
         slow_threads: Mapping[str, int],
         slow_kind: Callable[[Scope], str | None],
-        asker: Callable[[Scope], str],
+        asker: Callable[[Scope], str] = lambda scope: "",
     ) -> None:
         self.wsgi_app = wsgi_app
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="web")

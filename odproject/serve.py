@@ -16,7 +16,8 @@ What is added to Daphne:
 
 Environment: OD_MAX_REQUEST_BYTES (2 GiB) limits a body; OD_MAX_PARSED_BYTES (10 MiB) limits the
 kinds of body that the application reads into memory (JSON, urlencoded forms, text) and every body
-of a stranger. OD_MIN_FREE_BYTES (512 MiB) stay free on the disk.
+of a stranger. OD_MIN_FREE_BYTES (512 MiB) stay free on the disk. OD_STALLED_READER_SECONDS (60) is
+how long a reader may make no progress.
 """
 # ruff: noqa: N802 - Twisted and Autobahn name the methods overridden here.
 
@@ -84,11 +85,11 @@ class Limits:
     def from_environment(cls) -> "Limits":
         """Return the limits that the environment sets, with the defaults for the rest."""
         return cls(
-            max_request_bytes=int(os.environ.get("OD_MAX_REQUEST_BYTES") or 2 * GIBIBYTE),
-            max_parsed_bytes=int(os.environ.get("OD_MAX_PARSED_BYTES") or 10 * MEBIBYTE),
-            min_free_bytes=int(os.environ.get("OD_MIN_FREE_BYTES") or MIN_FREE_BYTES),
+            max_request_bytes=int(os.environ.get("OD_MAX_REQUEST_BYTES") or cls.max_request_bytes),
+            max_parsed_bytes=int(os.environ.get("OD_MAX_PARSED_BYTES") or cls.max_parsed_bytes),
+            min_free_bytes=int(os.environ.get("OD_MIN_FREE_BYTES") or cls.min_free_bytes),
             stalled_reader_seconds=float(
-                os.environ.get("OD_STALLED_READER_SECONDS") or STALLED_READER_SECONDS
+                os.environ.get("OD_STALLED_READER_SECONDS") or cls.stalled_reader_seconds
             ),
         )
 

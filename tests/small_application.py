@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from odproject.bridge import http_application
+from odproject.bridge import Bridge
 
 PIECE = b"x" * 65536
 counts = {"calls": 0, "produced_bytes": 0, "closed": 0, "websockets_ended": 0}
@@ -73,8 +73,9 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
     return [_body_facts(environ)]
 
 
-_http = http_application(
+_http = Bridge(
     wsgi,
+    int(os.environ["OD_WEB_THREADS"]),
     slow_threads={"waiting": 1},
     slow_kind=lambda scope: "waiting" if scope["path"] == "/wait" else None,
 )

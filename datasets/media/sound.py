@@ -148,7 +148,7 @@ class Sound:
         What lies before the first picture is left out. Where the sound changes as a copy cannot
         follow, the error is a ChangedSoundError.
         """
-        made = self._copied_packets(stream) if self.is_copied else self._encoded_packets(stream)
+        made = self._copied_packets() if self.is_copied else self._encoded_packets(stream)
         last_dts = None
         try:
             for packet in made:
@@ -170,7 +170,7 @@ class Sound:
                 packet.pts = packet.dts = stamp
             yield packet
 
-    def _copied_packets(self, stream: Any) -> Iterator[Any]:
+    def _copied_packets(self) -> Iterator[Any]:
         shift = round(self._zero_seconds / self._stream.time_base)
         configuration = self._stream.codec_context.extradata
         for packet in self._stored_packets():

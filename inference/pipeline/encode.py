@@ -24,10 +24,10 @@ from inference.pipeline.types import Image
 
 # The usual clock of video containers: fine enough for every frame rate, variable ones included.
 TICKS_PER_SECOND = 90_000
-# A player can begin before it has the whole file; and starts, which are kept in units of the
-# movie, are as exact as frame times.
 # MP4 keeps the time from a frame to the next in 31 bits: 6.6 hours.
 LONGEST_STEP_TICKS = 2**31 - 2
+# A player can begin before it has the whole file; and starts, which are kept in units of the
+# movie, are as exact as frame times.
 MP4_OPTIONS = {"movflags": "+faststart", "movie_timescale": str(TICKS_PER_SECOND)}
 _KEYFRAME_EVERY_FRAMES = 60
 _NOMINAL_RATE_FPS = 30  # tells players how much to expect; the frames' own times are what counts
@@ -219,8 +219,8 @@ def write_image(
     """Writes an image; the file appears under its name only when it is whole.
 
     `format`: JPEG, PNG, WEBP, BMP or TIFF; by default what the name ends with. `colour_profile`:
-    the ICC profile of its numbers, sRGB without one. Raises
-    DrawingError (`image_format_unknown`, or `image_too_large` for what the format cannot hold).
+    the ICC profile of its numbers, sRGB without one. Raises DrawingError (`image_format_unknown`,
+    or `image_too_large` for what the format cannot hold).
     """
     chosen = format.upper() if format else _IMAGE_FORMATS.get(path.suffix.lower())
     if chosen is None or chosen not in _IMAGE_FORMATS.values():
