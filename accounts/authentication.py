@@ -13,11 +13,9 @@ from rest_framework_simplejwt.authentication import JWTAuthentication
 from rest_framework_simplejwt.exceptions import InvalidToken, TokenError
 from rest_framework_simplejwt.tokens import AccessToken, Token
 
-from accounts.models import Session, User
+from accounts.models import SESSION_CLAIM, Session, User
 from accounts.selectors import live_session
 from odproject.core.environ import BEGUN_AT
-
-SESSION_CLAIM = "sid"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from django.db import models
 from django.db.models.functions import Upper
 from django.utils import timezone
 
+SESSION_CLAIM = "sid"  # of every token: the number of the log-in that it belongs to
+
 
 class UserManager(BaseUserManager["User"]):
     """Finds users by e-mail whatever its case."""

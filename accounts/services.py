@@ -19,7 +19,7 @@ from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts import limits
-from accounts.models import Event, EventStream, Session, User, WebsocketTicket
+from accounts.models import SESSION_CLAIM, Event, EventStream, Session, User, WebsocketTicket
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish_on_commit
 
@@ -151,7 +151,7 @@ def refresh_session(*, raw_refresh_token: str, access_lifetime: timedelta) -> Lo
     except TokenError as error:
         raise InvalidRefreshTokenError("The refresh token is not valid, or has expired.") from error
     now, new_jti = timezone.now(), _new_jti()
-    session_id = token.get("sid")
+    session_id = token.get(SESSION_CLAIM)
     sessions = Session.objects.filter(pk=session_id if isinstance(session_id, int) else 0)
     living = sessions.filter(revoked_at__isnull=True)
     # The update looks at columns of the session alone. With a join it would be a subquery, which
@@ -193,7 +193,7 @@ def _new_jti() -> str:
 
 def _tokens(session: Session, jti: str, access_lifetime: timedelta | None) -> LoginTokens:
     refresh = RefreshToken.for_user(session.user)
-    refresh["sid"] = session.pk
+    refresh[SESSION_CLAIM] = session.pk
     refresh["jti"] = jti
     access = refresh.access_token
     if access_lifetime is not None:

@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 
 from accounts import services
 from accounts.authentication import expiry_of
-from accounts.models import Event, User
+from accounts.models import SESSION_CLAIM, Event, User
 from accounts.serializers import NewEmailField
 from odproject.core.api import client_address, validated
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
@@ -139,7 +139,7 @@ class RevocationView(APIView):
     @extend_schema(request=None, responses={204: None})
     def post(self, request: Request) -> Response:
         """End this session: all its tokens and websockets."""
-        services.revoke_session(session_id=cast(Any, request.auth)["sid"])
+        services.revoke_session(session_id=cast(Any, request.auth)[SESSION_CLAIM])
         return Response(status=204)
 
 
@@ -175,6 +175,6 @@ class WebsocketTicketsView(APIView):
         """A ticket that opens one websocket within 30 seconds."""
         token = cast(Any, request.auth)
         ticket = services.issue_websocket_ticket(
-            session_id=token["sid"], session_expires_at=expiry_of(token)
+            session_id=token[SESSION_CLAIM], session_expires_at=expiry_of(token)
         )
         return Response(TicketSerializer({"ticket": ticket}).data, status=201)
