@@ -13,11 +13,12 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from inference import comparison
-from inference.comparison import Comparison, Rules
+from inference.comparison import LARGEST_FRAME_INDEX, Comparison, Rules
 from inference.models import Job
 from odproject.core.admin import ReadOnlyAdmin
 from odproject.core.errors import DomainError
 from odproject.core.files import drawn_picture_response
+from odproject.core.listing import LARGEST_ID
 
 PICTURES_SHOWN = 12
 OTHERS_SHOWN = 10
@@ -34,11 +35,11 @@ class WhichForm(forms.Form):
     minimum_confidence = forms.FloatField(min_value=0, max_value=1, required=False)
     iou = forms.FloatField(min_value=0.01, max_value=1, required=False)
     media_file_id = forms.IntegerField(min_value=1, required=False)
-    frame_index = forms.IntegerField(min_value=0, max_value=2**31 - 1, required=False)
+    frame_index = forms.IntegerField(min_value=0, max_value=LARGEST_FRAME_INDEX, required=False)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["with"] = forms.IntegerField(min_value=1, max_value=2**63 - 1)
+        self.fields["with"] = forms.IntegerField(min_value=1, max_value=LARGEST_ID)
 
     @property
     def rules(self) -> Rules:

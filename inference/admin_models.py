@@ -32,9 +32,7 @@ from odproject.core.passes import give_upload_pass
 
 DEEPEST_OPTIONS = 20
 STATE_TONES = {"draft": "odd", "tested": "busy", "active": "good"}
-NAME = RegexValidator(
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", "Letters, digits, dots, dashes and underscores."
-)
+NAME = RegexValidator(registry.NAME_PATTERN, "Letters, digits, dots, dashes and underscores.")
 State = ModelVersion.State
 
 
@@ -130,10 +128,15 @@ class UploadForm(forms.Form):
         help_text="An Ultralytics YOLOv8 detection checkpoint (.pt), or an ONNX export of one.",
     )
     version = forms.CharField(
-        max_length=40, validators=[NAME], help_text="What users choose; never used twice."
+        max_length=registry.LONGEST_NAME,
+        validators=[NAME],
+        help_text="What users choose; never used twice.",
     )
     model_id = forms.CharField(
-        max_length=40, validators=[NAME], initial="YOLO8", help_text="The family it belongs to."
+        max_length=registry.LONGEST_NAME,
+        validators=[NAME],
+        initial="YOLO8",
+        help_text="The family it belongs to.",
     )
     default_options = OptionsField(
         required=False,

@@ -28,6 +28,7 @@ from odproject.core.files import local_copy
 from odproject.core.turns import turn
 
 logger = logging.getLogger(__name__)
+LARGEST_FRAME_INDEX = 2**31 - 1
 MAX_FRAMES = 20_000
 MAX_SECONDS = 20.0  # so many frames of hundreds of boxes each would take minutes
 ROWS_PER_READ = 500

@@ -24,7 +24,7 @@ from inference.model_checks import read_facts
 from inference.models import Job, ModelVersion
 from inference.pipeline.errors import WeightsError
 from inference.pipeline.options import DetectionOptions, OptionsError
-from inference.pipeline.weights_file import WeightsFacts
+from inference.pipeline.weights_file import WeightsFacts, int8_twin
 from inference.try_outs import child_limits, enqueue_tests
 from inference.weights_store import (
     alone_with,
@@ -44,6 +44,8 @@ PRECISIONS_BY_FORMAT = {
     Format.PT: ["auto", "fp32", "bf16", "fp16"],
     Format.ONNX: ["auto", "fp32", "bf16"],
 }
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LONGEST_NAME = 40
 # What a version may set for jobs that do not; the rest is a matter of the job.
 DEFAULTABLE_OPTIONS = frozenset(
     {
@@ -149,9 +151,7 @@ def register_package_models() -> int:
             "weights_sha256": package.sha256,
             "weights_bytes": package.path.stat().st_size,
             "class_names": list(package.class_names),
-            "precisions": _precisions(
-                Format.PT, has_int8_twin=package.path.with_suffix(".int8.xml").exists()
-            ),
+            "precisions": _precisions(Format.PT, has_int8_twin=int8_twin(package.path).exists()),
         }
         row, is_new = ModelVersion.objects.get_or_create(
             model_id=package.model_id,

@@ -12,13 +12,11 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from inference import comparison
-from inference.comparison import Comparison, FileComparison, Rules, Tally
+from inference.comparison import LARGEST_FRAME_INDEX, Comparison, FileComparison, Rules, Tally
 from inference.models import Job
 from odproject.core.api import validated_query
 from odproject.core.files import drawn_picture_response
 from odproject.core.listing import LARGEST_ID
-
-LARGEST_FRAME_INDEX = 2**31 - 1
 
 
 class ComparisonQuerySerializer(serializers.Serializer[Any]):

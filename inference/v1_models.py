@@ -15,10 +15,9 @@ from accounts.models import User
 from inference import registry, selectors
 from inference.models import ModelVersion
 from inference.planning import default_options
+from inference.registry import LONGEST_NAME, NAME_PATTERN
 from odproject.core.api import validated
 from odproject.core.listing import Pages, StrictFilters
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 @extend_schema_field({"type": "object", "additionalProperties": True})
@@ -109,8 +108,8 @@ class UploadModelSerializer(serializers.Serializer[Any]):
     """New weights: an Ultralytics detection checkpoint (.pt) or an ONNX export of one."""
 
     file = serializers.FileField()
-    version = serializers.RegexField(NAME, max_length=40)
-    model_id = serializers.RegexField(NAME, max_length=40, default="YOLO8")
+    version = serializers.RegexField(NAME_PATTERN, max_length=LONGEST_NAME)
+    model_id = serializers.RegexField(NAME_PATTERN, max_length=LONGEST_NAME, default="YOLO8")
     notes = serializers.CharField(max_length=2000, allow_blank=True, default="")
     default_options = ObjectField(default=dict)
 

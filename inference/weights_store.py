@@ -19,11 +19,10 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from inference.models import ModelVersion
 from inference.pipeline.errors import WeightsError
+from inference.pipeline.weights_file import TWIN_SUFFIXES
 
 logger = logging.getLogger(__name__)
 Format = ModelVersion.Format
-
-TWIN_SUFFIXES = (".int8.xml", ".int8.bin")  # beside weights, where they have a graph in int8
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def load_network(
     """A network from an Ultralytics checkpoint, or from an ONNX export of one.
 
     `precision` "auto" is the fastest that the device computes in, but never int8, which needs the
-    twin of the weights that `openvino_network.int8_twin` names. `runtime` "auto" is OpenVINO
+    twin of the weights that `weights_file.int8_twin` names. `runtime` "auto" is OpenVINO
     on a CPU where it is installed, else torch. `device` as torch names it; CUDA if there is any
     by default, but the CPU for int8. `threads` on a CPU; one for each core by default. `sha256`:
     the digest that the file must have. `config_dir`: where Ultralytics keeps its settings; by

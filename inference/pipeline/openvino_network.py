@@ -29,6 +29,7 @@ from inference.pipeline.heads import Candidates, decode
 from inference.pipeline.layout import View, lay_out
 from inference.pipeline.letterbox import PADDING_GREY
 from inference.pipeline.torch_network import load_model
+from inference.pipeline.weights_file import int8_twin
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "bf16"}
 _BATCH_SIZES = (1, 2, 4)
@@ -40,11 +41,6 @@ _FEWEST_COMPILED = 2  # a photograph and its tiles
 _EXAMPLE_SIDE = 640
 _EXAMPLE_SHAPE = (1, 3, 96, 128)
 _TWIN_KEY = ("odproject", "weights_sha256")
-
-
-def int8_twin(weights: Path) -> Path:
-    """Where the int8 graph of a weights file lies, if it has one; its .bin lies beside it."""
-    return weights.with_suffix(".int8.xml")
 
 
 def load(

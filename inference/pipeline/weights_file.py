@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 Format = Literal["pt", "onnx"]
 FORMATS = get_args(Format)
+TWIN_SUFFIXES = (".int8.xml", ".int8.bin")
+"""Of the graph in int8 that weights may have beside them."""
+
+
+def int8_twin(weights: Path) -> Path:
+    """Where the int8 graph of a weights file lies, if it has one; its .bin lies beside it."""
+    return weights.with_suffix(TWIN_SUFFIXES[0])
 
 
 @dataclass(frozen=True)
