@@ -21,7 +21,14 @@ from accounts.models import User
 from accounts.services import Access, change_access
 from billing import ledger, services
 from billing.models import Account, Hold, Price, Transfer
-from billing.prices import PriceList, hundredths, tokens
+from billing.prices import (
+    HUNDREDTHS_PER_TOKEN,
+    PriceList,
+    hundredths,
+    readable_tokens,
+    tokens,
+    tokens_text,
+)
 from billing.selectors import balance_hundredths, current_prices
 from odproject.core.admin import (
     ObjectAction,
@@ -43,27 +50,20 @@ KIND_TONES = {
 ACCESS_FIELDS = ("is_active", "is_staff", "is_superuser", "groups")
 
 
-def readable_tokens(amount_hundredths: int) -> str:
-    """An amount as people read it: 1,234.50."""
-    return f"{tokens(amount_hundredths):,.2f}"
-
-
 class TopUpForm(ReasonForm):
     """How much, and why; the hidden key makes a form sent twice count once."""
 
     field_order = ("amount", "reason", "key")
     amount = forms.DecimalField(
         min_value=Decimal("0.01"),
-        max_value=Decimal(20_000),
+        max_value=Decimal(ledger.TOP_UP_MAX_HUNDREDTHS) / HUNDREDTHS_PER_TOKEN,
         decimal_places=2,
         label="Tokens to add",
-        help_text="More than 0, at most 20000.",
+        help_text=f"More than 0, at most {tokens_text(ledger.TOP_UP_MAX_HUNDREDTHS)}.",
     )
     key = forms.CharField(widget=forms.HiddenInput, max_length=64, initial=lambda: uuid.uuid4().hex)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["reason"].help_text = "The user reads it, and the ledger keeps it for ever."
+    readers = "The user reads it, and the ledger keeps it for ever."
 
 
 def _explain_top_up(user: User) -> str:

@@ -5,6 +5,9 @@ from typing import Any
 
 from rest_framework import serializers
 
+from billing.ledger import TOP_UP_MAX_HUNDREDTHS
+from billing.prices import HUNDREDTHS_PER_TOKEN
+
 
 class TopUpAmountField(serializers.DecimalField):
     """More than 0 and at most 20000 tokens, down to a hundredth; 10.000 is 10, not finer."""
@@ -14,7 +17,7 @@ class TopUpAmountField(serializers.DecimalField):
             max_digits=7,
             decimal_places=2,
             min_value=Decimal("0.01"),
-            max_value=Decimal(20000),
+            max_value=Decimal(TOP_UP_MAX_HUNDREDTHS) / HUNDREDTHS_PER_TOKEN,
             **kwargs,
         )
 

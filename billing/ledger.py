@@ -107,7 +107,8 @@ def top_up(
     Raises InvalidAmountError (400) unless 0 < amount <= 20000 tokens.
     """
     if not 0 < amount_hundredths <= TOP_UP_MAX_HUNDREDTHS:
-        raise InvalidAmountError("A top-up is more than 0 and at most 20000 tokens.")
+        most = tokens_text(TOP_UP_MAX_HUNDREDTHS)
+        raise InvalidAmountError(f"A top-up is more than 0 and at most {most} tokens.")
     with transaction.atomic():
         accounts = open_accounts(user=user)
         return _transfer(

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
-from billing.prices import tokens
+from billing.prices import readable_tokens
 
 
 class Account(models.Model):
@@ -107,7 +107,7 @@ class Transfer(models.Model):
         indexes = [models.Index(fields=["job_id"], name="transfer_by_job")]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} of {tokens(self.amount_hundredths):,.2f} tokens"
+        return f"{self.get_kind_display()} of {readable_tokens(self.amount_hundredths)} tokens"
 
 
 class Hold(models.Model):
@@ -144,7 +144,7 @@ class Hold(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"hold of {tokens(self.amount_hundredths):,.2f} tokens ({self.state})"
+        return f"hold of {readable_tokens(self.amount_hundredths)} tokens ({self.state})"
 
 
 class KeptAnswer(models.Model):

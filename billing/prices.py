@@ -44,6 +44,11 @@ def tokens_text(hundredths: int) -> str:
     return f"{Decimal(hundredths) / HUNDREDTHS_PER_TOKEN:.2f}".rstrip("0").rstrip(".")
 
 
+def readable_tokens(hundredths: int) -> str:
+    """Hundredths as tokens on a page: 1,234.50."""
+    return f"{tokens(hundredths):,.2f}"
+
+
 def hundredths(amount_tokens: Decimal) -> int:
     """Tokens as hundredths; raises ValueError when the amount is finer than a hundredth."""
     scaled = amount_tokens * HUNDREDTHS_PER_TOKEN

@@ -20,7 +20,7 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from accounts.models import User
-from billing.prices import inference_price_hundredths, tokens
+from billing.prices import inference_price_hundredths, readable_tokens
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile, ModerationAction
 from datasets.selectors import with_sizes
@@ -47,17 +47,13 @@ from odproject.core.admin import (
     badge,
     readable_bytes,
 )
+from odproject.core.files import drawn_picture_response
 
 THUMBNAILS_SHOWN = 24
 ERROR_LETTERS_SHOWN = 60
 JOB_TONES = {"Pending": "odd", "Running": "busy", "Completed": "good", "Failed": "bad"}
 UNIT_TONES = {"pending": "odd", "running": "busy", "completed": "good", "failed": "bad"}
 NO_THUMBNAIL = format_html('<span class="od-thumbnail od-none">{}</span>', "no picture")
-
-
-def readable_tokens(amount_hundredths: int) -> str:
-    """An amount as people read it: 1,234.50."""
-    return f"{tokens(amount_hundredths):,.2f}"
 
 
 def list_link(name: str, text: str, **filters: Any) -> SafeString:
@@ -72,17 +68,13 @@ def list_link(name: str, text: str, **filters: Any) -> SafeString:
 class OwnerReadsForm(ReasonForm):
     """Why; the owner reads it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["reason"].help_text = "The owner of the dataset reads this."
+    readers = "The owner of the dataset reads this."
 
 
 class NoteForm(ReasonForm):
     """Why; for the other moderators."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["reason"].help_text = "For moderators; the owner is not told."
+    readers = "For moderators; the owner is not told."
 
 
 def _flag(actor: User, dataset: Dataset, answers: dict[str, Any]) -> str:
@@ -362,11 +354,7 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
         if not stored_name or not default_storage.exists(stored_name):
             raise Http404("This file has no thumbnail.")
         with default_storage.open(stored_name) as content:
-            response = HttpResponse(content.read(), content_type="image/jpeg")
-        response["Content-Security-Policy"] = "sandbox; default-src 'none'"
-        response["X-Content-Type-Options"] = "nosniff"
-        response["Cache-Control"] = "private, max-age=3600"
-        return response
+            return drawn_picture_response(content.read())
 
     @admin.display(description="")
     def picture(self, media_file: MediaFile) -> SafeString:
@@ -409,17 +397,13 @@ def _run_again(actor: User, job: Job, answers: dict[str, Any]) -> str:
 class AbortForm(ReasonForm):
     """Why; the owner reads it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["reason"].help_text = "The owner of the job reads this."
+    readers = "The owner of the job reads this."
 
 
 class RunAgainForm(ReasonForm):
     """Why somebody else's tokens are spent; kept in the history of the job."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["reason"].help_text = "Kept in the history of the job."
+    readers = "Kept in the history of the job."
 
 
 JOB_ACTIONS = (

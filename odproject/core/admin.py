@@ -194,11 +194,19 @@ class ReadOnlyInline(TabularInline[ModelType, ParentType]):
 
 
 class ReasonForm(forms.Form):
-    """Why; nobody acts on what is another's without saying so."""
+    """Why; nobody acts on what is another's without saying so.
 
+    `readers` says beside the field who will read it.
+    """
+
+    readers: ClassVar[str] = ""
     reason = forms.CharField(
         max_length=200, widget=forms.Textarea(attrs={"rows": 3, "maxlength": 200})
     )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = self.readers
 
 
 def ask_template() -> str:

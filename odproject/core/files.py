@@ -152,6 +152,13 @@ def requested_range(header: str, size_bytes: int) -> tuple[int, int] | None:
     return (begin, min(end, size_bytes - 1)) if end >= begin else None
 
 
+def _run_nothing(response: FileResponse | HttpResponse) -> None:
+    """Have a browser show a file and nothing else, to its asker only."""
+    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Cache-Control"] = "private, max-age=3600"
+
+
 def stored_file_response(
     request: Request, *, stored_name: str, file_name: str, content_type: str
 ) -> FileResponse | Response:
@@ -187,18 +194,14 @@ def stored_file_response(
     response["Accept-Ranges"] = "bytes"
     if wanted is not None:
         response["Content-Range"] = f"bytes {wanted[0]}-{wanted[1]}/{size_bytes}"
-    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
-    response["X-Content-Type-Options"] = "nosniff"
-    response["Cache-Control"] = "private, max-age=3600"
+    _run_nothing(response)
     return response
 
 
 def drawn_picture_response(picture_jpeg: bytes) -> HttpResponse:
     """A JPEG that we have drawn, for its asker only."""
     response = HttpResponse(picture_jpeg, content_type="image/jpeg")
-    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
-    response["X-Content-Type-Options"] = "nosniff"
-    response["Cache-Control"] = "private, max-age=3600"
+    _run_nothing(response)
     return response
 
 
