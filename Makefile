@@ -56,6 +56,7 @@ bench: install
 	@exec $(BIN)/python -m inference.pipeline.bench $(FILES)
 
 train: install
+	@[ -n "$(DATA)" ] && [ -n "$(OUT)" ] || { echo "make train DATA=folder OUT=folder [STEPS=n], see docs/TRAINING.md" >&2; exit 1; }
 	@exec $(BIN)/python -m inference.training train inference/weights/YOLO8s_FSR.pt "$(OUT)" \
 	  --data "$(DATA)" --steps $(or $(STEPS),400) $(ARGS)
 
