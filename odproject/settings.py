@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import dj_database_url
 import django_stubs_ext
+from django.core.exceptions import ImproperlyConfigured
 from kombu import Exchange, Queue
 
 from odproject.core import room
@@ -27,13 +28,23 @@ def env(name: str, default: str = "") -> str:
 
 
 def env_int(name: str, default: int) -> int:
-    """The variable as a whole number."""
-    return int(env(name, str(default)))
+    """The variable as a whole number; raises ImproperlyConfigured for anything else."""
+    try:
+        return int(env(name, str(default)))
+    except ValueError as error:
+        raise _misspelled(name, "a whole number") from error
 
 
 def env_float(name: str, default: float) -> float:
-    """The variable as a number."""
-    return float(env(name, str(default)))
+    """The variable as a number; raises ImproperlyConfigured for anything else."""
+    try:
+        return float(env(name, str(default)))
+    except ValueError as error:
+        raise _misspelled(name, "a number") from error
+
+
+def _misspelled(name: str, wanted: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"{name} must be {wanted}, not {env(name)!r}.")
 
 
 def env_bool(name: str, default: bool) -> bool:

@@ -44,6 +44,18 @@ def test_server_refuses_the_default_secret():
     assert "OD_SECRET_KEY is not set" in refused.stderr
 
 
+def test_setting_that_is_no_number_is_named_in_one_sentence(monkeypatch):
+    for name, text, wanted in [
+        ("OD_MAX_IMAGE_PIXELS", "200M", "a whole number"),
+        ("OD_UNIT_LEASE_SECONDS", "1m", "a number"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, text)
+            refused = run("manage.py", "up")
+        assert refused.returncode == 1
+        assert refused.stderr == f"{name} must be {wanted}, not '{text}'.\n"
+
+
 def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
     judged = run(
         "-c",
