@@ -621,6 +621,22 @@ def test_aborted_job_gives_back_what_was_not_done(page, service, tmp_path):
     assert movements(page)[-3:] == [("hold", "-100"), ("upload", "-50"), ("welcome", "+1,000")]
 
 
+def test_refused_abort_is_told_on_the_card_of_its_job(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Long film")
+    upload(page, drawn_video(tmp_path / "long.mp4", 100))
+    card = start_job(page)
+    unreachable = re.compile(r"/abort/$")
+    page.route(unreachable, lambda route: route.abort())
+    for told in ["The service cannot be reached. Please try again in a moment.", ""]:
+        card.get_by_role("button", name="Abort").click()
+        page.get_by_role("button", name="Abort job", exact=True).click()
+        expect(card.locator(".alert")).to_have_text(told)
+        expect(card.locator(".alert")).to_be_visible(visible=bool(told))
+        page.unroute(unreachable)
+    expect(card.locator(".state")).to_have_text("Aborted")
+
+
 def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, service, tmp_path):
     traffic = Traffic(page)
     sign_up(page, service.base_url, unique_email())
@@ -1169,7 +1185,13 @@ def test_older_jobs_are_shown_on_demand(page, service, tmp_path):
     page.reload()
     cards = page.locator("article.job")
     expect(cards).to_have_count(24)
+    older = re.compile(r"/api/v1/jobs/\?.*page=2")
+    page.route(older, lambda route: route.abort())
     page.get_by_role("button", name="Show older jobs").click()
+    expect(page.locator("#jobs-alert")).to_contain_text("The service cannot be reached.")
+    page.unroute(older)
+    page.get_by_role("button", name="Show older jobs").click()
+    expect(page.locator("#jobs-alert")).to_be_hidden()
     expect(cards).to_have_count(26)
     expect(page.locator("#more-jobs")).to_be_hidden()
     ids = [number_of(card) for card in cards.all()]

@@ -3,7 +3,7 @@
 import { ask, nextPath } from "./api.js";
 import { refreshBalance } from "./ledger.js";
 import { optionsText, usualChanges } from "./options.js";
-import { amount, announce, button, byId, confirmed, element, moment, plural } from "./page.js";
+import { amount, announce, button, byId, confirmed, element, moment, plural, showAlert } from "./page.js";
 import { clearResults, fillResults } from "./results.js";
 
 const PATH = "/api/v1/jobs/";
@@ -75,12 +75,13 @@ export async function askAboutJobs() {
 
 async function showOlder() {
   byId("more-jobs").disabled = true;
+  showAlert("jobs-alert", "");
   try {
     const page = await ask(state.more);
     state.more = nextPath(PATH, page);
     for (const job of page.results) learn(job.id, job);
   } catch (refusal) {
-    announce(refusal.message);
+    showAlert("jobs-alert", refusal.message);
   }
   byId("more-jobs").disabled = false;
   showWhatThereIs();
@@ -115,16 +116,19 @@ export function openNewJob(job) {
 async function abort(id) {
   const text = "What is done by then is charged and stays readable; the rest of the price comes back.";
   if (!(await confirmed({ title: `Abort job ${id}?`, text, action: "Abort job" }))) return;
+  showAlert(alertOf(id), "");
   try {
     learn(id, await ask(`${PATH}${id}/abort/`, { method: "POST" }));
   } catch (refusal) {
-    announce(refusal.message);
+    showAlert(alertOf(id), refusal.message);
     askAbout(id);
   }
   state.cards.get(id).root.focus();
 }
 
 // -- cards
+
+const alertOf = (id) => `job-${id}-alert`;
 
 // Cards are moved only when they are new: one that plays a video stays where it is.
 function place(id) {
@@ -145,15 +149,18 @@ function makeCard(id) {
     line: element("p", { className: "aside" }),
     toggle: button("Show results", () => (card.results.hidden ? showResults(id) : hideResults(card))),
     abort: button("Abort", () => abort(id)),
+    alert: element("p", { id: alertOf(id), className: "alert", hidden: true }),
     results: element("div", { className: "results", hidden: true }),
     milestone: 0,
   };
   card.bar.setAttribute("aria-label", `Progress of job ${id}`);
   card.abort.setAttribute("aria-label", `Abort job ${id}`);
   card.toggle.setAttribute("aria-expanded", "false");
+  card.alert.setAttribute("role", "alert");
   const head = element("div", { className: "job-head" }, card.title, card.badge, card.abort, card.toggle);
   const progress = element("div", { className: "job-line" }, card.bar, card.line);
-  card.root = element("article", { className: "card job", tabIndex: -1 }, head, progress, card.results);
+  const parts = [head, progress, card.alert, card.results];
+  card.root = element("article", { className: "card job", tabIndex: -1 }, ...parts);
   card.root.dataset.job = id;
   return card;
 }
