@@ -22,6 +22,7 @@ from datasets.uploading import media_limits
 from inference.confined import ChildLimits, ConfinedChildError, answer_of_child, picture_of
 from inference.models import FrameResult, Job
 from inference.pipeline.compare import Matching, match
+from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.selectors import class_name, stored_detections, user_job
 from odproject.core.errors import ConflictError, DomainError, NotFoundError
 from odproject.core.files import local_copy
@@ -82,7 +83,7 @@ class ComparisonsBusyError(DomainError):
 class Rules:
     """What counts: detections of at least this confidence, pairs of at least this overlap."""
 
-    minimum_confidence: float = settings.DISPLAY_CONFIDENCE
+    minimum_confidence: float = DISPLAY_CONFIDENCE
     iou: float = 0.5
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import cv2
 
 from inference.confined_child import serve
-from inference.pipeline.draw import DISPLAY_CONFIDENCE, draw
+from inference.pipeline.draw import draw
 from inference.pipeline.network import load_detector
-from inference.pipeline.options import DetectionOptions
+from inference.pipeline.options import DISPLAY_CONFIDENCE, DetectionOptions
 from inference.pipeline.torch_network import prepare
 from inference.pipeline.types import Image
 from inference.pipeline.weights_reader import read_weights

@@ -82,7 +82,6 @@ def default_options(version: ModelVersion) -> DetectionOptions:
     """How the version is used where a job does not say otherwise."""
     service = DetectionOptions(
         confidence_floor=settings.CONFIDENCE_FLOOR,
-        max_detections=settings.MAX_DETECTIONS_PER_FRAME,
         image_size=version.image_size or settings.NETWORK_IMAGE_SIZE,
     )
     return DetectionOptions.parse(version.default_options, defaults=service)

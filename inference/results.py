@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from django.conf import settings
 from django.core.files.storage import default_storage
 
 from datasets.models import MediaFile
 from inference.models import Job, JobFile
+from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.selectors import Wanted, displayed_objects, files_of_job, frame_results
 from odproject.core.files import printable
 
@@ -58,7 +58,7 @@ def _file_json(job: Job, file: JobFile) -> Iterator[str]:
 
 
 def _objects(job: Job, frame: Any) -> list[dict[str, Any]]:
-    return displayed_objects(frame, job.class_names, Wanted(settings.DISPLAY_CONFIDENCE))
+    return displayed_objects(frame, job.class_names, Wanted(DISPLAY_CONFIDENCE))
 
 
 def annotated_name(file: JobFile) -> str:

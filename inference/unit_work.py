@@ -26,7 +26,7 @@ from inference.leases import LeaseKeeper, while_database_is_away
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from inference.pipeline.detector import Detector
 from inference.pipeline.join import join_segments
-from inference.pipeline.options import DetectionOptions
+from inference.pipeline.options import DISPLAY_CONFIDENCE, DetectionOptions
 from inference.pipeline.run import ImageTask, draw_video, process_images, process_video
 from inference.pipeline.types import FrameDetections
 from inference.selectors import frame_results, stored_detections
@@ -318,7 +318,7 @@ class ResultSink:
 
     def _frame_result(self, part: UnitFile, frame: FrameDetections) -> FrameResult:
         found = frame.detections
-        displayed = found.above(settings.DISPLAY_CONFIDENCE)
+        displayed = found.above(DISPLAY_CONFIDENCE)
         # Weights that were taken in before names had to differ may have one twice.
         counts = Counter(self._class_names[class_id] for class_id in displayed.class_ids.tolist())
         return FrameResult(

@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import django_filters
-from django.conf import settings
 from django.db.models import QuerySet
 from django.http import FileResponse
 from django.http.response import HttpResponseBase
@@ -21,6 +20,7 @@ from datasets.models import MediaFile
 from inference import results, selectors, services, submission
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
+from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.serializers import DetectionOptionsSerializer
 from inference.waiting import wait_of
 from odproject.core.api import validated, validated_query
@@ -483,7 +483,7 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
     minimum_confidence = serializers.FloatField(
         min_value=0,
         max_value=1,
-        default=settings.DISPLAY_CONFIDENCE,
+        default=DISPLAY_CONFIDENCE,
         help_text="Detections from this confidence on; nothing is detected again for it.",
     )
     class_name = serializers.ListField(

@@ -363,8 +363,6 @@ COMPARISON_PICTURE_SECONDS = 30
 NETWORKS_IN_MEMORY = env_int("OD_NETWORKS_IN_MEMORY", 3)  # of a worker; the idlest one goes
 NETWORK_IMAGE_SIZE = env_int("OD_NETWORK_IMAGE_SIZE", 768)
 CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
-DISPLAY_CONFIDENCE = 0.25  # what results and annotated media of the original API show
-MAX_DETECTIONS_PER_FRAME = 500
 # A device as torch names it: then a worker that does not find it ends, instead of computing on the
 # CPU without a word. Empty: the best there is.
 NETWORK_DEVICE = env("OD_NETWORK_DEVICE")

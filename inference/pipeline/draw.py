@@ -16,9 +16,8 @@ from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
 from datasets.media.planes import Colours, Plane, Planes
+from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.pipeline.types import UNTRACKED, Detections, Image
-
-DISPLAY_CONFIDENCE = 0.25
 
 # Hues that neither asphalt nor roofs nor grass have, bright enough for dark text.
 _COLOURS_RGB: tuple[tuple[int, int, int], ...] = (

@@ -24,6 +24,8 @@ OVERLAP_METRICS: Final = get_args(OverlapMetric)
 # boxes that overlap by half are the same one.
 DEFAULT_IMAGE_SIZE = 768
 DEFAULT_IOU = 0.5
+# Of what results and annotated media show, as the original; what is stored begins lower.
+DISPLAY_CONFIDENCE = 0.25
 
 STRIDES = (8, 16, 32)  # of YOLOv8's output cells, in pixels of the input
 STRIDE_PIXELS = STRIDES[-1]  # the sides of a network's input are multiples of it

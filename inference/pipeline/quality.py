@@ -21,9 +21,13 @@ from tqdm import tqdm
 
 from datasets.media.video import iter_frames
 from inference.pipeline.detector import Detector
-from inference.pipeline.draw import DISPLAY_CONFIDENCE
 from inference.pipeline.network import load_detector
-from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DEFAULT_IOU, DetectionOptions
+from inference.pipeline.options import (
+    DEFAULT_IMAGE_SIZE,
+    DEFAULT_IOU,
+    DISPLAY_CONFIDENCE,
+    DetectionOptions,
+)
 from inference.pipeline.types import Image
 from inference.scenes import Boxes, draw_scene, match_boxes
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from inference.pipeline.draw import DISPLAY_CONFIDENCE
 from inference.pipeline.merge import iou_matrix
 from inference.pipeline.network import load_detector
+from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.pipeline.track import track_frames
 from inference.pipeline.types import Detections, FrameDetections
 from inference.scenes import Boxes, draw_video_scene

@@ -16,9 +16,13 @@ from inference.evaluation.evaluate import Evaluation, evaluate
 from inference.evaluation.read import read_data
 from inference.evaluation.report import ROWS, draw_curves, left_out, share
 from inference.pipeline.detector import YoloDetector
-from inference.pipeline.draw import DISPLAY_CONFIDENCE
 from inference.pipeline.network import Network, load_network
-from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions, Precision
+from inference.pipeline.options import (
+    DEFAULT_IMAGE_SIZE,
+    DISPLAY_CONFIDENCE,
+    DetectionOptions,
+    Precision,
+)
 from inference.training.failures import (
     FIRST_CLUTTER_SEED,
     FIRST_STREET_SEED,
