@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from django.apps import apps
-from django.contrib.admin import site
+from django.contrib.admin import ModelAdmin, site
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -581,6 +581,23 @@ def test_abort_ends_the_job_and_its_owner_reads_why(admin, owner, job):
     assert f"Job {job.pk} is Aborted already." in again.content.decode()
     job.refresh_from_db()
     assert job.error == "Aborted by an administrator: maintenance"
+
+
+def test_action_that_cannot_be_recorded_does_not_happen(admin, owner, job, monkeypatch):
+    def refuse(*args: object) -> None:
+        raise DatabaseError("no room for a record")
+
+    monkeypatch.setattr(ModelAdmin, "log_change", refuse)
+    browser = browser_of(admin)
+    browser.raise_request_exception = False
+    assert browser.post(asking_page(job, "abort"), {"reason": "x"}).status_code == 500
+    top_up = {"amount": "5", "reason": "x", "key": "k"}
+    assert browser.post(asking_page(owner, "top-up"), top_up).status_code == 500
+    job.refresh_from_db()
+    assert job.state == "Pending"
+    assert [event.kind for event in Event.objects.filter(user=owner)] == ["job.submitted"]
+    assert not Transfer.objects.filter(kind__in=("top_up", "release")).exists()
+    assert not LogEntry.objects.exists()
 
 
 def test_run_again_is_a_new_job_that_its_owner_pays(admin, owner, dataset, job):

@@ -13,7 +13,7 @@ from django import forms
 from django.apps import apps
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.db import models
+from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
@@ -139,11 +139,12 @@ class PortableAdmin(ModelAdmin[ModelType]):
         form = action.form_class(request.POST if request.method == "POST" else None)
         if request.method == "POST" and form.is_valid():
             try:
-                done = action.act(request.user, one, form.cleaned_data)
+                with transaction.atomic():  # nothing is done without a record of who did it
+                    done = action.act(request.user, one, form.cleaned_data)
+                    self.log_change(request, one, done)
             except DomainError as error:
                 form.add_error(None, error.detail)
             else:
-                self.log_change(request, one, done)
                 messages.success(request, done)
                 return HttpResponseRedirect(back_url)
         context = {
