@@ -2,15 +2,26 @@
 
 from dataclasses import dataclass
 
-from django.db.models import Count, F, Func, IntegerField, Q, QuerySet, Sum
+from django.db.models import (
+    Aggregate,
+    Count,
+    F,
+    Func,
+    IntegerField,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Sum,
+)
 from django.db.models.functions import Coalesce
 
 from accounts.models import User
 from datasets.models import Dataset, MediaFile, Upload
 from odproject.core.errors import DomainError, NotFoundError
 
-IS_IMAGE = Q(media_files__media_type=MediaFile.MediaType.IMAGE)
-IS_VIDEO = Q(media_files__media_type=MediaFile.MediaType.VIDEO)
+IS_IMAGE = Q(media_type=MediaFile.MediaType.IMAGE)
+IS_VIDEO = Q(media_type=MediaFile.MediaType.VIDEO)
 
 
 class DatasetNotFoundError(NotFoundError):
@@ -94,18 +105,29 @@ def _refuse_blocked(dataset: Dataset) -> None:
 def with_counts(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
     """Annotate `image_count` and `frame_count` (frames of videos only)."""
     return datasets.annotate(
-        image_count=Count("media_files", filter=IS_IMAGE),
-        frame_count=Coalesce(Sum("media_files__frame_count", filter=IS_VIDEO), 0),
+        image_count=_of_files(Count("pk"), IS_IMAGE),
+        frame_count=_of_files(Sum("frame_count"), IS_VIDEO),
     )
 
 
 def with_sizes(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
     """`with_counts` and `file_count`, `stored_bytes`, `upload_hundredths` (paid for uploads)."""
     return with_counts(datasets).annotate(
-        file_count=Count("media_files"),
-        stored_bytes=Coalesce(Sum("media_files__size_bytes"), 0),
-        upload_hundredths=Coalesce(Sum("media_files__cost_hundredths"), 0),
+        file_count=_of_files(Count("pk")),
+        stored_bytes=_of_files(Sum("size_bytes")),
+        upload_hundredths=_of_files(Sum("cost_hundredths")),
     )
+
+
+def _of_files(figure: Aggregate, condition: Q | None = None) -> Coalesce:
+    """A figure of the files of a dataset, in a question of its own.
+
+    With a join the database would reckon it for all datasets where a page shows fifty, and even to
+    count them.
+    """
+    files = MediaFile.objects.filter(condition or Q(), dataset=OuterRef("pk"))
+    figures = files.order_by().values("dataset").annotate(figure=figure).values("figure")
+    return Coalesce(Subquery(figures), 0)
 
 
 def live_datasets_of(*, user: User) -> QuerySet[Dataset]:

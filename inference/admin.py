@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.core.files.storage import default_storage
-from django.db.models import QuerySet, Sum, Value
+from django.db.models import QuerySet, Value
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.defaultfilters import pluralize
@@ -457,7 +457,7 @@ class JobFileAdmin(ReadOnlyAdmin[JobFile]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[JobFile]:
         """Files and how many of their frames are done."""
-        return super().get_queryset(request).annotate(done=Sum("parts__frames_done"))
+        return selectors.files_with_frames_done(super().get_queryset(request))
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Not on the front page: the pages of jobs lead here."""
@@ -476,13 +476,13 @@ class JobFileAdmin(ReadOnlyAdmin[JobFile]):
     @admin.display(description="Frames done")
     def progress(self, file: JobFile) -> str:
         """Frames done of all frames."""
-        return f"{file.done or 0:,} of {file.frame_count:,}"  # type: ignore[attr-defined]
+        return f"{file.frames_done:,} of {file.frame_count:,}"  # type: ignore[attr-defined]
 
     @admin.display(description="Done so far costs (tokens)")
     def cost(self, file: JobFile) -> str:
         """The price of the frames that are done."""
-        done = file.done or 0  # type: ignore[attr-defined]
-        return readable_tokens(done * file.frame_price_hundredths)
+        frames_done = file.frames_done  # type: ignore[attr-defined]
+        return readable_tokens(frames_done * file.frame_price_hundredths)
 
     @admin.display
     def warning(self, file: JobFile) -> str:
@@ -561,7 +561,7 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         """Jobs and how many of their frames are done."""
-        return super().get_queryset(request).annotate(done=Sum("files__parts__frames_done"))
+        return selectors.with_frames_done(super().get_queryset(request))
 
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
@@ -595,7 +595,7 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
     @admin.display
     def progress(self, job: Job) -> SafeString:
         """Percent of the frames done."""
-        done = job.done or 0  # type: ignore[attr-defined]
+        done = job.frames_done  # type: ignore[attr-defined]
         percent = progress_percent(frames_done=done, frame_count=job.frame_count)
         return format_html(
             '<span class="od-progress"><progress max="100" value="{}"></progress> {}%</span>',

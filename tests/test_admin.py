@@ -566,6 +566,22 @@ def test_names_of_users_are_never_markup(admin, owner):
         assert "&lt;script&gt;" in shown, page
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("datasets/dataset", "datasets_mediafile"),
+        ("inference/job", "inference_unitfile"),
+        ("inference/jobfile", "inference_unitfile"),
+    ],
+)
+def test_list_adds_up_for_the_rows_that_it_shows_and_not_to_count_them(admin, job, name, table):
+    with CaptureQueriesContext(connection) as asked:
+        browser_of(admin).get(f"/admin/{name}/")
+    questions = [one["sql"] for one in asked]
+    assert sum(f'FROM "{table}"' in sql for sql in questions) == 1
+    assert not any(f'JOIN "{table}"' in sql for sql in questions)
+
+
 # -- jobs and models -----------------------------------------------------------------------------
 
 
