@@ -518,8 +518,10 @@ def _return_units(units: QuerySet[WorkUnit], *, lease_ended_before: datetime | N
     for unit_id, attempt, job_id in list(rows):
         try:
             returned += _return_unit(unit_id, attempt, job_id, lease_ended_before)
-        except OperationalError:
-            raise  # the database is away: the next sweep tries again
+        except OperationalError as error:
+            if not connection.is_usable():
+                raise  # the database is away: the next sweep tries again
+            logger.warning("Work unit %s is put back later: %s", unit_id, error)
         except Exception:
             logger.exception("Work unit %s could not be put back", unit_id)
     return returned

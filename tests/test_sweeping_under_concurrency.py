@@ -1,0 +1,51 @@
+"""The sweeper beside others who hold what it wants to change."""
+
+from datetime import timedelta
+
+import psycopg
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from inference import queue, services
+from inference.models import WorkUnit
+from tests.conftest import TEST_DATABASE
+from tests.factories import add_media_file, make_dataset, make_user
+
+
+@pytest.fixture
+def claimed_units(committed_db, monkeypatch) -> list[WorkUnit]:
+    """The units of two jobs, both of a worker whose leases are over."""
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    monkeypatch.setattr(queue, "is_crowded", lambda: False)
+    user = make_user()
+    dataset = make_dataset(user)
+    add_media_file(dataset)
+    units = []
+    for _ in range(2):
+        job = services.submit_job(
+            user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
+        )
+        units.append(WorkUnit.objects.get(job=job))
+        services.claim_unit(unit_id=units[-1].pk, worker_name="w1")
+    WorkUnit.objects.update(lease_expires_at=timezone.now() - timedelta(hours=1))
+    return units
+
+
+def states(units: list[WorkUnit]) -> list[str]:
+    return [WorkUnit.objects.get(pk=unit.pk).state for unit in units]
+
+
+@pytest.mark.parametrize(
+    "put_back", [services.sweep, lambda: services.reclaim_units(worker_name="w1")]
+)
+def test_job_that_somebody_keeps_locked_holds_up_no_other(claimed_units, engines, put_back):
+    first = claimed_units[0]
+    with psycopg.connect(engines.database_url, dbname=TEST_DATABASE) as somebody:
+        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [first.job_id])
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        assert put_back() >= 1
+        assert states(claimed_units) == ["running", "pending"]
+    assert put_back() >= 1
+    assert states(claimed_units) == ["pending", "pending"]
