@@ -1,5 +1,6 @@
 """Reads of balances, prices and the ledger."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db import connection
@@ -58,8 +59,9 @@ class Breach:
     rows: list[tuple[object, ...]]
 
 
-# Each query answers the rows that break its invariant. What concerns jobs is asked by the app of
-# jobs, which knows them (inference.selectors.settlement_breaches).
+# Each query answers the rows that break its invariant. What concerns uploads and jobs is asked by
+# the apps that know them: datasets.selectors.charge_breaches and
+# inference.selectors.settlement_breaches.
 INVARIANTS: dict[str, str] = {
     "every balance equals its transfers": """
         SELECT account.id, account.balance_hundredths, coalesce(sum(move.amount), 0)
@@ -90,14 +92,31 @@ INVARIANTS: dict[str, str] = {
         GROUP BY account.id
         HAVING account.balance_hundredths <> coalesce(sum(hold.amount_hundredths), 0)
     """,
+    "every transfer is between two accounts of its kind and of one user": """
+        SELECT transfer.id, transfer.kind, source.user_id, source.purpose,
+               destination.user_id, destination.purpose
+        FROM billing_transfer transfer
+        JOIN billing_account source ON source.id = transfer.source_id
+        JOIN billing_account destination ON destination.id = transfer.destination_id
+        WHERE source.user_id <> destination.user_id
+           OR (transfer.kind, source.purpose, destination.purpose) NOT IN (
+               ('welcome', 'issuance', 'available'), ('top_up', 'issuance', 'available'),
+               ('upload', 'available', 'revenue'), ('hold', 'available', 'held'),
+               ('capture', 'held', 'revenue'), ('release', 'held', 'available'))
+    """,
 }
 
 
 def ledger_breaches() -> list[Breach]:
     """The invariants of the ledger that do not hold; an empty list is good news."""
+    return breaches_of(INVARIANTS)
+
+
+def breaches_of(invariants: Mapping[str, str]) -> list[Breach]:
+    """Those of these invariants whose query answers rows."""
     breaches = []
     with connection.cursor() as cursor:
-        for invariant, query in INVARIANTS.items():
+        for invariant, query in invariants.items():
             cursor.execute(query)
             if rows := cursor.fetchall():
                 breaches.append(Breach(invariant, rows))

@@ -17,6 +17,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 
 from accounts.models import User
+from billing.selectors import Breach, breaches_of
 from datasets.models import Dataset, MediaFile, Upload
 from odproject.core.errors import DomainError, NotFoundError
 
@@ -197,3 +198,19 @@ def stored_bytes(*, user: User) -> int:
 def flagged_dataset_count() -> int:
     """How many datasets wait for a moderator's second look."""
     return Dataset.objects.filter(flagged_at__isnull=False).count()
+
+
+CHARGE_INVARIANT = "every upload was charged what it cost"
+CHARGE_QUERY = """
+    SELECT charge.upload_id, upload.id, upload.cost_hundredths, charge.total
+    FROM datasets_upload upload FULL JOIN (
+        SELECT upload_id, sum(amount_hundredths) AS total FROM billing_transfer
+        WHERE upload_id IS NOT NULL GROUP BY upload_id
+    ) charge ON charge.upload_id = upload.id
+    WHERE upload.id IS NULL OR upload.cost_hundredths <> coalesce(charge.total, 0)
+"""
+
+
+def charge_breaches() -> list[Breach]:
+    """Uploads whose charge is another, or charges without an upload; an empty list is good news."""
+    return breaches_of({CHARGE_INVARIANT: CHARGE_QUERY})

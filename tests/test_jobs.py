@@ -387,6 +387,25 @@ def test_check_ledger_finds_a_job_whose_money_does_not_fit(user, capsys):
         call_command("check_ledger")
 
 
+def test_check_ledger_finds_a_hold_whose_job_is_gone(user):
+    """Its tokens would be held for ever: nobody is left to settle it."""
+    submit(user, images=1)
+    for model in (UnitFile, WorkUnit, JobFile, Job):
+        model.objects.all().delete()
+    (breach,) = settlement_breaches()
+    assert breach.rows == [(None, None, "open", None, 0, Hold.objects.get().idempotency_key)]
+    with pytest.raises(Exception, match="1 invariants are broken"):
+        call_command("check_ledger")
+
+
+def test_check_ledger_finds_a_job_that_somebody_else_pays(user):
+    job = submit(user, images=1)
+    complete(job)
+    Job.objects.filter(pk=job.pk).update(user=make_user())
+    with pytest.raises(Exception, match="1 invariants are broken"):
+        call_command("check_ledger")
+
+
 class TestSlices:
     """A unit is a batch of images, or a range of a video; what fails, fails by files."""
 

@@ -12,7 +12,8 @@ from billing import ledger
 from billing.models import Account, Hold, Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
 from billing.services import AdministratorsOnlyError, top_up_tokens
-from tests.factories import make_user
+from datasets.models import Upload
+from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -160,3 +161,30 @@ def test_check_ledger_finds_a_balance_that_no_transfer_explains(capsys):
     with pytest.raises(CommandError, match="2 invariants are broken"):
         call_command("check_ledger")
     assert "BROKEN  every balance equals its transfers" in capsys.readouterr().out
+
+
+def test_check_ledger_finds_an_upload_that_was_not_charged(capsys):
+    user = make_user()
+    upload_id = add_media_file(make_dataset(user)).upload_id
+    Upload.objects.filter(pk=upload_id).update(cost_hundredths=75)
+    with pytest.raises(CommandError, match="1 invariants are broken"):
+        call_command("check_ledger")
+    assert "BROKEN  every upload was charged what it cost" in capsys.readouterr().out
+    ledger.charge_upload(user=user, amount_hundredths=75, upload_id=upload_id)
+    call_command("check_ledger")
+    ledger.charge_upload(user=user, amount_hundredths=75, upload_id=upload_id + 1)
+    with pytest.raises(CommandError, match="1 invariants are broken"):
+        call_command("check_ledger")
+
+
+def test_check_ledger_finds_tokens_that_went_from_user_to_user(capsys):
+    giver, taker = (ledger.open_accounts(user=make_user()).available for _ in range(2))
+    for account, balance in ((giver, 99_999), (taker, 100_001)):
+        Account.objects.filter(pk=account.pk).update(balance_hundredths=balance)
+    Transfer.objects.create(
+        source=giver, destination=taker, amount_hundredths=1, kind="release", idempotency_key="x"
+    )
+    with pytest.raises(CommandError, match="1 invariants are broken"):
+        call_command("check_ledger")
+    told = "BROKEN  every transfer is between two accounts of its kind and of one user"
+    assert told in capsys.readouterr().out

@@ -5,6 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from billing.selectors import INVARIANTS, ledger_breaches
+from datasets.selectors import CHARGE_INVARIANT, charge_breaches
 from inference.selectors import SETTLEMENT_INVARIANT, settlement_breaches
 
 
@@ -15,8 +16,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Ask the database for rows that break an invariant."""
-        breaches = {one.invariant: one.rows for one in ledger_breaches() + settlement_breaches()}
-        for invariant in [*INVARIANTS, SETTLEMENT_INVARIANT]:
+        found = ledger_breaches() + charge_breaches() + settlement_breaches()
+        breaches = {one.invariant: one.rows for one in found}
+        for invariant in [*INVARIANTS, CHARGE_INVARIANT, SETTLEMENT_INVARIANT]:
             rows = breaches.get(invariant, [])
             self.stdout.write(f"{'BROKEN' if rows else 'holds '}  {invariant}")
             for row in rows[:20]:
