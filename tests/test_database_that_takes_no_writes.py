@@ -2,9 +2,11 @@
 
 import pytest
 from django.db import InternalError, connection
+from django.test import Client
 from rest_framework.test import APIClient
 
 from accounts.models import User
+from billing.models import Transfer
 from datasets.models import Dataset
 from inference import leases, queue, services, submission
 from inference.models import WorkUnit
@@ -51,6 +53,20 @@ def test_writing_is_a_503_that_may_be_tried_again(client, path, keys):
     assert (answer.status_code, answer["Retry-After"]) == (503, "2")
     assert answer.json()["code"] == "service_unavailable"
     assert (Dataset.objects.count(), User.objects.count()) == (1, 1)
+
+
+def test_administrator_is_told_so_as_well(client):
+    _execute("SET default_transaction_read_only = off")
+    browser = Client(raise_request_exception=False)
+    browser.force_login(make_user(staff=True))
+    _execute("SET default_transaction_read_only = on")
+    user = User.objects.order_by("pk")[0]
+    form = {"amount": "5", "reason": "because", "key": "k"}
+    answer = browser.post(f"/admin/accounts/user/{user.pk}/top-up/", form)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "2")
+    assert answer.json()["code"] == "service_unavailable"
+    assert browser.get(f"/admin/accounts/user/{user.pk}/change/").status_code == 200
+    assert not Transfer.objects.filter(kind="top_up").exists()
 
 
 def test_worker_waits_for_a_database_that_takes_no_writes_and_loses_no_try(

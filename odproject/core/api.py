@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -375,8 +376,13 @@ def _without_port(address: str) -> str:
 
 
 def _plain_problem(status: int) -> JsonResponse:
-    document = framework_problem(status)
-    return JsonResponse(document, status=status, content_type=PROBLEM_CONTENT_TYPE)
+    return _problem_response(framework_problem(status), {})
+
+
+def _problem_response(document: dict[str, Any], headers: dict[str, str]) -> JsonResponse:
+    return JsonResponse(
+        document, status=document["status"], headers=headers, content_type=PROBLEM_CONTENT_TYPE
+    )
 
 
 def only_read(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -409,5 +415,12 @@ def page_not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    """Django's handler500, as a problem document without a word of what happened inside."""
+    """Django's handler500, as a problem document without a word of what happened inside.
+
+    A database that is away is a 503 here too: the admin's pages are no views of REST framework.
+    """
+    match sys.exc_info()[1]:  # Django asks while it handles it
+        case DatabaseError() | InterfaceError() as error if is_away(error):
+            document = framework_problem(503, _away_detail(request))
+            return _problem_response(document, _headers_of(error))
     return _plain_problem(500)
