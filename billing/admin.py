@@ -38,6 +38,7 @@ from odproject.core.admin import (
     badge,
     dressed,
 )
+from odproject.core.errors import ConflictError
 
 KIND_TONES = {
     Transfer.Kind.WELCOME: "good",
@@ -66,19 +67,33 @@ class TopUpForm(ReasonForm):
     readers = "The user reads it, and the ledger keeps it for ever."
 
 
+class FormSentBeforeError(ConflictError):
+    """The form of a top-up was sent before: by a double click, or from a page gone back to."""
+
+    code = "form_sent_before"
+    title = "The form was sent before"
+
+
 def _explain_top_up(user: User) -> str:
     balance = readable_tokens(balance_hundredths(user=user))
     return f"{user.email} can spend {balance} tokens now. A top-up cannot be taken back."
 
 
 def _top_up(actor: User, user: User, answers: dict[str, Any]) -> str:
-    services.top_up_tokens(
-        actor=actor,
-        user=user,
-        amount_tokens=answers["amount"],
-        reason=answers["reason"],
-        key=answers["key"],
-    )
+    try:
+        _, is_new = services.top_up_tokens(
+            actor=actor,
+            user=user,
+            amount_tokens=answers["amount"],
+            reason=answers["reason"],
+            key=answers["key"],
+        )
+    except ledger.IdempotencyConflictError:
+        is_new = False
+    if not is_new:
+        raise FormSentBeforeError(
+            "This form was sent before, and its tokens were added then. Open it anew to add more."
+        )
     return f"{answers['amount']:,.2f} tokens were added to the balance of {user.email}."
 
 

@@ -37,10 +37,11 @@ def _has_role(actor: User) -> bool:
 
 def top_up_tokens(
     *, actor: User, user: User, amount_tokens: Decimal, reason: str, key: str
-) -> Transfer:
+) -> tuple[Transfer, bool]:
     """Add tokens to a user's balance, on behalf of an administrator, once for each key.
 
-    Raises AdministratorsOnlyError (403) and InvalidAmountError (400).
+    Returns the transfer and whether it is new. Raises AdministratorsOnlyError (403),
+    InvalidAmountError (400) and IdempotencyConflictError (422).
     """
     require_administrator(actor=actor)
     try:
@@ -57,7 +58,7 @@ def top_up_tokens(
                 kind="balance.topped_up",
                 payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
             )
-    return transfer
+    return transfer, is_new
 
 
 def publish_prices(*, prices: PriceList) -> Price:

@@ -92,7 +92,7 @@ class TopUpsView(APIView):
         keys = validated(TopUpSerializer, request)
 
         def top_up() -> Response:
-            transfer = services.top_up_tokens(
+            transfer, _ = services.top_up_tokens(
                 actor=actor,
                 user=user_by_email(email=keys["email"]),
                 amount_tokens=keys["amount_tokens"],

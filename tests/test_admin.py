@@ -256,12 +256,15 @@ def test_top_up_adds_the_tokens_and_keeps_who_and_why(role, owner):
     assert ledger_breaches() == []
 
 
-def test_top_up_sent_twice_counts_once(admin, owner):
+@pytest.mark.parametrize("changes", [{}, {"reason": "another gift"}, {"amount": "6"}])
+def test_top_up_sent_twice_counts_once_and_the_second_time_says_so(admin, owner, changes):
     browser = browser_of(admin)
     answers = {"amount": "5", "reason": "gift", "key": "0123456789abcdef"}
-    for _ in range(2):
-        assert browser.post(asking_page(owner, "top-up"), answers).status_code == 302
+    assert browser.post(asking_page(owner, "top-up"), answers).status_code == 302
+    again = browser.post(asking_page(owner, "top-up"), answers | changes)
+    assert "This form was sent before" in again.content.decode()
     assert balance_hundredths(user=owner) == 100_500
+    assert LogEntry.objects.count() == 1
 
 
 @pytest.mark.parametrize(
