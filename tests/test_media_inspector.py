@@ -257,7 +257,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 HARM = """
-import ctypes, fcntl, json, os, resource, sys
+import ctypes, fcntl, json, os, resource, sys, threading
 from pathlib import Path
 from datasets.media.sandbox import confine
 folder, other = Path(sys.argv[1]), int(sys.argv[2])
@@ -268,6 +268,11 @@ TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 def thread_kill(pid, number):
     if libc.syscall(TGKILL, pid, pid, number):
         raise OSError(ctypes.get_errno(), "refused")
+def get_shared_memory():
+    found = libc.shmget(0, ctypes.c_size_t(4096), 0o600)
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+    libc.shmctl(found, 0, None)  # which removes it
 actions = {
     "remove": lambda: (folder / "kept").unlink(),
     "empty": lambda: os.truncate(folder / "kept", 0),
@@ -285,12 +290,15 @@ actions = {
     "have the kernel signal another": lambda: fcntl.fcntl(opened, fcntl.F_SETOWN, other),
     "have it send another signal": lambda: fcntl.fcntl(opened, 10, 9),
     "rights by another way": lambda: os.setxattr(folder / "kept", "user.x", b"x"),
+    "make another process": lambda: os.fork() or os._exit(0),
+    "get memory that outlives it": get_shared_memory,
     "read another's environment": lambda: Path(f"/proc/{other}/environ").read_bytes(),
     "read another's memory": lambda: open(f"/proc/{other}/mem", "rb"),
     "read": lambda: (folder / "kept").read_bytes(),
     "signal itself": lambda: thread_kill(os.getpid(), 0),
     "limit itself": lambda: resource.setrlimit(resource.RLIMIT_CPU, (500, 500)),
     "set a flag of a file": lambda: fcntl.fcntl(opened, fcntl.F_SETFD, 0),
+    "make a thread": lambda: threading.Thread(target=int).start(),
 }
 done = []
 for name, action in actions.items():
@@ -328,7 +336,7 @@ def test_confined_process_changes_no_file_and_touches_no_other_process(tmp_path)
             assert other.poll() is None
         finally:
             other.kill()
-    own = ["signal itself", "limit itself", "set a flag of a file"]
+    own = ["signal itself", "limit itself", "set a flag of a file", "make a thread"]
     assert json.loads(done.stdout) == ["read", *own]
     assert [path.name for path in folder.iterdir()] == ["kept"]
     assert (folder / "kept").read_text() == "precious"

@@ -24,6 +24,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 _SECCOMP_ALLOW = 0x7FFF0000
 _SECCOMP_REFUSE_WITH_EPERM = 0x00050001
+_SECCOMP_REFUSE_WITH_ENOSYS = 0x00050026
 _SECCOMP_KILL = 0x80000000
 # System calls that are refused, by their numbers in the kernel's tables for x86-64 and ARM64; None
 # where the newer processor has only the general form.
@@ -80,10 +81,21 @@ _REFUSED_CALLS: dict[str, tuple[int, int | None]] = {
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
     "fallocate": (285, 47),
+    "fork": (57, None),
+    "vfork": (58, None),
+    # Memory and queues that stay when the process has ended.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
 }
 # Allowed to this process itself alone: abort() is a tgkill, setrlimit() a prlimit64 of process 0.
 _TGKILL = (234, 131)
 _PRLIMIT64 = (302, 261)
+# A thread is made by a clone with this flag. The newer call has its flags where no filter can see
+# them; where the kernel does not know it, libraries take the older one.
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_CLONE_THREAD = 0x10000
 # fcntl(F_SETOWN), F_SETSIG and F_SETOWN_EX would have the kernel send a signal.
 _FCNTL = (72, 25)
 _FCNTLS_OF_SIGNALS = (8, 10, 15)
@@ -117,8 +129,9 @@ def confine(
     """Confine this process: memory, files, priority, network; it dies with its parent.
 
     After this it cannot write, empty, remove, move or make a file, open a connection, start a
-    program, signal another one or look into its memory or environment. It can read the files that
-    its user may read, but of what is in the folder `hidden` only what is `shown`.
+    program, signal another one or look into its memory or environment. It makes threads but no
+    process, which would live on when it is killed, with limits of its own. It can read the files
+    that its user may read, but of what is in the folder `hidden` only what is `shown`.
 
     All of that holds on Linux on x86-64 and ARM64 with Landlock, without which nothing is hidden
     and a file can be emptied by opening it. On other processors the filter of system calls is
@@ -257,6 +270,8 @@ def _refuse_system_calls() -> None:
     program = _filter_program(
         audit_arch,
         refused=[call for call in calls if call is not None],
+        unknown=_CLONE3[column],
+        only_with_flag={_CLONE[column]: (0, _CLONE_THREAD)},
         only_with={_TGKILL[column]: (0, os.getpid()), _PRLIMIT64[column]: (0, 0)},
         never_with={_FCNTL[column]: (1, _FCNTLS_OF_SIGNALS)},
     )
@@ -270,38 +285,48 @@ def _filter_program(
     audit_arch: int,
     *,
     refused: Sequence[int],
+    unknown: int,
+    only_with_flag: Mapping[int, tuple[int, int]],
     only_with: Mapping[int, tuple[int, int]],
     never_with: Mapping[int, tuple[int, Sequence[int]]],
 ) -> bytes:
     """A classic BPF program that refuses calls and allows every other one.
 
-    `only_with`: calls that are allowed when the argument of that position has that value;
+    `unknown`: a call that is answered as by a kernel without it. `only_with_flag`: calls that are
+    allowed when the argument of that position has that bit; `only_with`: when it has that value;
     `never_with`: calls that are refused when it has one of those. Each instruction is (code, jump
     if true, jump if false, value), a jump being a number of rows to pass over or the answer to go
     to; struct seccomp_data holds the number of the call at offset 0, the architecture at offset 4
     and the lower halves of the arguments at 16, 24 and so on.
     """
-    load, if_equal, if_at_least, answer = 0x20, 0x15, 0x35, 0x06
+    load, if_equal, if_at_least, if_any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     rows: list[tuple[int, int | str, int | str, int]] = [
         (load, 0, 0, 4),
         (if_equal, 1, 0, audit_arch),
         (answer, 0, 0, _SECCOMP_KILL),
         (load, 0, 0, 0),
         (if_at_least, "refuse", 0, _X32_CALLS_FROM),
+        (if_equal, "unknown", 0, unknown),
     ]
     rows += [(if_equal, "refuse", 0, call) for call in refused]
-    for call, (position, value) in only_with.items():
-        rows += [
-            (if_equal, 0, 2, call),
-            (load, 0, 0, 16 + 8 * position),
-            (if_equal, "allow", "refuse", value),
-        ]
+    for compare, allowed in ((if_any_bit, only_with_flag), (if_equal, only_with)):
+        for call, (position, value) in allowed.items():
+            rows += [
+                (if_equal, 0, 2, call),
+                (load, 0, 0, 16 + 8 * position),
+                (compare, "allow", "refuse", value),
+            ]
     for call, (position, values) in never_with.items():
         rows += [(if_equal, 0, 1 + len(values), call), (load, 0, 0, 16 + 8 * position)]
         rows += [(if_equal, "refuse", 0, value) for value in values[:-1]]
         rows += [(if_equal, "refuse", "allow", values[-1])]
-    places = {"allow": len(rows), "refuse": len(rows) + 1}
-    rows += [(answer, 0, 0, _SECCOMP_ALLOW), (answer, 0, 0, _SECCOMP_REFUSE_WITH_EPERM)]
+    answers = {
+        "allow": _SECCOMP_ALLOW,
+        "refuse": _SECCOMP_REFUSE_WITH_EPERM,
+        "unknown": _SECCOMP_REFUSE_WITH_ENOSYS,
+    }
+    places = {name: len(rows) + row for row, name in enumerate(answers)}
+    rows += [(answer, 0, 0, value) for value in answers.values()]
 
     def skipped(jump: int | str, row: int) -> int:
         return jump if isinstance(jump, int) else places[jump] - row - 1
