@@ -244,6 +244,24 @@ def test_sound_beside_the_pictures_is_noticed_and_passed_over(tmp_path):
     assert (facts.frame_count, facts.has_audio) == (4, True)
 
 
+def test_sound_that_begins_late_costs_no_picture_and_is_no_crash(tmp_path):
+    """FLV as a live stream: nothing tells of the sound before it comes."""
+    path = write_video(tmp_path / "x.flv", codec="flv", frames=250, sound="aac", size_wh=(16, 16))
+    content = path.read_bytes()
+    kept, position = [content[:4], b"\x01", content[5:13]], 13  # a header of pictures only
+    while position < len(content):
+        kind = content[position]
+        size, time_ms = (int.from_bytes(content[position + at :][:3]) for at in (1, 4))
+        end = position + 15 + size
+        if kind == 9 or (kind == 8 and time_ms > 8000):  # pictures and sound; no metadata
+            kept.append(content[position:end])
+        position = end
+    path.write_bytes(b"".join(kept))
+    facts = count_frames(path)
+    assert (facts.frame_count, facts.warning, facts.has_audio) == (250, "", False)
+    assert len(list(iter_frames(path))) == 250
+
+
 # -- billing: what decodes counts
 
 

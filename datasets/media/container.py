@@ -8,7 +8,7 @@ of bytes.
 import errno
 import io
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -213,11 +213,20 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def demuxed(container: InputContainer, stream: Any) -> Iterator[Any]:
+    """The packets of a stream, and one without content at the end.
+
+    av does not know streams that appear only on the way, as late sound does in FLV, and may stumble
+    over them when all has been read. Raises av.FFmpegError for a damaged tail.
+    """
+    with suppress(IndexError):
+        yield from container.demux(stream)
+
+
 def packets_of(video: OpenVideo) -> Generator[Any, None, None]:
     """The packets of the stream, and None at the end, which makes the decoder give up the rest."""
-    packets = video.container.demux(video.stream)
     try:
-        for packet in packets:
+        for packet in demuxed(video.container, video.stream):
             if packet.size:
                 video.hidden_count += packet.is_discard
                 yield packet

@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from datasets.media.container import opened_container
+from datasets.media.container import demuxed, opened_container
 from datasets.media.errors import MediaError
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 from datasets.media.timing import MAX_SANE_GAP_SECONDS, ClockJump, clock_jumps
@@ -162,7 +162,7 @@ class Sound:
     def _stored_packets(self) -> Iterator[Any]:
         """The packets of the file, their clock put right."""
         clock = _PacketClock(self._stream.time_base, self._jumps)
-        for packet in self._container.demux(self._stream):
+        for packet in demuxed(self._container, self._stream):
             if packet.pts is not None:
                 stamp = clock.tell(packet.pts, packet.duration or 0, packet.pos)
                 if stamp is None:
