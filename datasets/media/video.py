@@ -40,6 +40,7 @@ from datasets.media.painting import (
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.timing import MAX_SANE_GAP_SECONDS, FrameClock, StampChoice
 
+_FORMATS_WITH_EDIT_LISTS = {"mp4", "mov", "3gp"}
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _SEEK_LEADS_SECONDS = (0, 2)
@@ -202,13 +203,23 @@ def count_frames(
 
 def _damage(video: OpenVideo, frame_count: int) -> str:
     """A sentence about what is missing of a video, as far as its container tells."""
-    promised = video.stream.frames - video.hidden_count
+    promised = _frames_listed(video) - video.hidden_count
     lost = promised - frame_count
     if lost > 0 and (video.is_damaged or lost > 1 + _UNTOLD_LOSS * promised):
         return f"The video is damaged: {lost} of its {promised} frames could not be decoded."
     if video.is_damaged:
         return "The video is damaged: a part of it could not be decoded."
     return ""
+
+
+def _frames_listed(video: OpenVideo) -> int:
+    """How many frames the container tells of; 0 where it does not.
+
+    An edit list takes what lies beyond a cut out of the index, but not out of the number told.
+    """
+    told = video.stream.frames
+    is_indexed = video.format in _FORMATS_WITH_EDIT_LISTS
+    return min(told, len(video.stream.index_entries)) if is_indexed else told
 
 
 def _collect(
