@@ -281,6 +281,15 @@ class TestMediaFiles:
             assert answer["Content-Disposition"].startswith("attachment")
             assert "sandbox" in answer["Content-Security-Policy"]
 
+    @pytest.mark.parametrize("what", ["content_url", "thumbnail_url"])
+    def test_browser_keeps_a_file_for_the_token_that_asked(self, client, dataset, what):
+        content = image_bytes("PNG", noise((32, 24)))
+        media_file = self.upload(client, dataset, content).json()["accepted"][0]
+        answer = client.get(media_file[what])
+        answer.close()
+        assert answer["Cache-Control"] == "private, max-age=3600"
+        assert "Authorization" in answer["Vary"]
+
 
 class TestJobs:
     """Submit, watch, abort, read."""
@@ -406,6 +415,7 @@ class TestJobs:
             "image/jpeg",
             b"picture",
         )
+        assert "Authorization" in answer["Vary"]
 
     def test_zip_holds_what_was_annotated_before_the_job_was_aborted(
         self, client, user, dataset, media_root, settings

@@ -1237,6 +1237,24 @@ def test_second_person_sees_nothing_of_the_first(page, service, tmp_path):
     assert not [word for word in ("Private street", "private.jpg") if word in content]
 
 
+def test_picture_that_the_browser_has_kept_is_for_nobody_else(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Private street")
+    with page.expect_response("**/thumbnail/") as shown:
+        upload(page, drawn_image(tmp_path / "private.jpg", size_wh=(640, 360)))
+    address = shown.value.url
+    ask = """async address => {
+        const { access } = JSON.parse(localStorage.getItem("odproject.session"));
+        const answer = await fetch(address, { headers: { Authorization: `Bearer ${access}` } });
+        return answer.status;
+    }"""
+    assert page.evaluate(ask, address) == 200
+    log_out(page)
+    sign_up(page, service.base_url, unique_email())
+    assert page.evaluate(ask, address) == 404
+    assert page.evaluate("async address => (await fetch(address)).status", address) == 401
+
+
 def test_log_out_ends_the_session_of_every_tab_and_of_the_service(page, service):
     sign_up(page, service.base_url, unique_email())
     other = page.context.new_page()

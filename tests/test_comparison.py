@@ -260,6 +260,7 @@ def test_picture_shows_what_only_one_found(owner, pair):
         assert answer["Content-Type"] == "image/jpeg"
         assert answer["X-Content-Type-Options"] == "nosniff"
         assert answer["Cache-Control"] == "private, max-age=3600"
+        assert "Authorization" in answer["Vary"]
         picture = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")).astype(int)
         assert picture.shape[1] == 160
         below = picture[-120:, 105:135]  # where only the second job has found something

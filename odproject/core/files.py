@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from django.conf import settings
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.http import FileResponse, HttpResponse
+from django.utils.cache import patch_vary_headers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -152,13 +153,6 @@ def requested_range(header: str, size_bytes: int) -> tuple[int, int] | None:
     return (begin, min(end, size_bytes - 1)) if end >= begin else None
 
 
-def _run_nothing(response: FileResponse | HttpResponse) -> None:
-    """Have a browser show a file and nothing else, to its asker only."""
-    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
-    response["X-Content-Type-Options"] = "nosniff"
-    response["Cache-Control"] = "private, max-age=3600"
-
-
 def stored_file_response(
     request: Request, *, stored_name: str, file_name: str, content_type: str
 ) -> FileResponse | Response:
@@ -194,15 +188,26 @@ def stored_file_response(
     response["Accept-Ranges"] = "bytes"
     if wanted is not None:
         response["Content-Range"] = f"bytes {wanted[0]}-{wanted[1]}/{size_bytes}"
-    _run_nothing(response)
+    _keep_to_its_asker(response)
     return response
 
 
 def drawn_picture_response(picture_jpeg: bytes) -> HttpResponse:
     """A JPEG that we have drawn, for its asker only."""
     response = HttpResponse(picture_jpeg, content_type="image/jpeg")
-    _run_nothing(response)
+    _keep_to_its_asker(response)
     return response
+
+
+def _keep_to_its_asker(response: HttpResponse | FileResponse) -> None:
+    """Have a browser run nothing of it, and give what it keeps to no other token, or none.
+
+    One browser serves several people, and what it keeps it gives without asking us.
+    """
+    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Cache-Control"] = "private, max-age=3600"
+    patch_vary_headers(response, ["Authorization"])
 
 
 @contextlib.contextmanager
