@@ -321,6 +321,8 @@ REGISTRATION_WINDOW = timedelta(hours=1)
 REGISTRATIONS_PER_ADDRESS = env_int("OD_REGISTRATIONS_PER_ADDRESS", 1_000)
 API_REQUESTS_PER_MINUTE = env_int("OD_API_REQUESTS_PER_MINUTE", 6_000)
 NUM_PROXIES = env_int("OD_NUM_PROXIES", 0)
+if NUM_PROXIES:  # so that links to the next page are https where requests are
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 # -- quotas of one user: 0 is no limit ------------------------------------------------------------
 MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)

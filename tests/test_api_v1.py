@@ -1,6 +1,9 @@
 """The resources of /api/v1/: what each answers, refuses and keeps from strangers."""
 
 import io
+import os
+import subprocess
+import sys
 import zipfile
 from datetime import timedelta
 
@@ -447,6 +450,24 @@ class TestJobs:
         assert client.delete(f"/api/v1/datasets/{dataset.pk}/").status_code == 204
         (job,) = client.get("/api/v1/jobs/").json()["results"]
         assert (job["dataset_id"], job["dataset_name"]) == (dataset.pk, "street")
+
+
+@pytest.mark.parametrize(("proxies", "scheme"), [("0", "http"), ("1", "https")])
+def test_links_are_https_where_a_proxy_of_ours_says_so(proxies, scheme):
+    """In a process of its own, which reads the settings anew: a client's word does not count."""
+    code = (
+        "from django.test import RequestFactory as Requests\n"
+        "request = Requests().get('/', HTTP_HOST='a.example', HTTP_X_FORWARDED_PROTO='https')\n"
+        "print(request.build_absolute_uri('/api/v1/jobs/?page=2'))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OD_NUM_PROXIES": proxies},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == f"{scheme}://a.example/api/v1/jobs/?page=2\n"
 
 
 def test_ledger_shows_every_movement_newest_first(client, user, dataset):
