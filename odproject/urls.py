@@ -15,6 +15,7 @@ admin.site.enable_nav_sidebar = apps.is_installed("unfold")
 
 urlpatterns = [
     path("", pages.home, name="home"),
+    path("admin", admin.site.admin_view(admin.site.index)),
     path("admin/password_change/", admin.site.admin_view(change_own_password, cacheable=True)),
     path("admin/", admin.site.urls),
     re_path(r"^api/schema/?$", only_read(SpectacularAPIView.as_view()), name="schema"),

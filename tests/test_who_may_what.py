@@ -145,6 +145,7 @@ TABLE = [
         (401, 404, 409, 404),
     ),
     # The admin: its index and its lists; its pages and actions have tests of their own.
+    Row("GET", "/admin", ADMINISTRATORS),
     Row("GET", "/admin/", ADMINISTRATORS),
     *(
         Row("GET", f"/admin/{model._meta.app_label}/{model._meta.model_name}/", ADMINISTRATORS)
