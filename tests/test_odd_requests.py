@@ -323,6 +323,17 @@ class TestForms:
         assert answer.status_code == 201
         assert Dataset.objects.get().name == "München"
 
+    @pytest.mark.parametrize(
+        ("content", "status"), [(b"\xff\xd8\xff", 400), (b"\xff" * 3 * 1024**2, 413)]
+    )
+    def test_file_sent_without_its_name_is_told_to_need_one(self, client, user, content, status):
+        body = self.multipart(datasetName=make_dataset(user).name.encode(), file=content)
+        kind = "multipart/form-data; boundary=cut"
+        answer = client.generic("POST", "/upload/", body, content_type=kind)
+        assert answer.status_code == status
+        assert answer.json()["message"].endswith("A file is sent as a part with a filename.")
+        assert not MediaFile.objects.exists()
+
     def test_letters_of_every_script_come_by_a_form(self, client):
         body = urlencode({"name": "улица + 通り & 👩‍💻"})
         answer = client.generic("POST", "/api/v1/datasets/", body, content_type=self.URLENCODED)

@@ -56,6 +56,8 @@ FRAMEWORK_ERRORS: dict[int, tuple[str, str, str]] = {
 
 _ENCODINGS_OF_FORMS = frozenset(("utf-8", "iso8859-1", "ascii"))
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
+# For programs that send a file without its name, which makes it a field like the others.
+_NAMED_FILE = "A file is sent as a part with a filename."
 
 
 class StrictJSONParser(JSONParser):
@@ -114,7 +116,8 @@ class StrictMultiPartParser(MultiPartParser):
         # Django has replaced what it could not read.
         texts = (text for key, values in parsed.data.lists() for text in (key, *values))
         if any(_REPLACED in text for text in texts):
-            raise exceptions.ParseError(f"The fields of the form must be {encoding}.")
+            detail = f"The fields of the form must be {encoding}. {_NAMED_FILE}"
+            raise exceptions.ParseError(detail)
         return parsed
 
 
@@ -232,7 +235,8 @@ def _document_of(error: Exception, context: Mapping[str, Any]) -> dict[str, Any]
         case PermissionDenied():
             document = framework_problem(403)
         case RequestDataTooBig():
-            document = framework_problem(413, "The fields of the request are too large.")
+            detail = f"The fields of the request are too large. {_NAMED_FILE}"
+            document = framework_problem(413, detail)
         case TooManyFieldsSent() | TooManyFilesSent():
             document = framework_problem(400, "The request has too many fields or files.")
         case SuspiciousOperation():
