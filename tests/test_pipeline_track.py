@@ -66,6 +66,19 @@ def test_row_of_cars_is_followed_though_the_next_one_is_nearer_to_the_old_place(
     assert ids_of(found, stride=10) == [[1, 2, 3, 4, 5, 6]] * 6
 
 
+@pytest.mark.parametrize("comes_nearer", [True, False])
+def test_car_that_comes_or_goes_quickly_keeps_its_id(comes_nearer):
+    # Every 5th frame shows it a quarter larger than before, or a fifth smaller.
+    widths = 24 * 1.25 ** np.arange(9.0)
+    tracker, ids = Tracker(), []
+    for index, width in enumerate(widths if comes_nearer else widths[::-1]):
+        centre, half = np.array([640 + 3 * width, 200 + 4 * width]), np.array([width, width]) / 2
+        box = np.concatenate((centre - half, centre + half)).astype(np.float32)
+        found = Detections(np.zeros(1, np.int16), np.full(1, 0.9, np.float32), box[None])
+        ids += tracker.update(5 * index / FRAMES_PER_SECOND, found).tolist()
+    assert ids == [1] * 9
+
+
 def test_car_that_is_hidden_for_a_moment_keeps_its_id():
     centres = driving(50, [[0, 0]], [[150, 0]])
     found = [detections(places) for places in centres]

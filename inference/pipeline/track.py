@@ -26,6 +26,9 @@ Floats = npt.NDArray[np.float64]
 
 _UNCERTAIN_SIZES = 0.5  # a track whose place is known no better than this is not told by overlap
 _USUAL_STEPS = 9  # of which one pause, or four, are no rule
+# Of the latest size: with less the mean stays behind a vehicle that comes or goes, a fifth of its
+# size from one look to the next, until it is another vehicle; with more it follows every jitter.
+_LEAST_SIZE_WEIGHT = 0.5
 _MAX_NEW_PAIRS = 1500  # compared with each other at a time: a matrix of 18 MB
 # Every box is compared with every track. A clock that hardly moves ends none, however many come.
 MAX_TRACKS = 4000
@@ -303,7 +306,7 @@ class _Tracks:
         self.covariance[rows] *= 1 - position_gain
         self.position_variance[rows] *= 1 - position_gain
         self.sightings[rows] += 1
-        weight = np.maximum(1 / self.sightings[rows], 0.25)[:, None]
+        weight = np.maximum(1 / self.sightings[rows], _LEAST_SIZE_WEIGHT)[:, None]
         self.sizes[rows] += weight * (sizes - self.sizes[rows])
 
     def add(
