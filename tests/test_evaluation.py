@@ -292,6 +292,16 @@ class TestReading:
         data = read_data(tmp_path / "images")
         assert (data.object_count, data.class_names) == (1, {0: "car", 1: "van"})
 
+    def test_folders_that_are_linked_in_are_read_and_hidden_ones_are_not(self, tmp_path):
+        for place in ("data/{}/day", "data/{}/.ipynb_checkpoints", "elsewhere/{}"):
+            write_image(tmp_path / place.format("images") / "a.jpg")
+            write_labels(tmp_path / place.format("labels") / "a.txt", [self.ROW])
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / kind / "night").symlink_to(tmp_path / "elsewhere" / kind)
+        data = read_data(tmp_path / "data")
+        assert [one.path.parent.name for one in data.images] == ["day", "night"]
+        assert data.object_count == 2
+
     def test_image_without_a_label_file_shows_nothing(self, tmp_path):
         for name in ("a", "b"):
             write_image(tmp_path / f"{name}.png")

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from inference.evaluation.data import MACOS_PREFIX, LabelledData, LabelledImage
+from inference.evaluation.data import LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
+
+# Of files that macOS writes beside others on foreign disks, under the same names.
+_MACOS_PREFIX = "._"
 
 
 def find_coco(source: Path) -> Path | None:
@@ -30,7 +33,7 @@ def find_coco(source: Path) -> Path | None:
         path
         for folder in (source, source / "annotations")
         for path in sorted(folder.glob("*.json"))
-        if not path.name.startswith(MACOS_PREFIX)
+        if not path.name.startswith(_MACOS_PREFIX)
     ]
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(source)) for path in found)

@@ -14,9 +14,6 @@ from inference.evaluation.errors import EvaluationDataError
 
 Boxes = npt.NDArray[np.float64]
 
-MACOS_PREFIX = "._"
-"""Of files that macOS writes beside others on foreign disks, under the same names."""
-
 
 @dataclass(frozen=True)
 class LabelledImage:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from glob import iglob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from inference.evaluation.data import MACOS_PREFIX, LabelledData, LabelledImage
+from inference.evaluation.data import LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 
 DATA_FILE = "data.yaml"
@@ -72,13 +73,11 @@ def read_split(data_file: Path, split: str) -> LabelledData:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(MACOS_PREFIX)
-        and path.is_file()
-    ]
+    # Unlike `Path.rglob` it follows links, by which people put data sets together, and passes over
+    # what is hidden: checkpoints of notebooks, and what macOS writes beside other files.
+    names = iglob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
+    found = sorted(folder / name for name in names)
+    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 
 def _images_of(place: str, root: Path, where: str) -> list[Path]:
