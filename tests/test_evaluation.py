@@ -539,12 +539,13 @@ class TestReading:
             read_data(folder)
         assert len(read_data(folder / "annotations.json").images) == 6
 
-    def test_coco_file_of_a_split_finds_its_images(self, street, tmp_path):
+    @pytest.mark.parametrize("folder", ["val", "images/val"])
+    def test_coco_file_of_a_split_finds_its_images(self, street, tmp_path, folder):
         (tmp_path / "annotations").mkdir()
         document = street.coco()
         (tmp_path / "annotations/instances_val.json").write_text(json.dumps(document))
         for one in document["images"]:
-            write_image(tmp_path / "val" / one["file_name"])
+            write_image(tmp_path / folder / one["file_name"])
         assert read_data(tmp_path).object_count == 469
 
     def test_image_of_another_size_than_its_labels(self, street, tmp_path):

@@ -104,10 +104,14 @@ def _coco_image(
 
 
 def _coco_image_path(name: str, annotations: Path) -> Path:
-    """Where the image lies: beside the file, in `images`, or in the folder of its split."""
+    """Where the image lies: beside the file, in `images`, or in the folder of its split.
+
+    That one lies beside the file's own folder (COCO) or in `images` there (CVAT).
+    """
     here, above = annotations.parent, annotations.parent.parent
     split = annotations.stem.removeprefix("instances_")
-    folders = [here, here / "images", above, above / "images", above / split]
+    folders = [here, here / "images"]
+    folders += [above, above / "images", above / split, above / "images" / split]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
