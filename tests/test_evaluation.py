@@ -18,6 +18,7 @@ from inference.evaluation.evaluate import evaluate
 from inference.evaluation.metrics import Scores
 from inference.evaluation.read import read_data
 from inference.evaluation.report import as_json, draw_curves, left_out, table
+from inference.models import ModelVersion
 from inference.pipeline.types import Detections
 from inference.scenes import draw_scene
 from tests.pipeline_fakes import WEIGHTS, OneByOne, digest_on_the_card
@@ -718,6 +719,31 @@ def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tm
     assert result["class_agnostic"]["ap_50"] > 0.9
     assert set(result["by_class"]) == {"car"}
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.django_db
+def test_command_measures_a_version_as_jobs_use_it(drawn_street, tmp_path, settings):
+    settings.NETWORK_IMAGE_SIZE = 640
+    own = {"image_size": 320, "iou": 0.6, "one_class_per_object": False}
+    sha256 = digest_on_the_card(WEIGHTS)
+    ModelVersion.objects.create(version="own", weights_sha256=sha256, default_options=own)
+
+    def options_of(model, *arguments):
+        target = tmp_path / "figures.json"
+        common = ("--tiling", "off", "--precision", "fp32", "--device", "cpu", "--json", target)
+        call_command("evaluate", model, drawn_street, *common, *arguments, stdout=io.StringIO())
+        [result] = json.loads(target.read_text())["results"]
+        return {name: result["options"][name] for name in ("confidence_floor", *own)}
+
+    assert options_of("own") == {"confidence_floor": 0.001, **own}
+    assert options_of("own", "--image-size", "352", "--iou", "0.7") == {
+        "confidence_floor": 0.001,
+        "image_size": 352,
+        "iou": 0.7,
+        "one_class_per_object": False,
+    }
+    assert options_of("YOLO8s_FSR")["image_size"] == 640
+    assert options_of(str(WEIGHTS))["image_size"] == 768
 
 
 @pytest.mark.django_db

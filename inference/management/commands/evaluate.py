@@ -22,6 +22,7 @@ from inference.models import ModelVersion
 from inference.pipeline.detector import YoloDetector
 from inference.pipeline.errors import PipelineError
 from inference.pipeline.options import PRECISIONS, DetectionOptions, OptionsError, Tiling
+from inference.planning import default_options
 from inference.weights_store import local_weights, package_models
 
 EVALUATION_FLOOR = 0.001  # average precision is an area under the whole curve
@@ -38,7 +39,6 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The model, the data, and how to look at them."""
-        defaults = DetectionOptions()
         parser.add_argument("model", help="a registered version, or a path to weights")
         parser.add_argument(
             "data", type=Path, help="a folder of images with labels, a data.yaml, or COCO JSON"
@@ -56,9 +56,9 @@ class Command(BaseCommand):
         )
         parser.add_argument("--ignore", nargs="+", default=[], help="classes to leave out")
         parser.add_argument("--only", nargs="+", default=[], help='file names, such as "MOS15*"')
-        parser.add_argument("--image-size", type=int, default=defaults.image_size)
-        parser.add_argument("--iou", type=float, default=defaults.iou, help="of merging")
-        parser.add_argument("--precision", choices=PRECISIONS, default=defaults.precision)
+        parser.add_argument("--image-size", type=int, help="by default that of the version")
+        parser.add_argument("--iou", type=float, help="of merging, likewise")
+        parser.add_argument("--precision", choices=PRECISIONS, help="of the arithmetic, likewise")
         parser.add_argument("--confidence-floor", type=float, default=EVALUATION_FLOOR)
         parser.add_argument("--device", help="as torch names it; by default the best there is")
         parser.add_argument("--json", type=Path, help="where the figures go")
@@ -67,13 +67,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Read everything before the first image is looked at, so that bad data fail at once."""
         try:
-            weights = _weights(options["model"])
-            base = DetectionOptions(
-                confidence_floor=options["confidence_floor"],
-                iou=options["iou"],
-                image_size=options["image_size"],
-                precision=options["precision"],
-            )
+            weights, defaults = _weights(options["model"])
+            named = ("confidence_floor", "iou", "image_size", "precision")
+            given = {name: options[name] for name in named if options[name] is not None}
+            base = replace(defaults, **given)
             tilings = {word: replace(base, tiling=_tiling(word)) for word in options["tiling"]}
             raw = read_data(options["data"], only=options["only"], split=options["split"])
             network = _load(weights, base, options["device"])
@@ -143,16 +140,17 @@ def _title(data: LabelledData, evaluations: list[Evaluation], options: dict[str,
     )
 
 
-def _weights(model: str) -> Path:
-    """The file of a version, whatever its state, or the path itself.
+def _weights(model: str) -> tuple[Path, DetectionOptions]:
+    """The file of a version, whatever its state, and how jobs use it; or the path itself.
 
     The package's own versions need no database.
     """
     if Path(model).is_file():
-        return Path(model)
+        return Path(model), DetectionOptions()
     for package in package_models():
         if package.version == model:
-            return package.path
+            unsaved = ModelVersion(default_options=package.default_options)
+            return package.path, default_options(unsaved)
     try:
         versions = ModelVersion.objects.exclude(weights_sha256="").filter(version=model)
         found = versions.order_by("pk").first()
@@ -163,7 +161,7 @@ def _weights(model: str) -> Path:
         ) from error
     if found is None:
         raise CommandError(f"{model} is neither a file nor a model version.")
-    return local_weights(found.weights_sha256)
+    return local_weights(found.weights_sha256), default_options(found)
 
 
 def _tiling(word: str) -> Any:
