@@ -470,7 +470,9 @@ class TestReading:
         [
             (lambda d: d.pop("images"), "is no COCO file: KeyError"),
             (lambda d: d["images"].clear(), "there is no image 1"),
+            (lambda d: d["images"].append(d["images"][0] | {"file_name": "1.png"}), "of the id 1."),
             (lambda d: d["categories"].clear(), "there is no category"),
+            (lambda d: d["categories"].append({"id": 10, "name": "van"}), "several of the id 10."),
             (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "is no box"),
             (lambda d: d["annotations"][0].update(bbox=[1, 2, -1, 3]), "is no box"),
             (lambda d: d["annotations"].append("x"), "is no COCO file: AttributeError"),

@@ -45,8 +45,9 @@ def read_coco(path: Path) -> LabelledData:
     """The images that the file lists, with their labels; raises EvaluationDataError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        images = {int(one["id"]): one for one in document["images"]}
-        names = {int(one["id"]): str(one["name"]) for one in document["categories"]}
+        images = _by_id(document["images"], f"{path}, images")
+        categories = _by_id(document["categories"], f"{path}, categories")
+        names = {class_id: str(one["name"]) for class_id, one in categories.items()}
         by_image: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in images}
         for annotation in document["annotations"]:
             _check_annotation(annotation, path, images=images, names=names)
@@ -61,6 +62,15 @@ def read_coco(path: Path) -> LabelledData:
     if not found:
         raise EvaluationDataError(f"{path} lists no image.")
     return LabelledData(found, names)
+
+
+def _by_id(rows: list[dict[str, Any]], where: str) -> dict[int, dict[str, Any]]:
+    """Raises EvaluationDataError where others have the same id, as in files put together."""
+    by_id: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if by_id.setdefault(int(row["id"]), row) != row:
+            raise EvaluationDataError(f"{where}: there are several of the id {row['id']}.")
+    return by_id
 
 
 def _check_annotation(
