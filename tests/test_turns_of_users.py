@@ -90,7 +90,10 @@ def test_unit_that_pauses_is_nobodys_turn_until_then(hints):
 
 
 @pytest.fixture
-def job_of_a_picture(tmp_path):
+def job_of_a_picture(tmp_path, monkeypatch):
+    """Its pauses are told by a clock that stands still."""
+    now = timezone.now()
+    monkeypatch.setattr(services, "database_now", lambda: now)
     user = make_user()
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     dataset = make_dataset(user)
@@ -100,15 +103,15 @@ def job_of_a_picture(tmp_path):
     )
 
 
-def run_once(job: Job, health: ProcessHealth, detector=FakeDetector) -> tuple[int, int]:
+def run_once(job: Job, health: ProcessHealth, detector=FakeDetector) -> tuple[int, float]:
     """Run the job's only unit once; the tries it has by then, and the seconds that it pauses."""
-    now = timezone.now()
+    now = services.database_now()
     unit = WorkUnit.objects.get(job=job)
     run_unit(unit_id=unit.pk, worker_name="w", detector_of=lambda job: detector(), health=health)
     unit.refresh_from_db()
     job.refresh_from_db()
-    pause = 0 if unit.waits_until is None else (unit.waits_until - now).total_seconds()
-    return unit.tries, round(pause)
+    pause = timedelta() if unit.waits_until is None else unit.waits_until - now
+    return unit.tries, pause.total_seconds()
 
 
 def test_refusal_of_the_system_counts_after_an_hour_of_longer_and_longer_pauses(job_of_a_picture):
