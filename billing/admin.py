@@ -37,6 +37,8 @@ from odproject.core.admin import (
     ReasonForm,
     badge,
     dressed,
+    list_link,
+    object_link,
 )
 from odproject.core.errors import ConflictError
 
@@ -122,7 +124,20 @@ class UserAdmin(PortableAdmin[User]):
         (None, {"fields": ("email", "balance", "held", "created_at", "last_login")}),
         ("Access", {"fields": ACCESS_FIELDS}),
     )
-    readonly_fields = ("email", "balance", "held", "created_at", "last_login")
+    readonly_fields = (
+        *("email", "balance", "held", "created_at", "last_login"),
+        *("datasets", "jobs", "movements"),
+    )
+
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        """Who it is, what the user may do, and the ways to what the user has."""
+        seen = {
+            "datasets": "datasets.view_dataset",
+            "jobs": "inference.view_job",
+            "movements": "billing.view_transfer",
+        }
+        ways = [name for name, permission in seen.items() if request.user.has_perm(permission)]
+        return [*self.fieldsets, ("More", {"fields": ways})]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """No question about the hash of a password, which letter by letter would tell it."""
@@ -151,6 +166,21 @@ class UserAdmin(PortableAdmin[User]):
     def held(self, user: User) -> str:
         """What is set aside for unfinished jobs."""
         return readable_tokens(user.on_hold or 0)  # type: ignore[attr-defined]
+
+    @admin.display
+    def datasets(self, user: User) -> SafeString:
+        """The way to the user's datasets."""
+        return list_link("datasets_dataset", f"Datasets of {user.email}", user=user.pk)
+
+    @admin.display
+    def jobs(self, user: User) -> SafeString:
+        """The way to the user's jobs."""
+        return list_link("inference_job", f"Jobs of {user.email}", user=user.pk)
+
+    @admin.display
+    def movements(self, user: User) -> SafeString:
+        """The way to the user's movements of tokens."""
+        return list_link("billing_transfer", f"Movements of {user.email}", q=user.email)
 
     @admin.display(description="Role")
     def role(self, user: User) -> str:
@@ -214,7 +244,10 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     date_hierarchy = "created_at"
     ordering = ("-pk",)
     list_select_related = ("source__user", "destination__user", "actor")
-    fields = (*list_display, "upload_id", "idempotency_key")
+    fields = (
+        *("created_at", "user_page", "kind_of_movement", "tokens", "movement", "job_page"),
+        *("administrator", "reason", "upload_id", "idempotency_key"),
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Transfer]:
         """Transfers with the address of the user whose tokens moved."""
@@ -229,6 +262,12 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     def user(self, transfer: Transfer) -> str:
         """Whose tokens moved."""
         return str(transfer.user_email)  # type: ignore[attr-defined]
+
+    @admin.display(description="User")
+    def user_page(self, transfer: Transfer) -> SafeString | str:
+        """Whose tokens moved, and the way there."""
+        user = transfer.source.user or transfer.destination.user
+        return "-" if user is None else object_link(user, user.email)
 
     @admin.display(description="Kind", ordering="kind")
     def kind_of_movement(self, transfer: Transfer) -> SafeString:
@@ -249,6 +288,12 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     def job_number(self, transfer: Transfer) -> str:
         """The job's number."""
         return str(transfer.job_id or "-")
+
+    @admin.display(description="Job")
+    def job_page(self, transfer: Transfer) -> SafeString | str:
+        """The way to the job."""
+        job_id = transfer.job_id
+        return list_link("inference_job", f"job {job_id}", id=job_id) if job_id else "-"
 
     @admin.display(description="By", ordering="actor__email")
     def administrator(self, transfer: Transfer) -> str:

@@ -16,7 +16,6 @@ from django.shortcuts import get_object_or_404
 from django.template.defaultfilters import pluralize
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
-from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from accounts.models import User
@@ -45,6 +44,8 @@ from odproject.core.admin import (
     ReadOnlyInline,
     ReasonForm,
     badge,
+    list_link,
+    object_link,
     readable_bytes,
 )
 from odproject.core.files import drawn_picture_response
@@ -54,12 +55,6 @@ ERROR_LETTERS_SHOWN = 60
 JOB_TONES = {"Pending": "odd", "Running": "busy", "Completed": "good", "Failed": "bad"}
 UNIT_TONES = {"pending": "odd", "running": "busy", "completed": "good", "failed": "bad"}
 NO_THUMBNAIL = format_html('<span class="od-thumbnail od-none">{}</span>', "no picture")
-
-
-def list_link(name: str, text: str, **filters: Any) -> SafeString:
-    """A link to a list of the admin, filtered."""
-    url = f"{reverse(f'admin:{name}_changelist')}?{urlencode(filters)}"
-    return format_html('<a class="text-link" href="{}">{}</a>', url, text)
 
 
 # -- datasets ------------------------------------------------------------------------------------
@@ -228,13 +223,16 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
 
     def get_fieldsets(self, request: HttpRequest, obj: Dataset | None = None) -> Any:
         """Pictures are for those who may see them."""
-        facts = ("name", "owner", "tag_list", "content", "size", "detection_cost", "upload_cost")
+        owner = "owner_page" if request.user.has_perm("accounts.view_user") else "owner"
+        facts = ("name", owner, "tag_list", "content", "size", "detection_cost", "upload_cost")
         sets: list[tuple[str | None, dict[str, Any]]] = [
             (None, {"fields": ("status", *facts, "created_at")}),
             ("Moderation", {"fields": ("block_reason", "flagged_since", "deleted_at")}),
         ]
         if request.user.has_perm("datasets.view_mediafile"):
             sets.insert(1, ("Files", {"fields": ("files",)}))
+        if request.user.has_perm("inference.view_job"):
+            sets.append(("More", {"fields": ("jobs",)}))
         return sets
 
     @admin.display(description="Flagged at")
@@ -246,6 +244,16 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     def owner(self, dataset: Dataset) -> str:
         """Whose it is."""
         return dataset.user.email
+
+    @admin.display(description="Owner")
+    def owner_page(self, dataset: Dataset) -> SafeString:
+        """Whose it is, and the way there."""
+        return object_link(dataset.user, dataset.user.email)
+
+    @admin.display
+    def jobs(self, dataset: Dataset) -> SafeString:
+        """The way to the jobs that looked at it."""
+        return list_link("inference_job", f"Jobs on {dataset.name}", dataset=dataset.pk)
 
     @admin.display(description="Tags")
     def tag_list(self, dataset: Dataset) -> str:
@@ -565,7 +573,8 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
 
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
-        what = ("owner", "dataset_name", "model_version", "again", "weights", "chosen")
+        owner = "owner_page" if request.user.has_perm("accounts.view_user") else "owner"
+        what = (owner, "dataset_page", "model_version", "again", "weights", "chosen")
         times = ("created_at", "started_at", "finished_at")
         ways = ["files", "units", "comparisons"]
         if request.user.has_perm("billing.view_transfer"):
@@ -581,6 +590,16 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
     def owner(self, job: Job) -> str:
         """Who pays for it."""
         return job.user.email
+
+    @admin.display(description="Owner")
+    def owner_page(self, job: Job) -> SafeString:
+        """Who pays for it, and the way there."""
+        return object_link(job.user, job.user.email)
+
+    @admin.display(description="Dataset")
+    def dataset_page(self, job: Job) -> SafeString:
+        """What it looks at, and the way there."""
+        return object_link(job.dataset, job.dataset.name)
 
     @admin.display(description="Dataset", ordering="dataset__name")
     def dataset_name(self, job: Job) -> str:
@@ -625,8 +644,7 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
         """The job whose files this one looks at again."""
         if job.rerun_of_id is None:
             return "-"
-        url = reverse("admin:inference_job_change", args=[job.rerun_of_id])
-        return format_html('<a class="text-link" href="{}">job {}</a>', url, job.rerun_of_id)
+        return object_link(Job(pk=job.rerun_of_id), f"job {job.rerun_of_id}")
 
     @admin.display(description="Weights (SHA-256)")
     def weights(self, job: Job) -> str:

@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -839,6 +840,54 @@ def test_every_list_of_the_admin_is_opened_in_a_browser():
     models = [model._meta for model in site._registry]
     lists = {reverse(f"admin:{one.app_label}_{one.model_name}_changelist") for one in models}
     assert lists <= set(admin_pages.LISTS)
+
+
+def links_of(page: str, browser: Client) -> dict[str, str]:
+    """Where the links of a page lead that are among its facts, by their text."""
+    shown = browser.get(page).content.decode()
+    return {
+        unescape(text): unescape(href)
+        for href, text in re.findall(r'<a class="text-link" href="([^"]+)">([^<]+)</a>', shown)
+    }
+
+
+def test_pages_lead_from_users_to_what_they_have_and_back(admin, job):
+    browser, user = browser_of(admin), job.user
+    transfer = Transfer.objects.get(job_id=job.pk)
+    pages = {
+        "user": f"/admin/accounts/user/{user.pk}/change/",
+        "dataset": f"/admin/datasets/dataset/{job.dataset_id}/change/",
+        "job": f"/admin/inference/job/{job.pk}/change/",
+        "transfer": f"/admin/billing/transfer/{transfer.pk}/change/",
+    }
+    links = {name: links_of(page, browser) for name, page in pages.items()}
+    jobs, datasets = "/admin/inference/job/", "/admin/datasets/dataset/"
+    assert links["user"][f"Jobs of {user.email}"] == f"{jobs}?user={user.pk}"
+    assert links["user"][f"Datasets of {user.email}"] == f"{datasets}?user={user.pk}"
+    assert links["dataset"][f"Jobs on {job.dataset.name}"] == f"{jobs}?dataset={job.dataset_id}"
+    assert links["job"][job.dataset.name] == pages["dataset"]
+    assert links["transfer"][f"job {job.pk}"] == f"{jobs}?id={job.pk}"
+    for name in ("dataset", "job", "transfer"):
+        assert links[name][user.email] == pages["user"]
+    for page in {href for found in links.values() for href in found.values()}:
+        assert browser.get(page).status_code == 200, page
+
+
+@pytest.mark.parametrize("role", ["Support", "Moderators"])
+def test_links_lead_nobody_to_a_page_that_is_not_theirs(role, job):
+    browser = browser_of(administrator(role))
+    pages = [f"/admin/datasets/dataset/{job.dataset_id}/change/"]
+    if role == "Support":
+        transfer = Transfer.objects.get(job_id=job.pk)
+        pages += [
+            f"/admin/accounts/user/{job.user_id}/change/",
+            f"/admin/inference/job/{job.pk}/change/",
+            f"/admin/billing/transfer/{transfer.pk}/change/",
+        ]
+    links = {href for page in pages for href in links_of(page, browser).values()}
+    assert links
+    for page in links:
+        assert browser.get(page).status_code == 200, page
 
 
 @pytest.mark.parametrize("lookup", ["password", "password__startswith", "password__regex"])

@@ -21,6 +21,7 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from odproject.core.errors import DomainError
@@ -41,6 +42,21 @@ FormType = TypeVar("FormType", bound=forms.BaseForm)
 ModelType = TypeVar("ModelType", bound=models.Model)
 ParentType = TypeVar("ParentType", bound=models.Model)
 BYTES_PER_UNIT = 1000.0
+
+
+def list_link(name: str, text: str, **filters: Any) -> SafeString:
+    """A link to a list of the admin, filtered."""
+    return _link(f"{reverse(f'admin:{name}_changelist')}?{urlencode(filters)}", text)
+
+
+def object_link(thing: models.Model, text: str) -> SafeString:
+    """A link to the page of an object."""
+    meta = thing._meta
+    return _link(reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[thing.pk]), text)
+
+
+def _link(url: str, text: str) -> SafeString:
+    return format_html('<a class="text-link" href="{}">{}</a>', url, text)
 
 
 @dataclass(frozen=True)
