@@ -293,6 +293,19 @@ class TestReading:
         data = read_data(tmp_path / "images")
         assert (data.object_count, data.class_names) == (1, {0: "car", 1: "van"})
 
+    @pytest.mark.parametrize("listing", ["classes.txt", "labels/classes.txt"])
+    @pytest.mark.parametrize("named", [".", "images"])
+    def test_annotation_tools_name_the_classes_in_a_text_file(self, tmp_path, listing, named):
+        """Their order is that of the tool, not of the model."""
+        write_image(tmp_path / "images/a.jpg")
+        write_labels(tmp_path / "labels/a.txt", [self.ROW])
+        (tmp_path / listing).write_text("car\nbus\n\n")
+        data = read_data(tmp_path / named)
+        assert (data.object_count, data.class_names) == (1, {0: "car", 1: "bus"})
+        assert for_model(data, CLASSES).images[0].class_ids.tolist() == [2]
+        (tmp_path / "data.yaml").write_text("names: [bus, car]\n")  # tells more, so it counts
+        assert read_data(tmp_path / named).class_names == {0: "bus", 1: "car"}
+
     def test_folders_that_are_linked_in_are_read_and_hidden_ones_are_not(self, tmp_path):
         for place in ("data/{}/day", "data/{}/.ipynb_checkpoints", "elsewhere/{}"):
             write_image(tmp_path / place.format("images") / "a.jpg")

@@ -3,8 +3,9 @@
 A text file per image has a line for each object: `class cx cy width height`, or the class and the
 corners of a polygon, of which the upright box counts; all relative to the image's size. The file
 lies in the tree `labels` beside the tree `images`, or beside the image. An image without one shows
-nothing. `data.yaml`, in the folder or up to two above it, may name the classes; without one
-their numbers are those of the model. It may also name the parts `train`, `val` and `test`.
+nothing. `data.yaml`, in the folder or up to two above it, may name the classes, or else
+`classes.txt`, a name in each line, in one of them or in its `labels`; without either their numbers
+are those of the model. `data.yaml` may also name the parts `train`, `val` and `test`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from inference.evaluation.data import LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 
 DATA_FILE = "data.yaml"
+# As LabelImg writes it beside the labels, and Label Studio beside the folder of the labels.
+CLASSES_FILES = ("classes.txt", "labels/classes.txt")
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = "all"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -186,15 +189,18 @@ def _row(words: list[str], where: str) -> tuple[float, ...]:
     return (class_id, *left_top, *size)
 
 
-# -- data.yaml ------------------------------------------------------------------------------------
+# -- which classes ---------------------------------------------------------------------------------
 
 
 def _class_names_near(folder: Path) -> dict[int, str] | None:
     here = folder.absolute()
-    for place in (here, *list(here.parents)[:FOLDERS_ABOVE]):
-        data_file = place / DATA_FILE
+    places = (here, *list(here.parents)[:FOLDERS_ABOVE])
+    for data_file in (place / DATA_FILE for place in places):
         if data_file.is_file():
             return _class_names(_document(data_file), data_file)
+    for listing in (place / name for place in places for name in CLASSES_FILES):
+        if listing.is_file():
+            return dict(enumerate(line.strip() for line in _lines(listing) if line.strip()))
     return None
 
 
