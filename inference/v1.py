@@ -25,7 +25,7 @@ from inference.serializers import DetectionOptionsSerializer
 from inference.waiting import wait_of
 from odproject.core.api import validated, validated_query
 from odproject.core.errors import ConflictError, NotFoundError
-from odproject.core.files import spooled_response, stored_file_response
+from odproject.core.files import printable, spooled_response, stored_file_response
 from odproject.core.listing import (
     LARGEST_ID,
     ChoiceInFilter,
@@ -190,12 +190,21 @@ class JobDetailSerializer(JobSerializer):
 
 
 class JobChoiceSerializer(serializers.Serializer[Any]):
-    """What decides what a job does, and so what it costs."""
+    """What decides what a job does, and so what it costs.
+
+    What it does not know is refused: a limit that was misspelled would be none.
+    """
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     model_version = serializers.CharField(max_length=40)
     model_id = serializers.CharField(max_length=40, default="YOLO8")
     options = DetectionOptionsSerializer(required=False)
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The members as values; raises ValidationError."""
+        if unknown := sorted(set(data) - set(self.fields)):
+            raise serializers.ValidationError({printable(unknown[0]): ["There is no such member."]})
+        return super().to_internal_value(data)
 
 
 class SubmitJobSerializer(JobChoiceSerializer):

@@ -1,5 +1,6 @@
 """A quote is what the job then costs at most, and nobody pays more than the quote they saw."""
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -75,6 +76,22 @@ def test_maximum_must_be_an_amount(user, keys, maximum):
     refused = client_of(user).post("/api/v1/jobs/", {**keys, "maximum_tokens": maximum})
     assert refused.status_code == 400
     assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "option", "Dataset_id", "\ud800"])
+def test_misspelled_member_starts_no_job(user, keys, name):
+    """The limit that a person thinks to have set would be none."""
+    for place in ("jobs", "quotes"):
+        body = {**keys, name: 1}
+        refused = client_of(user).post(
+            f"/api/v1/{place}/", json.dumps(body), content_type="application/json"
+        )
+        assert refused.status_code == 400
+        (error,) = refused.json()["errors"]
+        assert error["field"] == name.replace("\ud800", "_")
+        assert error["detail"] == "There is no such member."
+    assert not Job.objects.exists()
+    assert balance_hundredths(user=user) == 100_000
 
 
 def test_only_the_owner_gets_a_quote(keys):
