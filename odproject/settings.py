@@ -22,6 +22,9 @@ from odproject.core import room
 django_stubs_ext.monkeypatch()  # ModelAdmin[User] and its like, at run time too
 
 
+_YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
 def env(name: str, default: str = "") -> str:
     """The variable as text; an empty one counts as unset."""
     return os.environ.get(name) or default
@@ -48,8 +51,11 @@ def _misspelled(name: str, wanted: str) -> ImproperlyConfigured:
 
 
 def env_bool(name: str, default: bool) -> bool:
-    """The variable as yes or no."""
-    return env(name, str(default)).lower() in {"1", "true", "yes", "on"}
+    """The variable as yes or no; raises ImproperlyConfigured for anything else."""
+    word = env(name, str(default)).lower()
+    if word not in _YES | _NO:
+        raise _misspelled(name, "true or false")
+    return word in _YES
 
 
 def env_list(name: str, default: str) -> list[str]:
@@ -66,7 +72,7 @@ DEBUG = env_bool("OD_DEBUG", False)
 # only commands that sign nothing (migrate, checks).
 INSECURE_SECRET_KEY = "insecure-and-only-for-commands-that-sign-nothing"
 SECRET_KEY = env("OD_SECRET_KEY", INSECURE_SECRET_KEY)
-# The API builds no absolute address from the Host header, so any host may be answered.
+# A Host header names nothing but the links to other pages of its own answer, so any will do.
 ALLOWED_HOSTS = env_list("OD_ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = env_list("OD_CSRF_TRUSTED_ORIGINS", "")
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -77,7 +83,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("OD_SECURE_COOKIES", False
 
 # -- the project ---------------------------------------------------------------------------------
 INSTALLED_APPS = [
-    "unfold",  # the looks of the admin, which also works without it; stands before the admin
+    "unfold",  # the looks of the admin, before which it stands
     "odproject",  # before auth, one of whose commands it extends
     "django.contrib.auth",
     "accounts",

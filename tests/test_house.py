@@ -44,10 +44,11 @@ def test_server_refuses_the_default_secret():
     assert "OD_SECRET_KEY is not set" in refused.stderr
 
 
-def test_setting_that_is_no_number_is_named_in_one_sentence(monkeypatch):
+def test_setting_that_makes_no_sense_is_named_in_one_sentence(monkeypatch):
     for name, text, wanted in [
         ("OD_MAX_IMAGE_PIXELS", "200M", "a whole number"),
         ("OD_UNIT_LEASE_SECONDS", "1m", "a number"),
+        ("OD_SECURE_COOKIES", "ture", "true or false"),
     ]:
         with monkeypatch.context() as patch:
             patch.setenv(name, text)
