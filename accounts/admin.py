@@ -9,13 +9,13 @@ from django.http import HttpRequest, HttpResponseBase
 
 from accounts.models import User
 from accounts.services import revoke_sessions
-from odproject.core.admin import PortableAdmin
+from odproject.core.admin import ActingAdmin
 
 admin.site.unregister(Group)
 
 
 @admin.register(Group)
-class GroupAdmin(PortableAdmin[Group]):
+class GroupAdmin(ActingAdmin[Group]):
     """Roles. Who can change them can have any permission, so only superusers can."""
 
     search_fields = ("name",)

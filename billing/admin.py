@@ -31,8 +31,8 @@ from billing.prices import (
 )
 from billing.selectors import balance_hundredths, current_prices
 from odproject.core.admin import (
+    ActingAdmin,
     ObjectAction,
-    PortableAdmin,
     ReadOnlyAdmin,
     ReasonForm,
     badge,
@@ -100,7 +100,7 @@ def _top_up(actor: User, user: User, answers: dict[str, Any]) -> str:
 
 
 @admin.register(User)
-class UserAdmin(PortableAdmin[User]):
+class UserAdmin(ActingAdmin[User]):
     """Users with balance and top-up."""
 
     object_actions = (

@@ -19,9 +19,8 @@ from accounts.models import User
 from inference import registry
 from inference.models import ModelVersion
 from odproject.core.admin import (
+    ActingAdmin,
     ObjectAction,
-    PortableAdmin,
-    ask_template,
     badge,
     dressed,
     readable_bytes,
@@ -170,7 +169,7 @@ class VersionForm(forms.ModelForm[ModelVersion]):
 
 
 @admin.register(ModelVersion)
-class ModelVersionAdmin(PortableAdmin[ModelVersion]):
+class ModelVersionAdmin(ActingAdmin[ModelVersion]):
     """Model versions from their upload to their retirement."""
 
     form = VersionForm
@@ -264,7 +263,7 @@ class ModelVersionAdmin(PortableAdmin[ModelVersion]):
             "back_url": reverse("admin:inference_modelversion_changelist"),
             "opts": self.model._meta,
         }
-        page = TemplateResponse(request, ask_template(), context)
+        page = TemplateResponse(request, "admin/ask.html", context)
         give_upload_pass(page, path=request.path)
         return page
 

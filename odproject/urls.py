@@ -1,6 +1,5 @@
 """Every route of the service but the probes (`odproject.health`)."""
 
-from django.apps import apps
 from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
@@ -10,8 +9,6 @@ from odproject import pages
 from odproject.core.api import only_read
 
 admin.site.site_header = admin.site.site_title = "odproject administration"
-# The plain admin's lists need the width that its side bar would take; django-unfold's folds away.
-admin.site.enable_nav_sidebar = apps.is_installed("unfold")
 
 urlpatterns = [
     path("", pages.home, name="home"),
@@ -27,6 +24,6 @@ urlpatterns = [
 ]
 
 handler400 = "odproject.core.api.bad_request"
-handler403 = "odproject.core.api.permission_denied"
-handler404 = "odproject.core.api.page_not_found"
+handler403 = "odproject.pages.permission_denied"
+handler404 = "odproject.pages.page_not_found"
 handler500 = "odproject.core.api.server_error"

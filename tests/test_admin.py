@@ -1,14 +1,8 @@
-"""The Django admin: who sees which page, and what each action does and does not do.
-
-`test_everything_here_holds_for_the_plain_admin` runs this file again without django-unfold.
-"""
+"""The Django admin: who sees which page, and what each action does and does not do."""
 
 import io
 import re
-import subprocess
-import sys
 from html import unescape
-from pathlib import Path
 
 import pytest
 from django.apps import apps
@@ -39,7 +33,6 @@ from tests.screenshots import admin_pages
 
 pytestmark = pytest.mark.django_db
 
-PLAIN = "--ds=tests.plain_admin_settings"
 ROLES = ("superuser", "Support", "Moderators", "none", "user")
 LISTS = {
     "accounts/user": {"superuser", "Support"},
@@ -823,23 +816,29 @@ def test_pages_name_no_other_host(admin, job):
         assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+"', shown), page
 
 
-def test_everything_here_holds_for_the_plain_admin():
-    if not apps.is_installed("unfold"):
-        pytest.skip("This is the run that the same test started.")
-    again = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, PLAIN],
-        cwd=Path(__file__).resolve().parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
-
-
 def test_every_list_of_the_admin_is_opened_in_a_browser():
     models = [model._meta for model in site._registry]
     lists = {reverse(f"admin:{one.app_label}_{one.model_name}_changelist") for one in models}
     assert lists <= set(admin_pages.LISTS)
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "sentence"),
+    [
+        ("/admin/nothing/", 404, "There is nothing at this address."),
+        ("/admin/billing/transfer/add/", 403, "Superusers say who may see what."),
+    ],
+)
+def test_refusal_is_a_page_for_an_administrator_and_a_problem_for_a_program(
+    admin, page, status, sentence
+):
+    browser = browser_of(admin)
+    shown = browser.get(page, HTTP_ACCEPT="text/html,*/*;q=0.8")
+    assert (shown.status_code, shown["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert sentence in shown.content.decode()
+    assert "/admin/logout/" in shown.content.decode()
+    asked = browser.get(page, HTTP_ACCEPT="application/json")
+    assert (asked.status_code, asked["Content-Type"]) == (status, "application/problem+json")
 
 
 def links_of(page: str, browser: Client) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What the admin pages share: their base classes, and actions that ask before they act.
 
-The pages have django-unfold's looks where it is installed, and the plain admin's where it is not;
-only this module, two templates and a stylesheet know of the difference.
+They have the looks of django-unfold, which this module, two templates and a stylesheet know of.
 """
 
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django import forms
-from django.apps import apps
 from django.contrib import messages
 from django.contrib.admin.views.main import ERROR_FLAG
 from django.core.exceptions import PermissionDenied
@@ -23,20 +21,15 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
+from unfold.enums import ActionVariant
+from unfold.widgets import INPUT_CLASSES, TEXTAREA_CLASSES
 
 from odproject.core.errors import DomainError
 
-HAS_UNFOLD = apps.is_installed("unfold")
-if TYPE_CHECKING or not HAS_UNFOLD:
+if TYPE_CHECKING:  # django-unfold's are these with its looks, and have no types
     from django.contrib.admin import ModelAdmin, TabularInline
-
-    INPUT_CLASSES: list[str] = []
-    TEXTAREA_CLASSES: list[str] = []
-    ActionVariant: Any = None
 else:
     from unfold.admin import ModelAdmin, TabularInline
-    from unfold.enums import ActionVariant
-    from unfold.widgets import INPUT_CLASSES, TEXTAREA_CLASSES
 
 FormType = TypeVar("FormType", bound=forms.BaseForm)
 ModelType = TypeVar("ModelType", bound=models.Model)
@@ -78,12 +71,12 @@ class ObjectAction(Generic[ModelType]):
     is_dangerous: bool = False
 
 
-class PortableAdmin(ModelAdmin[ModelType]):
+class ActingAdmin(ModelAdmin[ModelType]):
     """A model's pages, with `object_actions` as buttons of an object and as actions of the list."""
 
     object_actions: ClassVar[tuple[ObjectAction[Any], ...]] = ()
     list_per_page = 50
-    list_fullwidth = True  # django-unfold: lists need their width
+    list_fullwidth = True  # lists need their width
 
     def get_urls(self) -> list[URLPattern]:
         """The asking pages of the actions, beside the usual ones."""
@@ -137,7 +130,6 @@ class PortableAdmin(ModelAdmin[ModelType]):
                 buttons.append({"title": action.title, "url": url, "variant": _variant(action)})
         context = {
             "object_actions": buttons,
-            "has_unfold": HAS_UNFOLD,
             # One way to save is enough for the few things that are saved here.
             "show_save_and_add_another": False,
             "show_save_and_continue": False,
@@ -188,10 +180,10 @@ class PortableAdmin(ModelAdmin[ModelType]):
             "original": one,
             "danger": action.is_dangerous,
         }
-        return TemplateResponse(request, ask_template(), context)
+        return TemplateResponse(request, "admin/ask.html", context)
 
 
-class ReadOnlyAdmin(PortableAdmin[ModelType]):
+class ReadOnlyAdmin(ActingAdmin[ModelType]):
     """Rows that people look at and services write."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -240,11 +232,6 @@ class ReasonForm(forms.Form):
         self.fields["reason"].help_text = self.readers
 
 
-def ask_template() -> str:
-    """The page that asks: a title, an explanation, a form."""
-    return "admin/ask_unfold.html" if HAS_UNFOLD else "admin/ask.html"
-
-
 def badge(text: str, tone: str = "") -> SafeString:
     """A word on a coloured ground; the tone is good, bad, busy, odd or nothing."""
     return format_html('<span class="od-badge {}">{}</span>', tone, text)
@@ -261,7 +248,7 @@ def readable_bytes(size_bytes: int) -> str:
 
 
 def _go_and_ask(
-    model_admin: PortableAdmin[Any],
+    model_admin: ActingAdmin[Any],
     request: HttpRequest,
     chosen: QuerySet[Any],
     *,
@@ -277,13 +264,11 @@ def _go_and_ask(
 
 def _variant(action: ObjectAction[Any]) -> Any:
     """The colour of a button, as django-unfold names it."""
-    if not HAS_UNFOLD:
-        return None
     return ActionVariant.DANGER if action.is_dangerous else ActionVariant.DEFAULT
 
 
 def dressed(form: FormType) -> FormType:
-    """The form with the looks of django-unfold, where it is installed."""
+    """The form with the looks of django-unfold."""
     for field in form.fields.values():
         is_long = isinstance(field.widget, forms.Textarea)
         field.widget.attrs["class"] = " ".join(TEXTAREA_CLASSES if is_long else INPUT_CLASSES)
