@@ -20,6 +20,7 @@ from inference.pipeline.draw import draw
 from inference.pipeline.options import DetectionOptions, FieldFault, OptionsError
 from inference.pipeline.types import Detections
 from inference.results import result_json
+from inference.selectors import Wanted
 from inference.services import LeaseLostError
 from inference.tracking import track_video
 from inference.worker import run_unit
@@ -143,7 +144,7 @@ def test_tracked_video_is_followed_and_drawn_when_all_of_it_is_found(dataset):
     assert [one["track_id"] for frame in entry["frames"] for one in frame["objects"]] == [1] * 5
     drawn = Path(default_storage.path(JobFile.objects.get().annotated.name))
     assert count_frames(drawn).frame_count == 5
-    assert b"".join(mot(job, 0.25))[:2] == b"PK"
+    assert b"".join(mot(job, Wanted(0.25)))[:2] == b"PK"
 
 
 def test_pass_that_is_broken_off_is_made_again_with_the_same_ids(dataset, monkeypatch):

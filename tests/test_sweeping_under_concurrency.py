@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from inference import queue, services
+from inference import queue, services, submission
 from inference.models import WorkUnit
 from tests.conftest import TEST_DATABASE
 from tests.factories import add_media_file, make_dataset, make_user
@@ -23,7 +23,7 @@ def claimed_units(committed_db, monkeypatch) -> list[WorkUnit]:
     add_media_file(dataset)
     units = []
     for _ in range(2):
-        job = services.submit_job(
+        job = submission.submit_job(
             user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
         )
         units.append(WorkUnit.objects.get(job=job))
