@@ -6,9 +6,11 @@
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 import yaml
 from django.core.management import CommandError, call_command, get_commands
 
+from inference import services
+from inference.tasks import worker_name
 from odproject.management.commands import prepare_database
 from tests.containers.files import (
     REPOSITORY,
@@ -129,6 +133,19 @@ def test_whoever_answers_or_works_is_asked_whether_it_is_well(compose):
         assert compose["services"][name]["healthcheck"]["test"], name
     assert "healthcheck" not in compose["services"]["web"]  # that of the image
     assert "/livez" in next(s.text for s in dockerfile_steps() if s.instruction == "HEALTHCHECK")
+
+
+@pytest.mark.django_db
+def test_container_of_a_dead_worker_is_not_well_because_another_one_works(monkeypatch, compose):
+    asked = compose["services"]["worker"]["healthcheck"]["test"][3:]
+    services.record_heartbeat(worker_name="first:7", loaded_weights=["a" * 64], device="cpu")
+    monkeypatch.delenv("OD_WORKER_NAME", raising=False)
+    for host, is_well in (("first", True), ("second", False), ("fir", False)):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        assert worker_name().startswith(f"{host}:")
+        with nullcontext() if is_well else pytest.raises(CommandError, match="No worker"):
+            call_command(*asked)
+    call_command("worker_alive")  # any
 
 
 def test_container_that_is_started_again_removes_what_its_predecessor_left(tmp_path):
