@@ -335,6 +335,21 @@ def test_video_that_was_cut_on_a_phone_is_not_damaged(tmp_path, gop, read, hidde
     assert (facts.frame_count, facts.warning) == (20, "")
 
 
+def test_video_whose_index_lost_its_second_half_is_damaged(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=100, codec="mjpeg", sound="aac")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"stco") + 8  # of the pictures, which come first
+    chunk_count = int.from_bytes(content[place : place + 4])
+    content[place : place + 4] = (chunk_count // 2).to_bytes(4)
+    path.write_bytes(content)
+    facts = count_frames(path)
+    assert 0 < facts.frame_count < 100
+    lost = 100 - facts.frame_count
+    assert facts.warning == (
+        f"The video is damaged: {lost} of its 100 frames could not be decoded."
+    )
+
+
 def test_damaged_frame_in_the_middle_is_skipped_and_the_times_keep_its_gap(tmp_path):
     path = write_video(tmp_path / "x.avi", frames=6, codec="mjpeg", rate_fps=10)
     start, end = packet_spans(path)[2]

@@ -7,7 +7,7 @@ of bytes.
 
 import errno
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -119,10 +119,15 @@ def opened_video(
 
 @contextmanager
 def opened_container(
-    path: Path, container_format: str | None, limits: MediaLimits
+    path: Path,
+    container_format: str | None,
+    limits: MediaLimits,
+    *,
+    options: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[InputContainer, str]]:
     """Open a video file for reading; gives the container and the word of `sniff` for it.
 
+    `options` are those of the demuxer.
     Raises MediaError: 415 for something that is no video, 400 for what cannot be opened.
     """
     container_format = container_format or _sniffed_video_format(path)
@@ -139,7 +144,7 @@ def opened_container(
                 buffer_size=_READ_BUFFER_BYTES,
                 metadata_errors="replace",
                 io_open=_refuse_to_open,
-                options=_decoder_options(limits),
+                options={**_decoder_options(limits), **(options or {})},
             )
         except (av.FFmpegError, UnicodeError) as error:
             raise_if_out_of_memory(error)
@@ -148,6 +153,20 @@ def opened_container(
             ) from error
         with closing(container):
             yield container, container_format
+
+
+def frames_cut_away(path: Path, video: OpenVideo, limits: MediaLimits) -> int:
+    """How many frames an edit list has taken out of the index of a video.
+
+    The number that the container tells has them all. An index that is short for another reason is
+    damaged.
+    """
+    listed = len(video.stream.index_entries)
+    if _DEMUXERS[video.format] != "mov" or listed >= video.stream.frames:
+        return 0
+    unedited = {"ignore_editlist": "1"}
+    with opened_container(path, video.format, limits, options=unedited) as (container, _):
+        return len(_video_stream(container).index_entries) - listed
 
 
 def _sniffed_video_format(path: Path) -> str:

@@ -21,6 +21,7 @@ from datasets.media.container import (
     OpenVideo,
     average_rate_fps,
     check_size,
+    frames_cut_away,
     opened_video,
     packets_of,
     raise_if_out_of_memory,
@@ -40,7 +41,6 @@ from datasets.media.painting import (
 from datasets.media.seeking import Candidate, CandidateCollector, SeekPlan, SeekPoint
 from datasets.media.timing import MAX_SANE_GAP_SECONDS, FrameClock, StampChoice
 
-_FORMATS_WITH_EDIT_LISTS = {"mp4", "mov", "3gp"}
 # Where seeking does not work it lands far away, and each trial decodes all that lies between.
 _MOST_FRAMES_BEFORE_A_POINT = 300
 _SEEK_LEADS_SECONDS = (0, 2)
@@ -195,31 +195,21 @@ def count_frames(
             container=video.format,
             rotation_degrees=first.turn.clockwise_degrees,
             has_audio=video.has_audio,
-            warning=_damage(video, count),
+            warning=_damage(video, count, frames_cut_away(path, video, limits)),
             seek_plan=collector.plan(_tried_points(video, collector.candidates)),
             thumbnail_jpeg=thumbnail_jpeg,
         )
 
 
-def _damage(video: OpenVideo, frame_count: int) -> str:
+def _damage(video: OpenVideo, frame_count: int, cut_away_count: int) -> str:
     """A sentence about what is missing of a video, as far as its container tells."""
-    promised = _frames_listed(video) - video.hidden_count
+    promised = video.stream.frames - cut_away_count - video.hidden_count
     lost = promised - frame_count
     if lost > 0 and (video.is_damaged or lost > 1 + _UNTOLD_LOSS * promised):
         return f"The video is damaged: {lost} of its {promised} frames could not be decoded."
     if video.is_damaged:
         return "The video is damaged: a part of it could not be decoded."
     return ""
-
-
-def _frames_listed(video: OpenVideo) -> int:
-    """How many frames the container tells of; 0 where it does not.
-
-    An edit list takes what lies beyond a cut out of the index, but not out of the number told.
-    """
-    told = video.stream.frames
-    is_indexed = video.format in _FORMATS_WITH_EDIT_LISTS
-    return min(told, len(video.stream.index_entries)) if is_indexed else told
 
 
 def _collect(
