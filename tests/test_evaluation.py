@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -293,15 +294,16 @@ class TestReading:
         data = read_data(tmp_path / "images")
         assert (data.object_count, data.class_names) == (1, {0: "car", 1: "van"})
 
-    @pytest.mark.parametrize("listing", ["classes.txt", "labels/classes.txt"])
-    @pytest.mark.parametrize("named", [".", "images"])
+    @pytest.mark.parametrize("listing", ["classes.txt", "labels/day/classes.txt"])
+    @pytest.mark.parametrize("named", [".", "images", "images/day"])
     def test_annotation_tools_name_the_classes_in_a_text_file(self, tmp_path, listing, named):
         """Their order is that of the tool, not of the model."""
-        write_image(tmp_path / "images/a.jpg")
-        write_labels(tmp_path / "labels/a.txt", [self.ROW])
-        (tmp_path / listing).write_text("car\nbus\n\n")
+        write_image(tmp_path / "images/day/a.jpg")
+        write_labels(tmp_path / "labels/day/a.txt", [self.ROW])
+        # Windows marks the beginning; a class that was given up leaves its line.
+        (tmp_path / listing).write_text("\ufeffcar\nbus\n\nvan\n", encoding="utf-8")
         data = read_data(tmp_path / named)
-        assert (data.object_count, data.class_names) == (1, {0: "car", 1: "bus"})
+        assert (data.object_count, data.class_names) == (1, {0: "car", 1: "bus", 3: "van"})
         assert for_model(data, CLASSES).images[0].class_ids.tolist() == [2]
         (tmp_path / "data.yaml").write_text("names: [bus, car]\n")  # tells more, so it counts
         assert read_data(tmp_path / named).class_names == {0: "bus", 1: "car"}
@@ -312,6 +314,9 @@ class TestReading:
             write_labels(tmp_path / place.format("labels") / "a.txt", [self.ROW])
         for kind in ("images", "labels"):
             (tmp_path / "data" / kind / "night").symlink_to(tmp_path / "elsewhere" / kind)
+        (tmp_path / "data/images/again").symlink_to(tmp_path / "data/images")
+        (tmp_path / "data/images/day/up").symlink_to("..")
+        (tmp_path / "data/images/day/up too").symlink_to("..")
         data = read_data(tmp_path / "data")
         assert [one.path.parent.name for one in data.images] == ["day", "night"]
         assert data.object_count == 2
@@ -696,6 +701,13 @@ def test_report_has_table_json_and_picture(street, yolo_folder, tmp_path):
     assert {(0, 114, 178), (213, 94, 0)} <= colours
 
 
+class OutOfReach:
+    """The versions of a database that does not answer."""
+
+    def exclude(self, **_wanted):
+        raise OperationalError("connection refused")
+
+
 @pytest.fixture(scope="module")
 def drawn_street(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
@@ -710,7 +722,10 @@ def drawn_street(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("model", ["YOLO8s_FSR", str(WEIGHTS)])
-def test_command_measures_a_version_or_a_file_of_weights(model, drawn_street, tmp_path):
+def test_command_measures_a_version_or_a_file_of_weights_without_a_database(
+    model, drawn_street, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ModelVersion, "objects", OutOfReach())
     output = io.StringIO()
     call_command(
         "evaluate",
@@ -758,6 +773,11 @@ def test_command_measures_a_version_as_jobs_use_it(drawn_street, tmp_path, setti
         "one_class_per_object": False,
     }
     assert options_of("YOLO8s_FSR")["image_size"] == 640
+    # An administrator may have set the package's own otherwise.
+    ModelVersion.objects.filter(version="YOLO8s_FSR").update(
+        default_options=own, weights_sha256=sha256
+    )
+    assert options_of("YOLO8s_FSR") == {"confidence_floor": 0.001, **own}
     assert options_of(str(WEIGHTS))["image_size"] == 768
 
 

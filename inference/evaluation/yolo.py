@@ -4,15 +4,16 @@ A text file per image has a line for each object: `class cx cy width height`, or
 corners of a polygon, of which the upright box counts; all relative to the image's size. The file
 lies in the tree `labels` beside the tree `images`, or beside the image. An image without one shows
 nothing. `data.yaml`, in the folder or up to two above it, may name the classes, or else
-`classes.txt`, a name in each line, in one of them or in its `labels`; without either their numbers
-are those of the model. `data.yaml` may also name the parts `train`, `val` and `test`.
+`classes.txt`, a name in each line, in one of these (as Label Studio writes it) or beside the labels
+(as LabelImg does); without either their numbers are those of the model. `data.yaml` may also name
+the parts `train`, `val` and `test`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
-from glob import iglob
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from inference.evaluation.data import LabelledData, LabelledImage
 from inference.evaluation.errors import EvaluationDataError
 
 DATA_FILE = "data.yaml"
-# As LabelImg writes it beside the labels, and Label Studio beside the folder of the labels.
-CLASSES_FILES = ("classes.txt", "labels/classes.txt")
+CLASSES_FILE = "classes.txt"
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = "all"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -41,7 +41,7 @@ def read_folder(folder: Path) -> LabelledData:
     images = _images_in(folder)
     if not images:
         raise EvaluationDataError(f"There is no image in {folder}.")
-    return LabelledData(_labelled(images, folder), _class_names_near(folder))
+    return LabelledData(_labelled(images, folder), _class_names_near(folder, images))
 
 
 def names_splits(data_file: Path) -> bool:
@@ -76,11 +76,23 @@ def read_split(data_file: Path, split: str) -> LabelledData:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    # Unlike `Path.rglob` it follows links, by which people put data sets together, and passes over
-    # what is hidden: checkpoints of notebooks, and what macOS writes beside other files.
-    names = iglob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
-    found = sorted(folder / name for name in names)
-    return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    # Links are followed, by which people put data sets together, to each folder once: they may lead
+    # upwards. What is hidden is passed over: checkpoints of notebooks, and what macOS writes.
+    found: list[Path] = []
+    visited: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += (Path(place, name) for name in names if not name.startswith("."))
+    return [path for path in sorted(found) if _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _images_of(place: str, root: Path, where: str) -> list[Path]:
@@ -110,7 +122,7 @@ def _listed_images(listing: Path) -> list[Path]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationDataError(f"{path} cannot be read as text: {error}") from error
 
@@ -192,15 +204,17 @@ def _row(words: list[str], where: str) -> tuple[float, ...]:
 # -- which classes ---------------------------------------------------------------------------------
 
 
-def _class_names_near(folder: Path) -> dict[int, str] | None:
+def _class_names_near(folder: Path, images: list[Path]) -> dict[int, str] | None:
     here = folder.absolute()
     places = (here, *list(here.parents)[:FOLDERS_ABOVE])
     for data_file in (place / DATA_FILE for place in places):
         if data_file.is_file():
             return _class_names(_document(data_file), data_file)
-    for listing in (place / name for place in places for name in CLASSES_FILES):
+    beside_labels = dict.fromkeys(labels.parent for labels in map(_label_file, images) if labels)
+    for listing in (place / CLASSES_FILE for place in (*places, *beside_labels)):
         if listing.is_file():
-            return dict(enumerate(line.strip() for line in _lines(listing) if line.strip()))
+            names = (line.strip() for line in _lines(listing))
+            return {class_id: name for class_id, name in enumerate(names) if name}
     return None
 
 

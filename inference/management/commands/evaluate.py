@@ -52,7 +52,7 @@ class Command(BaseCommand):
             "--tiling",
             nargs="+",
             default=["off", "auto"],
-            help="off, auto, or a tile's side in pixels; several are measured one after another",
+            help="off, auto, or a tile's side in pixels; each is measured, whatever jobs do",
         )
         parser.add_argument("--ignore", nargs="+", default=[], help="classes to leave out")
         parser.add_argument("--only", nargs="+", default=[], help='file names, such as "MOS15*"')
@@ -143,25 +143,27 @@ def _title(data: LabelledData, evaluations: list[Evaluation], options: dict[str,
 def _weights(model: str) -> tuple[Path, DetectionOptions]:
     """The file of a version, whatever its state, and how jobs use it; or the path itself.
 
-    The package's own versions need no database.
+    The package's own versions need no database: without one they are used as they come.
     """
     if Path(model).is_file():
         return Path(model), DetectionOptions()
-    for package in package_models():
-        if package.version == model:
-            unsaved = ModelVersion(default_options=package.default_options)
-            return package.path, default_options(unsaved)
+    package = next((one for one in package_models() if one.version == model), None)
+    found = None
     try:
         versions = ModelVersion.objects.exclude(weights_sha256="").filter(version=model)
         found = versions.order_by("pk").first()
     except OperationalError as error:
-        raise CommandError(
-            f"{model} is neither a file nor a model of the package, and the database that may "
-            "know it does not answer."
-        ) from error
-    if found is None:
-        raise CommandError(f"{model} is neither a file nor a model version.")
-    return local_weights(found.weights_sha256), default_options(found)
+        if package is None:
+            raise CommandError(
+                f"{model} is neither a file nor a model of the package, and the database that may "
+                "know it does not answer."
+            ) from error
+    if found is not None:
+        return local_weights(found.weights_sha256), default_options(found)
+    if package is not None:
+        unsaved = ModelVersion(default_options=package.default_options)
+        return package.path, default_options(unsaved)
+    raise CommandError(f"{model} is neither a file nor a model version.")
 
 
 def _tiling(word: str) -> Any:
