@@ -180,7 +180,7 @@ class UserAdmin(ActingAdmin[User]):
     @admin.display
     def movements(self, user: User) -> SafeString:
         """The way to the user's movements of tokens."""
-        return list_link("billing_transfer", f"Movements of {user.email}", q=user.email)
+        return list_link("billing_transfer", f"Movements of {user.email}", user_email=user.email)
 
     @admin.display(description="Role")
     def role(self, user: User) -> str:
@@ -244,10 +244,18 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     date_hierarchy = "created_at"
     ordering = ("-pk",)
     list_select_related = ("source__user", "destination__user", "actor")
-    fields = (
-        *("created_at", "user_page", "kind_of_movement", "tokens", "movement", "job_page"),
-        *("administrator", "reason", "upload_id", "idempotency_key"),
-    )
+
+    def get_fields(self, request: HttpRequest, obj: Transfer | None = None) -> Any:
+        """What the list tells and more, with the ways to what the administrator may see."""
+        pages = {
+            "user": ("user_page", "accounts.view_user"),
+            "job_number": ("job_page", "inference.view_job"),
+        }
+        shown = list(self.list_display)
+        for name, (page, permission) in pages.items():
+            if request.user.has_perm(permission):
+                shown[shown.index(name)] = page
+        return (*shown, "upload_id", "idempotency_key")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Transfer]:
         """Transfers with the address of the user whose tokens moved."""
@@ -267,7 +275,7 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     def user_page(self, transfer: Transfer) -> SafeString | str:
         """Whose tokens moved, and the way there."""
         user = transfer.source.user or transfer.destination.user
-        return "-" if user is None else object_link(user, user.email)
+        return "-" if user is None else object_link("accounts_user", user.pk, user.email)
 
     @admin.display(description="Kind", ordering="kind")
     def kind_of_movement(self, transfer: Transfer) -> SafeString:
@@ -293,7 +301,7 @@ class TransferAdmin(ReadOnlyAdmin[Transfer]):
     def job_page(self, transfer: Transfer) -> SafeString | str:
         """The way to the job."""
         job_id = transfer.job_id
-        return list_link("inference_job", f"job {job_id}", id=job_id) if job_id else "-"
+        return object_link("inference_job", job_id, f"job {job_id}") if job_id else "-"
 
     @admin.display(description="By", ordering="actor__email")
     def administrator(self, transfer: Transfer) -> str:

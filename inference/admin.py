@@ -248,7 +248,7 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     @admin.display(description="Owner")
     def owner_page(self, dataset: Dataset) -> SafeString:
         """Whose it is, and the way there."""
-        return object_link(dataset.user, dataset.user.email)
+        return object_link("accounts_user", dataset.user_id, dataset.user.email)
 
     @admin.display
     def jobs(self, dataset: Dataset) -> SafeString:
@@ -574,7 +574,9 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
     def get_fieldsets(self, request: HttpRequest, obj: Job | None = None) -> Any:
         """What there is to know, and the ways on."""
         owner = "owner_page" if request.user.has_perm("accounts.view_user") else "owner"
-        what = (owner, "dataset_page", "model_version", "again", "weights", "chosen")
+        may_see_datasets = request.user.has_perm("datasets.view_dataset")
+        dataset = "dataset_page" if may_see_datasets else "dataset_name"
+        what = (owner, dataset, "model_version", "again", "weights", "chosen")
         times = ("created_at", "started_at", "finished_at")
         ways = ["files", "units", "comparisons"]
         if request.user.has_perm("billing.view_transfer"):
@@ -594,12 +596,12 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
     @admin.display(description="Owner")
     def owner_page(self, job: Job) -> SafeString:
         """Who pays for it, and the way there."""
-        return object_link(job.user, job.user.email)
+        return object_link("accounts_user", job.user_id, job.user.email)
 
     @admin.display(description="Dataset")
     def dataset_page(self, job: Job) -> SafeString:
         """What it looks at, and the way there."""
-        return object_link(job.dataset, job.dataset.name)
+        return object_link("datasets_dataset", job.dataset_id, job.dataset.name)
 
     @admin.display(description="Dataset", ordering="dataset__name")
     def dataset_name(self, job: Job) -> str:
@@ -644,7 +646,7 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
         """The job whose files this one looks at again."""
         if job.rerun_of_id is None:
             return "-"
-        return object_link(Job(pk=job.rerun_of_id), f"job {job.rerun_of_id}")
+        return object_link("inference_job", job.rerun_of_id, f"job {job.rerun_of_id}")
 
     @admin.display(description="Weights (SHA-256)")
     def weights(self, job: Job) -> str:

@@ -23,7 +23,7 @@ def home(request: HttpRequest) -> HttpResponse:
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler403: a page for an administrator, for everybody else a problem document."""
     if _is_read_by_an_administrator(request):
-        return _refused(request, 403, "Not for your role", "Superusers say who may see what.")
+        return _refused(request, 403, "Not offered", "This page is not offered to you.")
     return api.permission_denied(request, exception)
 
 

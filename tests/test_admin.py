@@ -21,6 +21,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import Event, Session, User
 from accounts.services import log_in
+from billing import ledger
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
 from datasets.models import Dataset, MediaFile, ModerationAction
@@ -826,7 +827,7 @@ def test_every_list_of_the_admin_is_opened_in_a_browser():
     ("page", "status", "sentence"),
     [
         ("/admin/nothing/", 404, "There is nothing at this address."),
-        ("/admin/billing/transfer/add/", 403, "Superusers say who may see what."),
+        ("/admin/billing/transfer/add/", 403, "This page is not offered to you."),
     ],
 )
 def test_refusal_is_a_page_for_an_administrator_and_a_problem_for_a_program(
@@ -865,11 +866,27 @@ def test_pages_lead_from_users_to_what_they_have_and_back(admin, job):
     assert links["user"][f"Datasets of {user.email}"] == f"{datasets}?user={user.pk}"
     assert links["dataset"][f"Jobs on {job.dataset.name}"] == f"{jobs}?dataset={job.dataset_id}"
     assert links["job"][job.dataset.name] == pages["dataset"]
-    assert links["transfer"][f"job {job.pk}"] == f"{jobs}?id={job.pk}"
+    assert links["transfer"][f"job {job.pk}"] == pages["job"]
     for name in ("dataset", "job", "transfer"):
         assert links[name][user.email] == pages["user"]
     for page in {href for found in links.values() for href in found.values()}:
         assert browser.get(page).status_code == 200, page
+    other = make_user(f"jo{user.email}")  # whose address holds the user's
+    ledger.open_accounts(user=other)
+    movements = browser.get(links["user"][f"Movements of {user.email}"]).context["cl"]
+    assert {one.user_email for one in movements.result_list} == {user.email}
+
+
+def test_links_are_for_those_who_may_follow_them(job):
+    clerk = make_user(role="Support")
+    clerk.groups.clear()
+    clerk.user_permissions.set(
+        Permission.objects.filter(codename__in=["view_transfer", "view_job"])
+    )
+    transfer = Transfer.objects.get(job_id=job.pk)
+    links = links_of(f"/admin/billing/transfer/{transfer.pk}/change/", browser_of(clerk))
+    assert links == {f"job {job.pk}": f"/admin/inference/job/{job.pk}/change/"}
+    assert job.dataset.name not in links_of(links[f"job {job.pk}"], browser_of(clerk))
 
 
 @pytest.mark.parametrize("role", ["Support", "Moderators"])

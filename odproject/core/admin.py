@@ -42,10 +42,9 @@ def list_link(name: str, text: str, **filters: Any) -> SafeString:
     return _link(f"{reverse(f'admin:{name}_changelist')}?{urlencode(filters)}", text)
 
 
-def object_link(thing: models.Model, text: str) -> SafeString:
-    """A link to the page of an object."""
-    meta = thing._meta
-    return _link(reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[thing.pk]), text)
+def object_link(name: str, pk: int, text: str) -> SafeString:
+    """A link to the page of an object of the admin."""
+    return _link(reverse(f"admin:{name}_change", args=[pk]), text)
 
 
 def _link(url: str, text: str) -> SafeString:
@@ -112,6 +111,8 @@ class ActingAdmin(ModelAdmin[ModelType]):
         try:
             return super().changelist_view(request, extra_context)
         except (DataError, OverflowError):
+            if ERROR_FLAG in request.GET:
+                raise  # it is not for a filter
             return HttpResponseRedirect(f"{request.path}?{ERROR_FLAG}=1")
 
     def changeform_view(
