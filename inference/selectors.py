@@ -28,6 +28,7 @@ from odproject.core.errors import DomainError, FieldError, NotFoundError
 
 FRAMES_PER_READ = 500
 FIRST_FILES = 100  # of a job, told with it
+LARGEST_CLASS_ID = np.iinfo(np.int16).max
 
 
 class JobNotFoundError(NotFoundError):
@@ -165,7 +166,7 @@ class Wanted:
     def names_among(self, class_names: list[str]) -> list[str]:
         """Those of a job's classes that are wanted."""
         ids = range(len(class_names)) if self.class_ids is None else sorted(self.class_ids)
-        return [class_names[class_id] for class_id in ids]
+        return [class_name(class_names, class_id) for class_id in ids]
 
     def among(self, frame: FrameResult) -> Detections:
         """Those of a frame, in the same order."""
@@ -174,15 +175,21 @@ class Wanted:
 
 
 def class_ids_named(*, job: Job, names: Collection[str]) -> frozenset[int] | None:
-    """The classes of a job that are called so; None, which is all of them, for no name.
+    """The classes of a job that are shown so; None, which is all of them, for no name.
 
     Raises UnknownClassError (400).
     """
-    if unknown := [name for name in names if name not in job.class_names]:
-        known = ", ".join(job.class_names) or "none that has a name"
-        detail = f"The job has no class {unknown[0]!r}; it has {known}."
-        raise UnknownClassError(detail)
-    return frozenset(map(job.class_names.index, names)) or None
+    class_ids: set[int] = set()
+    for name in filter(None, names):
+        # Weights that were taken in before names had to differ may have one twice.
+        ids = [class_id for class_id, known in enumerate(job.class_names) if known == name]
+        if not ids and name in map(str, range(len(job.class_names), LARGEST_CLASS_ID + 1)):
+            ids = [int(name)]  # nobody has named it
+        if not ids:
+            known = ", ".join(job.class_names) or "none that has a name"
+            raise UnknownClassError(f"The job has no class {name!r}; it has {known}.")
+        class_ids.update(ids)
+    return frozenset(class_ids) or None
 
 
 def displayed_objects(

@@ -212,6 +212,23 @@ def test_classes_can_be_chosen_in_every_format(ended_job):
     assert both == export(ended_job, "csv", minimum_confidence=0)
 
 
+def test_class_is_chosen_by_what_it_is_shown_as(user, dataset):
+    """Weights of before may have a name twice; a class without a name is shown by its number."""
+    picture = add_media_file(dataset)
+    job = submitted(user)
+    Job.objects.filter(pk=job.pk).update(class_names=["car", "bus", "car"])
+    found(job, picture, *((class_id, 0.9, (0, 0, 9, 9)) for class_id in range(4)))
+    services.abort_job(job_id=job.pk)
+    for name, class_ids in (("car", [0, 2]), ("bus", [1]), ("3", [3])):
+        lines = export(job, "jsonl", class_name=name).splitlines()
+        assert [one["class"] for one in json.loads(lines[0])["objects"]] == class_ids
+    assert json.loads(export(job, "coco", class_name="3"))["info"]["class_names"] == ["3"]
+    assert export(job, "csv", class_name="") == export(job, "csv")
+    path = f"/api/v1/jobs/{job.pk}/exports/csv/"
+    for name in ("2", "03", "99999", "9" * 5000):
+        assert client_of(user).get(path, {"class_name": name}).status_code == 400
+
+
 @pytest.mark.parametrize("names", [["tram"], ["car", "tram"], ["Car"]])
 def test_class_that_the_job_does_not_have_is_refused(ended_job, names):
     """An export without a box would look like a job that found none."""

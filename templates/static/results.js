@@ -220,7 +220,7 @@ function exportParts(view) {
 function shownQuery(view) {
   const query = new URLSearchParams({ minimum_confidence: view.percent / 100 });
   if (!view.hiddenClasses.size) return query;
-  if (!view.isComplete) throw new Error("Wait until all is read");
+  if (!view.isComplete) throw new Error(view.problem || "Wait until all is read");
   const shown = [...view.classes.keys()].filter((name) => !view.hiddenClasses.has(name));
   if (!shown.length) throw new Error("Every class is hidden");
   for (const name of shown) query.append("class_name", name);
