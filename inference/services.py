@@ -514,14 +514,18 @@ def reclaim_units(*, worker_name: str) -> int:
 def _return_units(units: QuerySet[WorkUnit], *, lease_ended_before: datetime | None) -> int:
     """Put units back one by one, so that one that cannot be does not hold up the others."""
     returned = 0
+    locked_job_ids: set[int] = set()
     rows = units.order_by("pk").values_list("pk", "attempt", "job_id")[:UNITS_PER_SWEEP]
     for unit_id, attempt, job_id in list(rows):
+        if job_id in locked_job_ids:
+            continue  # to wait for each of its units would hold up everybody else's
         try:
             returned += _return_unit(unit_id, attempt, job_id, lease_ended_before)
         except OperationalError as error:
             if not connection.is_usable():
                 raise  # the database is away: the next sweep tries again
-            logger.warning("Work unit %s is put back later: %s", unit_id, error)
+            locked_job_ids.add(job_id)
+            logger.warning("Work units of job %s are put back later: %s", job_id, error)
         except Exception:
             logger.exception("Work unit %s could not be put back", unit_id)
     return returned

@@ -32,6 +32,24 @@ def claimed_units(committed_db, monkeypatch) -> list[WorkUnit]:
     return units
 
 
+def test_units_of_one_locked_job_are_waited_for_once(claimed_units, engines, caplog):
+    """The wait is that of the lock's timeout, seconds in which nothing else is put back."""
+    first = claimed_units[0]
+    first.refresh_from_db()
+    for position in (1, 2):
+        first.pk, first.position = None, position
+        first.save(force_insert=True)
+    with psycopg.connect(engines.database_url, dbname=TEST_DATABASE) as somebody:
+        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [first.job_id])
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+        assert services.reclaim_units(worker_name="w1") == 1
+    assert caplog.text.count("are put back later") == 1
+    running = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING)
+    assert set(running.values_list("job_id", flat=True)) == {first.job_id}
+    assert running.count() == 3
+
+
 def states(units: list[WorkUnit]) -> list[str]:
     return [WorkUnit.objects.get(pk=unit.pk).state for unit in units]
 
