@@ -5,6 +5,7 @@ who runs PostgreSQL and Redis elsewhere sets them.
 """
 
 import json
+import math
 import os
 import re
 from datetime import timedelta
@@ -41,9 +42,12 @@ def env_int(name: str, default: int) -> int:
 def env_float(name: str, default: float) -> float:
     """The variable as a number; raises ImproperlyConfigured for anything else."""
     try:
-        return float(env(name, str(default)))
+        number = float(env(name, str(default)))
     except ValueError as error:
         raise _misspelled(name, "a number") from error
+    if not math.isfinite(number):
+        raise _misspelled(name, "a number")
+    return number
 
 
 def _misspelled(name: str, wanted: str) -> ImproperlyConfigured:
@@ -347,6 +351,10 @@ WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4)
 CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2)  # the same, for whole results of jobs
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
+# What the server reads for itself (`odproject.serve`) is named here where it makes no sense.
+env_int("OD_MAX_REQUEST_BYTES", 1)
+env_int("OD_MAX_PARSED_BYTES", 1)
+env_float("OD_STALLED_READER_SECONDS", 1)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
 DATA_UPLOAD_MAX_NUMBER_FILES = 100

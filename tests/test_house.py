@@ -48,6 +48,8 @@ def test_setting_that_makes_no_sense_is_named_in_one_sentence(monkeypatch):
     for name, text, wanted in [
         ("OD_MAX_IMAGE_PIXELS", "200M", "a whole number"),
         ("OD_UNIT_LEASE_SECONDS", "1m", "a number"),
+        ("OD_UNIT_LEASE_SECONDS", "nan", "a number"),
+        ("OD_MAX_REQUEST_BYTES", "2G", "a whole number"),
         ("OD_SECURE_COOKIES", "ture", "true or false"),
     ]:
         with monkeypatch.context() as patch:
