@@ -13,7 +13,7 @@ from datasets.models import MediaFile
 from inference.models import Job, JobFile
 from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.selectors import Wanted, displayed_objects, files_of_job, frame_results
-from odproject.core.files import printable
+from odproject.core.text import printable
 
 CHUNK_BYTES = 256 * 1024
 MAX_PART_BYTES = 230  # file systems bear 255, and a number and an extension may follow

@@ -23,9 +23,9 @@ from inference.models import FrameResult, Job, JobFile, progress_percent
 from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.serializers import DetectionOptionsSerializer
 from inference.waiting import wait_of
-from odproject.core.api import validated, validated_query
+from odproject.core.api import StrictSerializer, validated, validated_query
 from odproject.core.errors import ConflictError, NotFoundError
-from odproject.core.files import printable, spooled_response, stored_file_response
+from odproject.core.files import spooled_response, stored_file_response
 from odproject.core.listing import (
     LARGEST_ID,
     ChoiceInFilter,
@@ -135,7 +135,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
 
     def get_frames_done(self, job: Job) -> int:
         """Images and video frames that have a result."""
-        return cast(Any, job).frames_done or 0
+        return int(cast(Any, job).frames_done)
 
     def get_progress_percent(self, job: Job) -> float:
         """Of all its frames."""
@@ -189,22 +189,13 @@ class JobDetailSerializer(JobSerializer):
         return None if wait is None else wait.seconds
 
 
-class JobChoiceSerializer(serializers.Serializer[Any]):
-    """What decides what a job does, and so what it costs.
-
-    What it does not know is refused: a limit that was misspelled would be none.
-    """
+class JobChoiceSerializer(StrictSerializer):
+    """What decides what a job does, and so what it costs."""
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     model_version = serializers.CharField(max_length=40)
     model_id = serializers.CharField(max_length=40, default="YOLO8")
     options = DetectionOptionsSerializer(required=False)
-
-    def to_internal_value(self, data: Any) -> Any:
-        """The members as values; raises ValidationError."""
-        if unknown := sorted(set(data) - set(self.fields)):
-            raise serializers.ValidationError({printable(unknown[0]): ["There is no such member."]})
-        return super().to_internal_value(data)
 
 
 class SubmitJobSerializer(JobChoiceSerializer):
@@ -449,7 +440,7 @@ class FrameResultsView(generics.ListAPIView[FrameResult]):
         if getattr(self, "swagger_fake_view", False):
             return context
         query = self.request.query_params
-        names = list(filter(None, query.getlist("class_name")))
+        names = query.getlist("class_name")
         return context | {
             "job": self.job,
             "wanted": selectors.Wanted(
@@ -496,7 +487,7 @@ class ExportQuerySerializer(serializers.Serializer[Any]):
         help_text="Detections from this confidence on; nothing is detected again for it.",
     )
     class_name = serializers.ListField(
-        child=serializers.CharField(),
+        child=serializers.CharField(allow_blank=True),
         default=list,
         help_text="Detections of this class only; given more than once, of these.",
     )

@@ -33,6 +33,7 @@ from rest_framework.response import Response
 
 from odproject.core.errors import DomainError, FieldError
 from odproject.core.sqlstates import is_away
+from odproject.core.text import printable
 
 logger = logging.getLogger(__name__)
 PROBLEM_CONTENT_TYPE = "application/problem+json"
@@ -302,6 +303,16 @@ def _field_errors(details: Any, path: str = "") -> list[FieldError]:
             for found in _field_errors(value, f"{path}.{key}" if path else str(key))
         ]
     return [found for value in details for found in _field_errors(value, path)]
+
+
+class StrictSerializer(serializers.Serializer[Any]):
+    """Refuses members that it does not know: one that was misspelled would be none."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        """The members as values; raises ValidationError."""
+        if unknown := sorted(set(data) - set(self.fields)):
+            raise serializers.ValidationError({printable(unknown[0]): ["There is no such member."]})
+        return super().to_internal_value(data)
 
 
 SerializerType = TypeVar("SerializerType", bound=serializers.Serializer[Any])

@@ -21,6 +21,7 @@ from rest_framework.response import Response
 from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
 from odproject.core.errors import DomainError
 from odproject.core.room import ROOM_CHECK_BYTES, has_room_for
+from odproject.core.text import printable
 
 logger = logging.getLogger(__name__)
 SPOOL_IN_MEMORY_BYTES = 1024 * 1024
@@ -107,11 +108,6 @@ def keep_reserve_of_storage(length_bytes: int) -> None:
     """`keep_reserve` for what is to be stored; a storage that is no disk of ours has none."""
     if isinstance(default_storage, FileSystemStorage):
         keep_reserve(length_bytes, folder=Path(default_storage.location))
-
-
-def printable(name: str) -> str:
-    """A name without what a header, a terminal or a path could take for more than a letter."""
-    return "".join(letter if letter.isprintable() else "_" for letter in name)
 
 
 class Slice:

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.extensions import (
+    OpenApiAuthenticationExtension,
+    OpenApiSerializerExtension,
+)
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
@@ -136,6 +139,18 @@ def _headers(status: int) -> dict[str, Any]:
     if status == 429:
         headers["Retry-After"] = {"schema": {"type": "integer", "minimum": 1}, "required": True}
     return headers
+
+
+class StrictMembers(OpenApiSerializerExtension):
+    """Says of a serializer that refuses other members that it does."""
+
+    target_class = "odproject.core.api.StrictSerializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
+        """The usual schema, closed."""
+        schema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        return {**schema, "additionalProperties": False}
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
