@@ -148,7 +148,7 @@ WHITENOISE_AUTOREFRESH = False
 UNFOLD = {
     "SITE_TITLE": "odproject administration",
     "SITE_HEADER": "odproject",
-    "SITE_SUBHEADER": "Administration",
+    "SITE_SUBHEADER": "Administration, times in UTC",
     "SITE_SYMBOL": "center_focus_strong",
     "SITE_FAVICONS": [
         {"rel": "icon", "type": "image/svg+xml", "href": f"/{STATIC_URL}favicon.svg"}
