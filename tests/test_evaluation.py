@@ -19,10 +19,11 @@ from inference.evaluation.evaluate import evaluate
 from inference.evaluation.metrics import Scores
 from inference.evaluation.read import read_data
 from inference.evaluation.report import as_json, draw_curves, left_out, table
+from inference.management.commands import evaluate as evaluate_command
 from inference.models import ModelVersion
 from inference.pipeline.types import Detections
 from inference.scenes import draw_scene
-from tests.pipeline_fakes import WEIGHTS, OneByOne, digest_on_the_card
+from tests.pipeline_fakes import WEIGHTS, OneByOne, digest_on_the_card, real_detector
 
 CLASSES = ("car", "truck", "bus")
 SIZE_WH = (800, 600)
@@ -752,7 +753,9 @@ def test_command_measures_a_version_or_a_file_of_weights_without_a_database(
 
 
 @pytest.mark.django_db
-def test_command_measures_a_version_as_jobs_use_it(drawn_street, tmp_path, settings):
+def test_command_measures_a_version_as_jobs_use_it(drawn_street, tmp_path, settings, monkeypatch):
+    network = real_detector().network  # of these weights, loaded once
+    monkeypatch.setattr(evaluate_command, "_load", lambda weights, options, device: network)
     settings.NETWORK_IMAGE_SIZE = 640
     own = {"image_size": 320, "iou": 0.6, "one_class_per_object": False}
     sha256 = digest_on_the_card(WEIGHTS)
