@@ -38,7 +38,7 @@ export class Refusal extends Error {
 
   // Whether an earlier request under the same key stays in doubt: this one never came to it.
   get keepsDoubt() {
-    return this.isInDoubt || !this.status || this.status >= 500 || this.status === 429;
+    return this.isInDoubt || !this.status || this.status >= 500 || [401, 429].includes(this.status);
   }
 }
 
@@ -159,7 +159,7 @@ async function exchange(staleAccess) {
     const tokens = await answer.json();
     if (session()?.refresh === now.refresh) keep(tokens, now.email); // nobody logged out meanwhile
   } else if (answer.status !== 401) {
-    throw refusalOf(answer.status, await answer.text());
+    throw refusalOf(answer.status, await answer.text().catch(() => ""));
   } else if (navigator.locks || !(await renewedElsewhere(staleAccess))) {
     endSession(ENDED);
   }
@@ -219,15 +219,19 @@ async function send(path, { method = "GET", keys = null, idempotencyKey = "" } =
 
 async function accepted(answer) {
   if (answer.ok) return answer;
-  throw refusalOf(answer.status, await answer.text());
+  throw refusalOf(answer.status, await answer.text().catch(() => ""));
 }
 
 export async function request(path, options) {
   return accepted(await withAccess((access) => send(path, options, access)));
 }
 
+// An answer that breaks off tells as little as none: what was asked for may be done all the same.
 export async function ask(path, options) {
-  return (await request(path, options)).json();
+  const answer = await request(path, options);
+  return answer.json().catch(() => {
+    throw new Refusal(BROKEN_OFF);
+  });
 }
 
 export async function fetchBlob(path) {

@@ -9,6 +9,7 @@ import { contentText } from "./media.js";
 import { amount, byId, element, showAlert } from "./page.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
+const DOUBLE_CLICK_MS = 700;
 const IN_DOUBT = "The job may have been started all the same; starting it again starts no second one.";
 
 const state = {
@@ -17,15 +18,20 @@ const state = {
   quote: null, // what a job as it is chosen now would cost at most, once that is known
   quoteProblem: "",
   asked: 0,
+  isStarting: false,
+  areModelsMissing: false, // they were asked for in vain
 };
 
 export async function showModels() {
   try {
     const { results } = await ask("/api/v1/models/?page_size=100");
+    if (state.areModelsMissing) showAlert("start-alert", "");
+    state.areModelsMissing = false;
     state.models = new Map(results.map((model) => [model.version, model]));
     byId("models").replaceChildren(byId("models").querySelector("legend"), ...results.map(choice));
     showOptions(state.models.get(chosenModel()?.value));
   } catch (refusal) {
+    state.areModelsMissing = true;
     showAlert("start-alert", refusal.message);
   }
   refreshQuote();
@@ -74,6 +80,8 @@ function drawQuote() {
     quote.textContent = "No job can be started on a blocked dataset.";
   } else if (!hasContent(chosenDataset())) {
     quote.textContent = "Add pictures or videos first; then the price stands here.";
+  } else if (state.areModelsMissing) {
+    quote.textContent = "The models are not known yet, and so no price.";
   } else if (state.quoteProblem) {
     quote.textContent = state.quoteProblem;
   } else if (state.quote && available !== null) {
@@ -91,7 +99,7 @@ function drawPrice(quote, { quoted_tokens: price, image_count: images, frame_cou
     return;
   }
   quote.append(`, of your ${amount(available)}. Only what is really processed is charged.`);
-  byId("start-submit").disabled = false;
+  byId("start-submit").disabled = state.isStarting;
 }
 
 function jobKeys() {
@@ -112,7 +120,7 @@ function keyFor(keys) {
 async function start(event) {
   event.preventDefault();
   if (byId("start-submit").disabled) return;
-  byId("start-submit").disabled = true;
+  byId("start-submit").disabled = state.isStarting = true;
   showAlert("start-alert", "");
   try {
     const keys = { ...jobKeys(), maximum_tokens: state.quote.quoted_tokens };
@@ -125,7 +133,9 @@ async function start(event) {
     if (isInDoubt) state.attempt.isInDoubt = true;
     else state.attempt.key = "";
   }
-  await refreshBalance();
+  // The second click of a double click is no second job.
+  await Promise.all([refreshBalance(), new Promise((done) => setTimeout(done, DOUBLE_CLICK_MS))]);
+  state.isStarting = false;
   refreshQuote();
 }
 
@@ -138,7 +148,8 @@ export function listenToStart() {
   });
   optionsChanges.listen(refreshQuote);
   choiceChanges.listen(() => {
-    showAlert("start-alert", "");
+    if (state.areModelsMissing) showModels();
+    else showAlert("start-alert", "");
     refreshQuote();
   });
   balanceChanges.listen(drawQuote);
