@@ -342,6 +342,25 @@ def test_files_chosen_during_an_upload_wait_and_go_where_they_were_meant(page, s
     expect(report.locator("li")).to_have_count(4)
 
 
+def test_report_stays_when_another_dataset_is_looked_at_meanwhile(page, service, tmp_path):
+    uploads = HeldUploads(page)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Second")
+    create_dataset(page, "First")
+    page.get_by_label("Choose files").set_input_files(
+        drawn_image(tmp_path / "a.jpg", size_wh=(320, 180))
+    )
+    expect(page.locator("#upload-label")).to_contain_text("Uploading a.jpg")
+    page.get_by_role("radio", name="Second").check()
+    uploads.first.continue_()
+    expect(page.locator("#datasets")).to_contain_text("1 picture")
+    expect(page.locator("#uploading")).to_be_hidden()
+    expect(page.locator("#report li")).to_have_text(["a.jpgImage, 0.75 tokens"])
+    expect(page.locator("#announcer")).to_have_text("1 file accepted for 0.75 tokens")
+    page.get_by_role("radio", name="First").check()
+    expect(page.locator("#report li")).to_have_count(1)
+
+
 @pytest.mark.parametrize("end", ["cancel", "log out"])
 def test_end_of_an_upload_is_the_end_of_what_waits_behind_it(page, service, tmp_path, end):
     pictures = [drawn_image(tmp_path / f"{name}.jpg", size_wh=(320, 180)) for name in "abc"]
@@ -825,6 +844,31 @@ def test_slider_begins_where_the_job_has_kept_boxes(page, service, tmp_path):
         expect(card.locator("tbody td").first).to_have_text(found)
 
 
+def test_boxes_that_are_read_late_are_drawn_over_the_picture(page, service, tmp_path):
+    held: list[Route] = []
+
+    def give_floor(job: dict) -> None:
+        job["options"]["confidence_floor"] = 0.55  # above what annotated files show
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    alter_answers(page, re.compile(r"/api/v1/jobs/\d+/$"), give_floor)
+    page.route(re.compile(r"/api/v1/jobs/\d+/frame-results/"), hold)
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Late")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    figure = start_job(page).locator("figure")
+    expect(figure.locator("svg")).to_be_attached(timeout=JOB_TIMEOUT_MS)
+    expect(figure.locator("rect")).to_have_count(0)
+    (route,) = held
+    answer = route.fetch()
+    document = answer.json()
+    document["results"][0]["objects"] = [CAR]
+    route.fulfill(response=answer, json=document)
+    expect(figure.locator("rect")).to_have_count(1)
+
+
 def test_results_of_a_deleted_dataset_keep_the_boxes_of_the_download(page, service, tmp_path):
     kept = "The original cannot be shown here, so the boxes stay those of the download."
     traffic = Traffic(page)
@@ -971,8 +1015,9 @@ def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path)
     [
         (lambda route: route.abort(), "The service cannot be reached."),
         (lambda route: route.fulfill(status=504), "The service answered with status 504."),
+        (lambda route: route.fulfill(status=202, body='{"id": 7, '), "The connection broke off."),
     ],
-    ids=["connection broke", "proxy gave up"],
+    ids=["connection broke", "proxy gave up", "connection broke within the answer"],
 )
 def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path, lose, told):
     keys: list[str] = []
@@ -1000,6 +1045,34 @@ def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path, lose
     page.get_by_role("button", name="Start detection").click()
     expect(page.locator("article.job .state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
     assert keys[0] == keys[1]
+    expect(page.locator("article.job")).to_have_count(1)
+    expect(page.locator("#balance")).to_have_text("997.75")
+
+
+SUBMIT_WITH_THE_NEXT_BALANCE = """() => {
+    const again = new MutationObserver(() => {
+        if (!document.querySelector("article.job")) return;
+        again.disconnect();
+        document.getElementById("start").requestSubmit();
+    });
+    again.observe(document.getElementById("balance"), { childList: true });
+}"""
+
+
+def test_second_click_of_a_double_click_starts_no_second_job(page, service, tmp_path):
+    """It comes when the job is there and the new balance known, so nothing else would stop it."""
+    posted: list[str] = []
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Twice")
+    upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
+    page.on("request", lambda one: posted.append(one.url) if one.method == "POST" else None)
+    page.evaluate(SUBMIT_WITH_THE_NEXT_BALANCE)
+    card = start_job(page)
+    expect(card.locator(".state")).to_have_text("Completed", timeout=JOB_TIMEOUT_MS)
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
+    assert [url for url in posted if url.endswith("/api/v1/jobs/")] == [
+        f"{service.base_url}/api/v1/jobs/"
+    ]
     expect(page.locator("article.job")).to_have_count(1)
     expect(page.locator("#balance")).to_have_text("997.75")
 

@@ -84,13 +84,15 @@ function setUpPicture(view, file) {
 async function showPicture(view, file) {
   const { frame, caption, note } = file.parts;
   const version = view.version;
-  if (file.shownVersion === version) return;
-  file.shownVersion = version;
+  // Boxes that are drawn here may be read after the picture was shown.
+  const shown = isAsDrawn(view) ? `${version}` : `${version} of ${file.frames.length} frames`;
+  if (file.shownVersion === shown) return;
+  file.shownVersion = shown;
   try {
     const { address, type } = await addressOf(view, file, file.annotated_url);
     addDownload(file, caption, address, type);
     const parts = await pictureParts(view, file);
-    if (view.version !== version) return; // the slider has moved on
+    if (file.shownVersion !== shown) return; // the slider has moved on
     note.hidden = isAsDrawn(view) || parts.length > 1;
     frame.replaceChildren(...parts);
   } catch (refusal) {
@@ -131,6 +133,7 @@ function setUpVideo(view, file) {
   file.shows = () => {
     if (!file.isNear) return;
     if (!isLong || file.video) loadVideo(view, file);
+    file.drawAgain?.(); // what was read since
     file.timeline.draw();
   };
 }
@@ -213,8 +216,10 @@ function playable(address, { width, height }) {
 // Boxes over the original, of the frame that is on the screen.
 function followFrames(view, file, version) {
   const { video, layer } = file;
-  if (!layer || !file.frames.length) return;
+  file.drawAgain = layer && (() => draw(video.currentTime));
+  if (!layer) return;
   const draw = (seconds) => {
+    if (!file.frames.length) return; // not read yet
     const frame = file.frames[frameAt(file.frames, seconds)];
     drawBoxes(layer, shownObjects(view, frame));
   };

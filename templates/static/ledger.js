@@ -3,6 +3,7 @@
 import { ask, nextPath } from "./api.js";
 import { amount, announce, byId, element, moment, showAlert, signal, signedAmount } from "./page.js";
 
+const ASK_AGAIN_MS = 5000;
 const MOVEMENTS = "/api/v1/ledger/?page_size=25";
 const KINDS = {
   welcome: () => "Welcome gift",
@@ -15,7 +16,7 @@ const KINDS = {
 
 export const balanceChanges = signal();
 
-const state = { available: null, more: "", version: 0 };
+const state = { available: null, more: "", version: 0, listVersion: 0 };
 
 export function availableTokens() {
   return state.available;
@@ -32,7 +33,10 @@ export async function refreshBalance() {
     byId("available-tokens").textContent = amount(available);
     byId("held-tokens").textContent = amount(held);
   } catch (refusal) {
-    if (version === state.version) announce(refusal.message);
+    if (version !== state.version) return;
+    announce(refusal.message);
+    // Nothing can be started before it is known.
+    if (state.available === null && refusal.status !== 401) setTimeout(refreshBalance, ASK_AGAIN_MS);
     return;
   }
   balanceChanges.tell();
@@ -63,14 +67,19 @@ async function showNewestMovements() {
 }
 
 async function showMovements(place) {
+  const version = ++state.listVersion;
   showAlert("movements-alert", "");
+  byId("more-movements").disabled = true; // a page that is asked for twice would stand there twice
   try {
     const page = await ask(state.more);
+    if (version !== state.listVersion) return;
     state.more = nextPath(MOVEMENTS, page);
     place(page.results.map(movementRow));
   } catch (refusal) {
+    if (version !== state.listVersion) return;
     showAlert("movements-alert", refusal.message);
   }
+  byId("more-movements").disabled = false;
   byId("more-movements").hidden = !state.more;
 }
 

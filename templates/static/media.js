@@ -50,12 +50,14 @@ async function showPage(version, place) {
 // Pages of another size would not fit together, so the second one begins anew.
 async function showMore() {
   const shown = byId("media-files").children.length;
+  byId("more-media").disabled = true; // a page that is asked for twice would stand there twice
   if (shown === SHOWN_FIRST) {
     state.more = `${listPath(state.datasetId)}?ordering=-id&page_size=${SHOWN_MORE}`;
     await showPage(state.version, (tiles) => byId("media-files").append(...tiles.slice(SHOWN_FIRST)));
   } else {
     await showPage(state.version, (tiles) => byId("media-files").append(...tiles));
   }
+  byId("more-media").disabled = false;
   byId("media-files").children[shown]?.focus();
 }
 

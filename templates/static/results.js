@@ -135,7 +135,7 @@ function classSwitch(view, name, classId) {
   });
   const swatch = element("span", { className: "swatch" });
   swatch.style.background = colourOf(classId);
-  const label = element("label", {}, input, swatch, `${name} `, element("output"));
+  const label = element("label", {}, input, swatch, `${name} `, element("output", { ariaLive: "off" }));
   label.dataset.class = name;
   return label;
 }

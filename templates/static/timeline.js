@@ -15,7 +15,7 @@ export function timelineOf(view, file, seek) {
   chart.setAttribute("aria-hidden", "true");
   const slider = element("input", { type: "range", min: 0, max: 0, step: "any", value: 0 });
   slider.setAttribute("aria-label", `Place in ${file.filename}`);
-  const told = element("output", { className: "aside" });
+  const told = element("output", { className: "aside", ariaLive: "off" });
   const bars = element("div", { className: "bars" }, chart, slider);
   const root = element("div", { className: "timeline", hidden: true }, bars, told);
 

@@ -12,6 +12,7 @@ const state = {
   waiting: [], // uploads whose turn has not come yet
   begun: 0, // how many had their turn since the last rest
   current: null, // an AbortController for the upload under way
+  isSent: false, // all of it: then nobody can take it back
   isBusy: false,
   drawAgain: () => {}, // the progress, when more waits than it tells
   reportedIds: new Set(), // the datasets that the report is about
@@ -64,13 +65,17 @@ async function uploadWaiting() {
   }
   byId("uploading").hidden = true;
   state.isBusy = false;
+  announce(reportTitle(state.report));
   refreshBalance();
   refreshDatasets();
 }
 
+// What waits and, as long as it can be taken back, what is under way.
 function cancel() {
-  state.waiting = [];
-  state.current?.abort();
+  const left = state.waiting.splice(0);
+  if (left.length) announce(`Not uploaded: ${plural(left.length, "waiting file")}.`);
+  if (!state.isSent) state.current?.abort();
+  state.drawAgain();
 }
 
 function uploadOf(file, datasetId) {
@@ -134,6 +139,7 @@ function uploadOne({ file, datasetId, idempotencyKey }) {
   const settings = { abortSignal: state.current.signal, onProgress: draw, idempotencyKey };
   return uploadFile(path, file, settings).finally(() => {
     state.current = null;
+    state.drawAgain = () => {};
   });
 }
 
@@ -146,8 +152,9 @@ function drawProgress(text, share) {
   const bar = byId("upload-progress");
   const percent = share === null ? "" : ` – ${Math.floor(share * 100)}%`;
   byId("upload-label").textContent = text + percent;
-  // What has arrived is charged when it is accepted; then there is nothing left to cancel.
-  byId("upload-cancel").hidden = share === null;
+  // What has arrived is charged when it is accepted; only what waits is left to cancel then.
+  state.isSent = share === null;
+  byId("upload-cancel").hidden = state.isSent && !state.waiting.length;
   if (share === null) bar.removeAttribute("value");
   else bar.value = share * 100;
 }
@@ -222,12 +229,16 @@ export function listenToUploads() {
     byId("files").value = ""; // or the same files, chosen again, would be no change
   });
   byId("upload-cancel").addEventListener("click", cancel);
+  let lastId = null;
   choiceChanges.listen((dataset) => {
-    if (!state.reportedIds.has(dataset?.id) && !state.isBusy) clearReport();
+    const isOther = dataset?.id !== lastId; // news of the same one are no reason to lose the report
+    lastId = dataset?.id;
+    if (isOther && !state.reportedIds.has(lastId) && !state.isBusy) clearReport();
   });
   sessionEnds.listen(() => {
     state.isBusy = false;
-    cancel();
+    state.waiting = [];
+    state.current?.abort();
   });
   window.addEventListener("beforeunload", (event) => {
     if (state.isBusy) event.preventDefault(); // the browser asks whether to leave
