@@ -8,10 +8,8 @@ from django.db.models import (
     F,
     Func,
     IntegerField,
-    OuterRef,
     Q,
     QuerySet,
-    Subquery,
     Sum,
 )
 from django.db.models.functions import Coalesce
@@ -19,6 +17,7 @@ from django.db.models.functions import Coalesce
 from accounts.models import User
 from billing.selectors import Breach, breaches_of
 from datasets.models import Dataset, MediaFile, Upload
+from odproject.core.aggregates import figure_of
 from odproject.core.errors import DomainError, NotFoundError
 
 IS_IMAGE = Q(media_type=MediaFile.MediaType.IMAGE)
@@ -121,14 +120,8 @@ def with_sizes(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
 
 
 def _of_files(figure: Aggregate, condition: Q | None = None) -> Coalesce:
-    """A figure of the files of a dataset, in a question of its own.
-
-    With a join the database would reckon it for all datasets where a page shows fifty, and even to
-    count them.
-    """
-    files = MediaFile.objects.filter(condition or Q(), dataset=OuterRef("pk"))
-    figures = files.order_by().values("dataset").annotate(figure=figure).values("figure")
-    return Coalesce(Subquery(figures), 0)
+    files = MediaFile.objects.filter(condition or Q())
+    return figure_of(files, owner="dataset", figure=figure)
 
 
 def live_datasets_of(*, user: User) -> QuerySet[Dataset]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from django.conf import settings
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, Now
 
 from accounts.models import User
@@ -24,6 +24,7 @@ from inference.models import (
 )
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
+from odproject.core.aggregates import figure_of
 from odproject.core.errors import DomainError, FieldError, NotFoundError
 
 FRAMES_PER_READ = 500
@@ -87,13 +88,7 @@ def files_with_frames_done(files: QuerySet[JobFile]) -> QuerySet[JobFile]:
 
 
 def _frames_done(owner: str) -> Coalesce:
-    """The sum over what belongs to a row, in a question of its own.
-
-    With a join the database would add up for all rows where a page shows fifty, and even to count
-    them.
-    """
-    parts = UnitFile.objects.filter(**{owner: OuterRef("pk")}).order_by().values(owner)
-    return Coalesce(Subquery(parts.annotate(sum=Sum("frames_done")).values("sum")), 0)
+    return figure_of(UnitFile.objects.all(), owner=owner, figure=Sum("frames_done"))
 
 
 def jobs_with_progress(*, user: User) -> QuerySet[Job]:
