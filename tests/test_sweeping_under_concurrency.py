@@ -1,5 +1,6 @@
 """The sweeper beside others who hold what it wants to change."""
 
+from contextlib import contextmanager
 from datetime import timedelta
 
 import psycopg
@@ -32,6 +33,19 @@ def claimed_units(committed_db, monkeypatch) -> list[WorkUnit]:
     return units
 
 
+@contextmanager
+def locked_by_somebody(job_id, engines):
+    """Nobody waits long for the lock, for as long as it is held."""
+    database = psycopg.connect(engines.database_url, dbname=TEST_DATABASE)
+    with database as somebody, connection.cursor() as cursor:
+        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [job_id])
+        cursor.execute("SET lock_timeout = '100ms'")
+        try:
+            yield
+        finally:
+            cursor.execute("RESET lock_timeout")
+
+
 def test_units_of_one_locked_job_are_waited_for_once(claimed_units, engines, caplog):
     """The wait is that of the lock's timeout, seconds in which nothing else is put back."""
     first = claimed_units[0]
@@ -39,10 +53,7 @@ def test_units_of_one_locked_job_are_waited_for_once(claimed_units, engines, cap
     for position in (1, 2):
         first.pk, first.position = None, position
         first.save(force_insert=True)
-    with psycopg.connect(engines.database_url, dbname=TEST_DATABASE) as somebody:
-        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [first.job_id])
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '100ms'")
+    with locked_by_somebody(first.job_id, engines):
         assert services.reclaim_units(worker_name="w1") == 1
     assert caplog.text.count("are put back later") == 1
     running = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING)
@@ -59,10 +70,7 @@ def states(units: list[WorkUnit]) -> list[str]:
 )
 def test_job_that_somebody_keeps_locked_holds_up_no_other(claimed_units, engines, put_back):
     first = claimed_units[0]
-    with psycopg.connect(engines.database_url, dbname=TEST_DATABASE) as somebody:
-        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [first.job_id])
-        with connection.cursor() as cursor:
-            cursor.execute("SET lock_timeout = '100ms'")
+    with locked_by_somebody(first.job_id, engines):
         assert put_back() >= 1
         assert states(claimed_units) == ["running", "pending"]
     assert put_back() >= 1

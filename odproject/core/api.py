@@ -420,12 +420,12 @@ def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Django's handler403, as a problem document."""
+    """A request that is not for its asker, as a problem document."""
     return _plain_problem(403)
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Django's handler404, as a problem document."""
+    """An address at which there is nothing, as a problem document."""
     return _plain_problem(404)
 
 
