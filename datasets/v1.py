@@ -393,13 +393,19 @@ class UploadsView(generics.ListAPIView[Upload]):
         user = cast(User, request.user)
         refuse_several_files(request)
         keys = validated(UploadFileSerializer, request)
+
+        def answer(upload: Upload) -> Response:
+            location = f"/api/v1/datasets/{dataset_id}/uploads/{upload.pk}/"
+            report = UploadSerializer(upload).data
+            return Response(report, status=201, headers={"Location": location})
+
         return kept_by_act(
             request,
             lambda keep: upload_content(
                 user=user,
                 dataset_id=dataset_id,
                 content=keys["file"],
-                answer=lambda upload: keep(Response(UploadSerializer(upload).data, status=201)),
+                answer=lambda upload: keep(answer(upload)),
             ),
         )
 

@@ -205,7 +205,8 @@ class TestMediaFiles:
         listed = client.get(f"/api/v1/datasets/{dataset.pk}/media-files/").json()
         assert listed["results"] == [accepted]
         uploads = f"/api/v1/datasets/{dataset.pk}/uploads/"
-        assert client.get(f"{uploads}{report['id']}/").json() == report
+        assert answer["Location"] == f"{uploads}{report['id']}/"
+        assert client.get(answer["Location"]).json() == report
         (summary,) = client.get(uploads).json()["results"]
         counts = {"accepted_count": 1, "refused_count": 0}
         shared = {key: report[key] for key in set(report) - {"accepted", "refused"}}
