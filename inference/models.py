@@ -164,6 +164,11 @@ class Job(models.Model):
                 name="job_completed_last",
                 condition=Q(state="Completed"),
             ),
+            models.Index(
+                fields=["finished_at"],
+                name="job_ended_lately",
+                condition=Q(finished_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from inference.selectors import ready_workers
 from odproject.core.api import only_read
 from odproject.core.redis_client import impatient_redis
+from odproject.metrics import metrics
 
 
 @only_read
@@ -63,7 +64,11 @@ def _worker_reason() -> str:
 class ProbesMiddleware:
     """Answers probes before anybody asks under which name they came: monitors use an address."""
 
-    VIEWS = {"/livez": livez, "/livez/": livez, "/readyz": readyz, "/readyz/": readyz}
+    VIEWS = {
+        path: view
+        for name, view in {"/livez": livez, "/readyz": readyz, "/metrics": metrics}.items()
+        for path in (name, f"{name}/")
+    }
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response

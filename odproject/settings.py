@@ -284,6 +284,7 @@ SIMPLE_JWT = {
 V1_ACCESS_TOKEN_LIFETIME = timedelta(minutes=env_float("OD_ACCESS_TOKEN_MINUTES", 15))
 REFRESH_GRACE_SECONDS = 10  # a refresh token that comes twice within this time is a race, no theft
 WEBSOCKET_TICKET_SECONDS = 30
+METRICS_TOKEN = env("OD_METRICS_TOKEN")  # opens /metrics
 
 # -- API -----------------------------------------------------------------------------------------
 REST_FRAMEWORK = {

@@ -247,7 +247,9 @@ def test_upload_of_several_files_is_refused_and_names_the_part(client, user):
     assert not Transfer.objects.filter(kind="upload").exists()
 
 
-@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/api/docs/", "/api/schema/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/readyz", "/metrics", "/api/docs/", "/api/schema/"]
+)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_page_that_is_only_read_says_so(path, method):
     answer = APIClient(enforce_csrf_checks=True).generic(method, path)

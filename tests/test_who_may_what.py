@@ -59,6 +59,7 @@ TABLE = [
     Row("GET", "/", ANYBODY),
     Row("GET", "/livez", ANYBODY),
     Row("GET", "/readyz", (503, 503, 503, 503)),  # no worker runs here
+    Row("GET", "/metrics", (404, 404, 404, 404)),  # a monitor's, by a token of its own
     Row("GET", "/api/schema", ANYBODY),
     Row("GET", "/api/docs", ANYBODY),
     # The original API.

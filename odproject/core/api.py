@@ -390,7 +390,8 @@ def _without_port(address: str) -> str:
     return address if found is None else found[1] or found[2]
 
 
-def _plain_problem(status: int) -> JsonResponse:
+def plain_problem(status: int) -> JsonResponse:
+    """A refusal that says what every refusal of its status says."""
     return _problem_response(framework_problem(status), {})
 
 
@@ -407,7 +408,7 @@ def only_read(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpRespon
     def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if request.method in {"GET", "HEAD"}:
             return view(request, *args, **kwargs)
-        refusal = _plain_problem(405)
+        refusal = plain_problem(405)
         refusal["Allow"] = "GET, HEAD"
         return refusal
 
@@ -416,17 +417,17 @@ def only_read(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpRespon
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Django's handler400, as a problem document."""
-    return _plain_problem(400)
+    return plain_problem(400)
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> JsonResponse:
     """A request that is not for its asker, as a problem document."""
-    return _plain_problem(403)
+    return plain_problem(403)
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
     """An address at which there is nothing, as a problem document."""
-    return _plain_problem(404)
+    return plain_problem(404)
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
@@ -438,4 +439,4 @@ def server_error(request: HttpRequest) -> JsonResponse:
         case DatabaseError() | InterfaceError() as error if is_away(error):
             document = framework_problem(503, _away_detail(request))
             return _problem_response(document, _headers_of(error))
-    return _plain_problem(500)
+    return plain_problem(500)

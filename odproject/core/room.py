@@ -14,9 +14,14 @@ ROOM_CHECK_BYTES = 16 * 1024**2  # what grows is looked at again after so much
 def has_room_for(length_bytes: int, *, min_free_bytes: int, folder: Path | None = None) -> bool:
     """Tell whether the disk keeps its reserve when so many bytes more are written.
 
-    The disk is that of `folder`, which may still have to be made, or of temporary files.
+    The disk is that of `folder`, or of temporary files.
     """
     place = Path(tempfile.gettempdir()) if folder is None else folder
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free - length_bytes >= min_free_bytes
+    return free_bytes(place) - length_bytes >= min_free_bytes
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which may still have to be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
