@@ -188,6 +188,14 @@ def test_reduced_precision_on_the_cpu_finds_the_same_vehicles(runtime):
     assert extra <= 1
 
 
+@pytest.mark.parametrize(("precision", "may_round"), [("fp32", False), ("bf16", True)])
+def test_only_full_precision_forbids_a_graphics_card_to_round(monkeypatch, precision, may_round):
+    """TF32 has 10 bits; torch allows it by default, and another part of the process may have."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert small_detector("torch", precision=precision).precision == precision
+    assert torch.backends.cudnn.allow_tf32 is may_round
+
+
 def test_batch_is_halved_when_the_memory_does_not_suffice():
     detector = small_detector("torch")
     network = detector.network

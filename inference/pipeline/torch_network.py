@@ -53,6 +53,10 @@ class TorchNetwork:
         self.lanes = _CUDA_LANES if self._on_cuda else threads
         self.batch_size = _BATCH_SIZES_CUDA[0] if self._on_cuda else 1
         self._prepared = threading.local()
+        if precision == "fp32":
+            # Else CUDA convolves "float32" with the 10 bits of TF32, by which confidences change
+            # by 2e-3. It holds for the process; other precisions are not concerned.
+            torch.backends.cudnn.allow_tf32 = False
         model = model.fuse(verbose=False).eval().requires_grad_(False)
         # In its training mode the last module returns logits and distances as they are.
         model.model[-1].training = True
