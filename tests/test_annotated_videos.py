@@ -538,6 +538,29 @@ def test_sound_that_begins_before_the_pictures_is_cut_to_them(tmp_path):
     assert end == pytest.approx(0.6, abs=0.1)
 
 
+def test_sound_whose_first_stamp_has_wrapped_is_kept(tmp_path):
+    """Sound that begins a moment before time 0 of a transport stream is stamped 26.5 hours."""
+    source = write_video(tmp_path / "x.ts", codec="libx264", frames=50, sound="aac")
+    content = bytearray(source.read_bytes())
+    stamp = content.index(b"\x00\x00\x01\xc0") + 9  # of the first packet of sound
+    ticks = 2**33 - 1920
+    content[stamp : stamp + 5] = (
+        0x21 | ticks >> 29 & 0x0E,
+        ticks >> 22 & 0xFF,
+        0x01 | ticks >> 14 & 0xFE,
+        ticks >> 7 & 0xFF,
+        0x01 | ticks << 1 & 0xFE,
+    )
+    source.write_bytes(content)
+    with av.open(str(source)) as container:
+        assert next(container.demux(audio=0)).pts == ticks
+    out = joined_with_sound(tmp_path, source)
+    assert times_of(out) == pytest.approx([i / 25 for i in range(50)], abs=1e-3)
+    coding, start, end = sound_of(out)
+    assert (coding, start) == ("aac", pytest.approx(0.2, abs=0.2))
+    assert end == pytest.approx(2, abs=0.12)
+
+
 @pytest.mark.parametrize("second_begins_seconds", [0, 90_000], ids=["again", "a day later"])
 @pytest.mark.parametrize(("coding", "expected"), [("aac", "aac"), ("ac3", "ac3"), ("mp2", "aac")])
 def test_sound_of_recordings_put_together_follows_their_pictures(

@@ -160,10 +160,19 @@ class Sound:
             raise SoundError(str(error)) from error
 
     def _stored_packets(self) -> Iterator[Any]:
-        """The packets of the file, their clock put right."""
+        """The packets of the file, their clock put right.
+
+        It begins with the first stamp that is none of another day than the pictures': one that a
+        counter has wrapped, or that is damaged, would take all of the sound with it.
+        """
         clock = _PacketClock(self._stream.time_base, self._jumps)
+        has_begun = bool(self._jumps)  # where the pictures' clock jumps, their day is not one
         for packet in demuxed(self._container, self._stream):
             if packet.pts is not None:
+                away_seconds = float(packet.pts * self._stream.time_base) - self._zero_seconds
+                has_begun = has_begun or abs(away_seconds) <= MAX_SANE_GAP_SECONDS
+                if not has_begun:
+                    continue
                 stamp = clock.tell(packet.pts, packet.duration or 0, packet.pos)
                 if stamp is None:
                     continue
