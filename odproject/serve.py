@@ -41,6 +41,8 @@ from typing import Any
 
 # Daphne comes before everything of Twisted: it installs the asyncio reactor.
 from daphne.server import Server as DaphneServer  # isort: skip
+from autobahn.websocket import ConnectionDeny
+from autobahn.websocket.types import ConnectionRequest
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet import defer, reactor
@@ -337,6 +339,15 @@ class Request(WebRequest):
 
 class Socket(WebSocketProtocol):
     """A websocket that is closed when its client sends faster than the application listens."""
+
+    def onConnect(self, request: ConnectionRequest) -> Any:
+        """Open the websocket; names of subprotocols that Daphne cannot read are refused with 400.
+
+        Raises ConnectionDeny for them. They would be a failure of the server, 500.
+        """
+        if not all(name.isascii() for name in request.protocols):
+            raise ConnectionDeny(400, "Sec-WebSocket-Protocol is not ASCII")
+        return super().onConnect(request)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:  # noqa: N803
         """Queue a message for the application."""

@@ -468,6 +468,18 @@ def test_websocket_is_closed_with_the_code_that_the_application_gives(web, code)
     assert closed.value.rcvd.code == code
 
 
+def test_websocket_whose_subprotocol_is_not_ascii_is_refused_with_400(web):
+    upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    upgrade.append("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    opened = web.counts()["websockets_ended"]
+    with web.connect() as connection:
+        request = head("GET", "/", *upgrade, "Sec-WebSocket-Protocol: jwt, name")
+        connection.sendall(request.replace(b"name", b"n\xc3\xa4me"))
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 Sec-WebSocket-Protocol is not ASCII\r\n")
+    assert web.counts()["websockets_ended"] == opened
+
+
 def test_websocket_client_who_floods_a_busy_application_is_closed(web):
     with connect(f"ws://127.0.0.1:{web.port}/") as client:
         client.send("sleep")
