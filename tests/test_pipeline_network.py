@@ -358,6 +358,17 @@ def test_device_that_is_not_there_is_no_fault_of_the_weights():
         load_network(WEIGHTS, device="toaster")
 
 
+def test_openvino_beside_a_graphics_card_computes_as_the_processor_does(monkeypatch):
+    """Not in the card's fp16, and not at all where the card is asked for by its name."""
+    monkeypatch.setattr("inference.pipeline.network.torch.cuda.is_available", lambda: True)
+    network = load_network(WEIGHTS, runtime="openvino")
+    assert (network.device, network.runtime) == ("cpu", "openvino")
+    assert network.precision in {"fp32", "bf16"}
+    monkeypatch.setattr("inference.pipeline.network.usable_device", torch.device)
+    with pytest.raises(DeviceUnavailableError, match="on the processor here, not on cuda"):
+        load_network(WEIGHTS, runtime="openvino", device="cuda")
+
+
 def test_runtime_that_there_is_not_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ValueError, match="one of auto, torch, openvino, not tensorrt"):
         load_network(tmp_path / "none.pt", runtime="tensorrt")

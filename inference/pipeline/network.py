@@ -106,8 +106,14 @@ def load_network(
         if precision == "auto":
             precision = _best_precision(torch.device("cpu"))
         return onnx_network.load(weights, digest, precision, thread_count)
+    if runtime == "openvino" and device is None:
+        device = "cpu"
     chosen_device = usable_device(device or _best_device(precision))
     on_cpu = chosen_device.type == "cpu"
+    if runtime == "openvino" and not on_cpu:
+        raise DeviceUnavailableError(
+            "device_unavailable", f"OpenVINO computes on the processor here, not on {device}."
+        )
     if precision == "auto":
         precision = _best_precision(chosen_device)
     if runtime == "auto":
