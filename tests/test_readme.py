@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.browser import chromium, drawn_image
 
@@ -105,6 +106,32 @@ def test_python_client_hears_of_a_job(service, journey):
         reader.join()
         client.stdout.close()
     assert "Hello, ann@example.org!" in heard[0]
+
+
+def test_command_line_ends_with_annotated_pictures(service, tmp_path):
+    (code,) = code_after("From the command line", "sh")
+    (tmp_path / "demo-output/drawn").mkdir(parents=True)
+    drawn_image(tmp_path / "demo-output/drawn/street_1.jpg")
+    assert code.count(".venv/bin/python") == code.count("od download 1") == 1
+    newest = """$(od jobs --json | grep -o '"id": [0-9]*' | head -1 | cut -d ' ' -f 2)"""
+    here = code.replace(".venv/bin/python", f"PYTHONPATH={REPOSITORY} {sys.executable}")
+    done = subprocess.run(
+        ["bash", "-euc", here.replace("od download 1", f"od download {newest} --to found")],
+        cwd=tmp_path,
+        env={**os.environ, "OD_SERVICE": service.base_url, "XDG_CONFIG_HOME": str(tmp_path)},
+        input="correct-horse-7\n",
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert f"Logged in at {service.base_url} as bob@example.org\n" in done.stdout
+    assert "1 file accepted for 0.75 tokens\n" in done.stdout
+    assert "1 image and 0 video frames: at most 1.5 tokens\n" in done.stderr
+    assert done.stdout.endswith("\nfound/street_1.jpg\n")
+    with Image.open(tmp_path / "found/street_1.jpg") as picture:
+        assert picture.size == (1280, 720)
 
 
 def test_javascript_client_hears_of_a_job(service, journey):

@@ -1,0 +1,1 @@
+"""A command-line client of `/api/v1/`. It imports nothing of the service."""

@@ -1,0 +1,219 @@
+"""The service from a command line: log in, upload, detect, watch, download.
+
+    python -m odproject.client login ann@example.org
+    python -m odproject.client upload street footage/
+    python -m odproject.client predict street --option tiling=auto --wait
+    python -m odproject.client download 1
+
+Tables, or with `--json` one JSON document, go to stdout, all else to stderr. The exit status is 0,
+or 1 when the service refused or the job failed, or 2 when the command was not understood.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from odproject.client import api, commands
+from odproject.client.commands import plural
+from odproject.client.errors import ClientError
+from odproject.client.session import SessionFile, session_path
+
+DEFAULT_SERVICE = "http://localhost:8080"
+DEFAULT_MODEL = "YOLO8s_FSR"
+
+
+def log_in(options: argparse.Namespace, session_file: SessionFile) -> dict[str, str]:
+    """Begin a session; the password is asked for, or read from a pipe."""
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    session = api.log_in(
+        options.service.rstrip("/"), options.email, password, register=options.register
+    )
+    session_file.write(session)
+    return {"service": session.service, "email": session.email}
+
+
+# -- what a person sees
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows below their columns' names; what they lack stays empty."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(value)
+        if isinstance(value, float):
+            return f"{value:g}"
+        return "" if value is None else str(value)
+
+    lines = [tuple(columns), *(tuple(cell(row.get(name)) for name in columns) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+_JOB = (
+    "id",
+    "state",
+    "progress_percent",
+    "dataset_name",
+    "model_version",
+    "quoted_tokens",
+    "charged_tokens",
+)
+_FILE = ("filename", "state", "frames_done", "frame_count", "charged_tokens", "error")
+_DATASET = ("id", "name", "image_count", "frame_count", "inference_cost_tokens")
+
+
+def _shown_job(found: dict[str, Any]) -> str:
+    shown = [table([found], _JOB), "", table(found["files"], _FILE)]
+    left = found["file_count"] - len(found["files"])
+    return "\n".join(shown + ([f"and {left} more files"] if left else []))
+
+
+def _shown_upload(report: dict[str, Any]) -> str:
+    cost = sum(one["cost_tokens"] for one in report["accepted"])
+    told = [f"{plural(len(report['accepted']), 'file')} accepted for {cost:g} tokens"]
+    if report["refused"]:
+        told.append(f"{plural(len(report['refused']), 'file')} refused")
+    return ", ".join(told)
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {
+    "login": lambda it: f"Logged in at {it['service']} as {it['email']}",
+    "logout": lambda it: "Logged out",
+    "balance": lambda it: table([it], tuple(it)),
+    "models": lambda it: table(it, ("version", "class_names", "image_size", "precisions")),
+    "datasets": lambda it: table(it, _DATASET),
+    "upload": _shown_upload,
+    "predict": _shown_job,
+    "jobs": lambda it: table(it, _JOB),
+    "job": _shown_job,
+    "abort": _shown_job,
+    "download": "\n".join,
+}
+
+
+# -- the command line
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` of a job's option: a value is JSON, or else the text that it is."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
+    whole = argparse.ArgumentParser(
+        prog="odproject.client",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    every = argparse.ArgumentParser(add_help=False)
+    every.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    names = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, act: Callable[..., Any]) -> argparse.ArgumentParser:
+        said = (act.__doc__ or "").split("\n")[0]
+        one = names.add_parser(name, help=said, description=said, parents=[every])
+        one.set_defaults(act=act)
+        return one
+
+    one = command("login", log_in)
+    one.add_argument("email")
+    one.add_argument(
+        "--service",
+        default=os.environ.get("OD_SERVICE", DEFAULT_SERVICE),
+        metavar="URL",
+        help="its address; by default OD_SERVICE, or %(default)s",
+    )
+    one.add_argument("--register", action="store_true", help="as a new user")
+    command("logout", commands.log_out)
+    command("balance", commands.balance)
+    command("models", commands.models)
+    command("datasets", commands.datasets)
+    one = command("upload", commands.upload)
+    one.add_argument("dataset", help="its name")
+    one.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="files and folders")
+    one.add_argument(
+        "--missing",
+        action="store_true",
+        help="only files of which the dataset has none of the same name and size",
+    )
+    _add_jobs(command)
+    return whole
+
+
+def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentParser]) -> None:
+    one = command("predict", commands.predict)
+    one.add_argument("dataset", help="its name")
+    one.add_argument("--model", default=DEFAULT_MODEL, metavar="VERSION")
+    one.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the job, such as tiling=auto or frame_stride=5 (repeatable); see /api/docs/",
+    )
+    one.add_argument(
+        "--maximum-tokens", type=float, metavar="N", help="start no job that would cost more"
+    )
+    one.add_argument("--wait", action="store_true", help="until it has ended")
+    one = command("jobs", commands.jobs)
+    one.add_argument("--state", choices=("Pending", "Running", *commands.ENDED_STATES))
+    one = command("job", commands.job)
+    one.add_argument("job", type=int)
+    one.add_argument("--wait", action="store_true", help="until it has ended")
+    one = command("abort", commands.abort)
+    one.add_argument("job", type=int)
+    one = command("download", commands.download)
+    one.add_argument("job", type=int)
+    one.add_argument("--to", type=Path, metavar="FOLDER", help="by default job-N")
+    one.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="FORMAT",
+        help="coco, yolo, csv, jsonl or mot, in place of annotated files (repeatable)",
+    )
+    one.add_argument("--minimum-confidence", type=float, metavar="C", help="of an export")
+    one.add_argument(
+        "--class-name", action="append", metavar="NAME", help="of an export (repeatable)"
+    )
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments ask for and return the exit status."""
+    options = parser().parse_args(arguments)
+    session_file = SessionFile(session_path())
+    try:
+        if options.act is log_in:
+            document: Any = log_in(options, session_file)
+        else:
+            with api.Api(session_file) as service:
+                document = options.act(commands.Asked(options, service))
+    except (ClientError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    shown = json.dumps(document) if options.json else _SHOWN[options.command](document)
+    sys.stdout.write(f"{shown}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,223 @@
+"""`/api/v1/` as a client should use it: with fresh tokens, patience, and keys against repeats."""
+
+import email.message
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
+
+import httpx
+
+from odproject.client.errors import ClientError, RefusalError
+from odproject.client.session import Session, SessionFile
+
+PAGE_SIZE = 200
+TRIES = 6
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+RENEW_BEFORE_SECONDS = 60.0
+TIMEOUT = httpx.Timeout(30.0, read=600.0, write=600.0)  # an upload is inspected for minutes
+
+Answer = TypeVar("Answer")
+
+
+def log_in(service: str, email: str, password: str, *, register: bool = False) -> Session:
+    """Begin a session, as a new user if so asked. Raises ClientError."""
+    keys = {"email": email, "password": password}
+    try:
+        with httpx.Client(base_url=service, timeout=TIMEOUT) as http:
+            if register:
+                _accepted(http.post("/api/v1/users/", json=keys))
+            tokens = _accepted(http.post("/api/v1/tokens/", json=keys)).json()
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise ClientError(f"{service} cannot be reached: {error}") from error
+    return Session(service, email, tokens["access"], tokens["refresh"])
+
+
+class Api:
+    """The service as one user sees it.
+
+    A request that broke off, or that the service was too busy for, is sent again some times; what
+    must not take effect twice carries a key. Every method raises ClientError.
+    """
+
+    def __init__(
+        self,
+        session_file: SessionFile,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._file = session_file
+        self._session = session_file.read()
+        self._sleep = sleep
+        self._http = httpx.Client(
+            base_url=self._session.service, timeout=TIMEOUT, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """A document."""
+        return self._ask("GET", path, params=params or None).json()
+
+    def post(self, path: str, keys: dict[str, Any] | None = None, *, once: bool = False) -> Any:
+        """Have something done; `once`: at most once, however often it has to be sent."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if once else None
+        return self._ask("POST", path, json=keys or {}, headers=headers).json()
+
+    def every(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """Every row of a list, page by page."""
+        page = self.get(path, page_size=PAGE_SIZE, **params)
+        yield from page["results"]
+        while page["next"]:
+            # Only the query counts: a proxy may know the service by another name.
+            page = self.get(f"{path}?{httpx.URL(page['next']).query.decode()}")
+            yield from page["results"]
+
+    def upload(self, dataset_id: int, path: Path, on_bytes: Callable[[int], object]) -> Any:
+        """Upload a file, which is charged once, and return the report.
+
+        `on_bytes` hears how many more bytes were sent, and of fewer when they are sent again.
+        Raises OSError where the file cannot be read.
+        """
+        with path.open("rb") as content:
+            return self._ask(
+                "POST",
+                f"/api/v1/datasets/{dataset_id}/uploads/",
+                files={"file": (path.name, _Watched(content, on_bytes))},
+                headers={"Idempotency-Key": uuid.uuid4().hex},
+            ).json()
+
+    def download(self, path: str, destination: Path, **params: Any) -> str:
+        """Save a file, going on where a connection broke, and return the name it has there.
+
+        Raises OSError where it cannot be written.
+        """
+        with destination.open("wb") as out:
+            return self._patiently(lambda: self._receive(path, out, params or None))
+
+    def log_out(self) -> None:
+        """End the session and its tokens, there and here."""
+        self._ask("POST", "/api/v1/tokens/revoke/")
+        self._file.forget()
+
+    # -- one request
+
+    def _ask(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, **request: Any
+    ) -> httpx.Response:
+        def send() -> httpx.Response:
+            whole = {**(headers or {}), **self._authorization()}
+            return _accepted(self._http.request(method, path, headers=whole, **request))
+
+        return self._patiently(send)
+
+    def _receive(self, path: str, out: BinaryIO, params: dict[str, Any] | None) -> str:
+        """Append what is missing, and return the file's name."""
+        begin = out.tell()
+        headers = {**self._authorization(), "Accept-Encoding": "identity"}  # whose bytes count
+        if begin:
+            headers["Range"] = f"bytes={begin}-"
+        with self._http.stream("GET", path, headers=headers, params=params) as response:
+            if response.is_error and not (begin and response.status_code == 416):
+                response.read()
+                raise RefusalError(response)
+            if response.status_code == 200:  # also for what is made anew each time
+                out.seek(0)
+                out.truncate()
+            if not response.is_error:  # else nothing was missing
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+            return _name_told(response)
+
+    def _patiently(self, act: Callable[[], Answer]) -> Answer:
+        """Act, and again while what hinders it may pass; a refused token is renewed once."""
+        may_renew = True
+        for number in range(1, TRIES + 1):
+            pause_seconds = FIRST_PAUSE_SECONDS * 2 ** (number - 1)
+            try:
+                return act()
+            except httpx.TransportError as error:
+                if number == TRIES:
+                    said = str(error) or type(error).__name__
+                    raise ClientError(
+                        f"{self._session.service} cannot be reached: {said}"
+                    ) from error
+            except RefusalError as refusal:
+                if refusal.status == 401 and may_renew:
+                    may_renew = False
+                    self._renew(self._session.access)
+                    continue
+                pause_seconds = max(pause_seconds, refusal.retry_after_seconds)
+                if not refusal.may_pass or number == TRIES or pause_seconds > LONGEST_PAUSE_SECONDS:
+                    raise
+            self._sleep(pause_seconds)
+        raise AssertionError("the last try returns or raises")
+
+    # -- tokens
+
+    def _authorization(self) -> dict[str, str]:
+        if self._session.expires_within(RENEW_BEFORE_SECONDS):
+            self._renew(self._session.access)
+        return {"Authorization": f"Bearer {self._session.access}"}
+
+    def _renew(self, stale_access: str) -> None:
+        """Exchange the tokens, or take those that another command got for them."""
+        with self._file.in_turn():
+            self._session = self._file.read()
+            if self._session.access != stale_access:
+                return
+            keys = {"refresh": self._session.refresh}
+            answer = self._http.post("/api/v1/tokens/refresh/", json=keys)
+            if answer.status_code == 401:
+                raise ClientError("The session has ended: `login EMAIL` again.")
+            tokens = _accepted(answer).json()
+            self._session = Session(
+                self._session.service, self._session.email, tokens["access"], tokens["refresh"]
+            )
+            self._file.write(self._session)
+
+
+def _accepted(answer: httpx.Response) -> httpx.Response:
+    if answer.is_error:
+        raise RefusalError(answer)
+    return answer
+
+
+def _name_told(answer: httpx.Response) -> str:
+    """The file name of a Content-Disposition (RFC 6266), or an empty one."""
+    header = email.message.Message()
+    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "attachment")
+    return header.get_filename("")
+
+
+class _Watched:
+    """A file that tells how many bytes of it were read; httpx streams it."""
+
+    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], object]) -> None:
+        self._file = file
+        self._on_bytes = on_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._on_bytes(len(data))
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        before = self._file.tell()
+        position = self._file.seek(offset, whence)
+        self._on_bytes(position - before)
+        return position
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        return self._file.fileno()

@@ -1,0 +1,271 @@
+"""What can be asked for: a function a command, which returns the document that `--json` prints."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from odproject.client.api import Api
+from odproject.client.errors import ClientError, RefusalError
+
+ENDED_STATES = ("Completed", "Failed", "Aborted")
+POLL_SECONDS = 1.0
+JOB_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+# Statuses that say something about one file: the next may be accepted.
+ABOUT_THE_FILE = {400, 413, 415, 422}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for, and of whom."""
+
+    options: argparse.Namespace
+    api: Api
+
+    @property
+    def hides_bars(self) -> bool | None:
+        """As tqdm has it: no bar for `--json`, else one where a person looks on."""
+        return True if self.options.json else None
+
+    def say(self, line: str) -> None:
+        """Tell a person something beside the document."""
+        if not self.options.json:
+            tqdm.write(line, file=sys.stderr)
+
+
+def plural(count: int, word: str) -> str:
+    """So many of them, in words."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def log_out(asked: Asked) -> Any:
+    """End the session and all its tokens."""
+    asked.api.log_out()
+    return {}
+
+
+def balance(asked: Asked) -> Any:
+    """Show tokens to spend, and tokens held for jobs."""
+    return asked.api.get("/api/v1/balance/")
+
+
+def models(asked: Asked) -> Any:
+    """List the model versions that a job can choose."""
+    return list(asked.api.every("/api/v1/models/"))
+
+
+def datasets(asked: Asked) -> Any:
+    """List your datasets."""
+    return list(asked.api.every("/api/v1/datasets/"))
+
+
+def jobs(asked: Asked) -> Any:
+    """List your jobs, the newest first."""
+    params = {"state": asked.options.state} if asked.options.state else {}
+    return list(asked.api.every("/api/v1/jobs/", **params))
+
+
+def job(asked: Asked) -> Any:
+    """Show a job and its files."""
+    found = asked.api.get(f"/api/v1/jobs/{asked.options.job}/")
+    return _followed(asked, found) if asked.options.wait else found
+
+
+def abort(asked: Asked) -> Any:
+    """Abort a job: frames that are done are charged, the rest is released."""
+    return asked.api.post(f"/api/v1/jobs/{asked.options.job}/abort/")
+
+
+# -- uploads
+
+
+def upload(asked: Asked) -> Any:
+    """Upload images, videos and zips, and what is in folders, into a dataset.
+
+    A dataset that is not there is created. A file that the service refuses costs nothing and does
+    not keep the others; what would be refused to every file, such as a balance that is spent, ends
+    the command. Returns what became of each file.
+    """
+    files = list(_files_of(asked.options.paths))
+    dataset = _dataset_to_fill(asked.api, asked.options.dataset)
+    if asked.options.missing:
+        files = _without_those_there(asked, dataset["id"], files)
+    accepted: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    with tqdm(
+        total=sum(path.stat().st_size for path in files),
+        desc="Uploading",
+        unit="B",
+        unit_scale=True,
+        disable=asked.hides_bars,
+    ) as bar:
+        for path in files:
+            try:
+                report = asked.api.upload(dataset["id"], path, bar.update)
+            except RefusalError as refusal:
+                if refusal.status not in ABOUT_THE_FILE:
+                    told = (
+                        f"{path}: {refusal}\nAccepted before it: {plural(len(accepted), 'file')}."
+                    )
+                    raise ClientError(told) from refusal
+                report = {"accepted": [], "refused": [_refused(path, refusal)]}
+            accepted += report["accepted"]
+            refused += report["refused"]
+            for one in report["refused"]:
+                asked.say(f"refused {one['filename']}: {one['error']}")
+    if refused and not accepted:
+        raise ClientError("None of the files was accepted.")
+    return {"dataset_id": dataset["id"], "accepted": accepted, "refused": refused}
+
+
+def _refused(path: Path, refusal: RefusalError) -> dict[str, str]:
+    return {"filename": path.name, "code": refusal.code, "error": str(refusal)}
+
+
+def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are named, and those in folders by name; raises ClientError."""
+    for path in paths:
+        if path.is_dir():
+            inside = (one for one in path.rglob("*") if one.is_file())
+            yield from sorted(one for one in inside if not one.name.startswith("."))
+        elif path.is_file():
+            yield path
+        else:
+            raise ClientError(f"{path} is neither a file nor a folder.")
+
+
+def _dataset_named(api: Api, name: str) -> dict[str, Any] | None:
+    return next(api.every("/api/v1/datasets/", name=name), None)
+
+
+def _dataset_to_fill(api: Api, name: str) -> dict[str, Any]:
+    """The dataset, a new one if need be; raises ClientError."""
+    found = _dataset_named(api, name)
+    if found is not None:
+        return found
+    try:
+        return dict(api.post("/api/v1/datasets/", {"name": name}))
+    except RefusalError as refusal:
+        # Another command, or a try whose answer was lost, may have been quicker.
+        found = _dataset_named(api, name) if refusal.status == 409 else None
+        if found is None:
+            raise
+        return found
+
+
+def _without_those_there(asked: Asked, dataset_id: int, files: list[Path]) -> list[Path]:
+    """The files without those of which the dataset has one of the same name and size."""
+    there = {
+        (one["name"], one["size_bytes"])
+        for one in asked.api.every(f"/api/v1/datasets/{dataset_id}/media-files/")
+    }
+    missing = [path for path in files if (path.name, path.stat().st_size) not in there]
+    asked.say(f"Already there: {plural(len(files) - len(missing), 'file')}")
+    return missing
+
+
+# -- jobs
+
+
+def predict(asked: Asked) -> Any:
+    """Run a model on a dataset, at the price that is quoted first."""
+    options = asked.options
+    dataset = _dataset_named(asked.api, options.dataset)
+    if dataset is None:
+        raise ClientError(f"There is no dataset '{options.dataset}'.")
+    choice = {
+        "dataset_id": dataset["id"],
+        "model_version": options.model,
+        "options": dict(options.option),
+    }
+    quote = asked.api.post("/api/v1/quotes/", choice)
+    quoted = quote["quoted_tokens"]
+    looks = plural(quote["image_count"], "image"), plural(quote["frame_count"], "video frame")
+    asked.say(f"{' and '.join(looks)}: at most {quoted:g} tokens")
+    limit = options.maximum_tokens
+    if limit is not None and quoted > limit:
+        raise ClientError(f"That is more than {limit:g} tokens: no job was started.")
+    started = asked.api.post("/api/v1/jobs/", {**choice, "maximum_tokens": quoted}, once=True)
+    asked.say(f"Job {started['id']}")
+    return _followed(asked, started) if options.wait else started
+
+
+def _followed(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
+    """The job once it has ended; raises ClientError unless it completed."""
+    with tqdm(total=100, bar_format=JOB_BAR, disable=asked.hides_bars) as bar:
+        while job["state"] not in ENDED_STATES:
+            bar.set_description(f"Job {job['id']} {job['state'].lower()}", refresh=False)
+            bar.update(job["progress_percent"] - bar.n)
+            bar.refresh()
+            time.sleep(POLL_SECONDS)
+            job = asked.api.get(f"/api/v1/jobs/{job['id']}/")
+        bar.set_description(f"Job {job['id']} {job['state'].lower()}", refresh=False)
+        bar.update(job["progress_percent"] - bar.n)
+    if job["state"] != "Completed":
+        raise ClientError(f"Job {job['id']}: {job['state']}. {job['error']}".rstrip())
+    return job
+
+
+# -- results
+
+
+def download(asked: Asked) -> Any:
+    """Save the annotated files of a job, or what it found in the formats of --export."""
+    options = asked.options
+    folder: Path = options.to or Path(f"job-{options.job}")
+    narrowed: dict[str, Any] = {}
+    if options.minimum_confidence is not None:
+        narrowed["minimum_confidence"] = options.minimum_confidence
+    if options.class_name:
+        narrowed["class_name"] = options.class_name
+    if narrowed and not options.export:
+        raise ClientError("Annotated files cannot be narrowed, only an --export can.")
+    job_path = f"/api/v1/jobs/{options.job}/"
+    asked.api.get(job_path)  # one that is not there leaves no folder behind
+    wanted = [f"{job_path}exports/{name}/" for name in options.export] or [
+        file["annotated_url"]
+        for file in asked.api.every(f"{job_path}files/")
+        if file["annotated_url"]
+    ]
+    if not wanted:
+        raise ClientError(f"Job {options.job} has no annotated files.")
+    folder.mkdir(parents=True, exist_ok=True)
+    saved: list[Path] = []
+    for path in tqdm(wanted, desc="Downloading", unit="file", disable=asked.hides_bars):
+        saved.append(_saved(asked.api, path, folder, saved, narrowed))
+    return [str(path) for path in saved]
+
+
+def _saved(
+    api: Api, path: str, folder: Path, taken: Sequence[Path], narrowed: dict[str, Any]
+) -> Path:
+    """Where the file was saved, under its name; nothing is left of one that could not be."""
+    part = folder / f".download-{len(taken)}.part"
+    try:
+        name = api.download(path, part, **narrowed)
+        place = _free(folder / local_name(name), taken)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+    return place
+
+
+def local_name(told: str) -> str:
+    """A name for a file here, from one that came over the network: no folder, nothing hidden."""
+    last = PurePosixPath(told.replace("\\", "/")).name
+    shown = "".join(letter if letter.isprintable() else "_" for letter in last).lstrip(".")
+    return shown[-150:] or "file"
+
+
+def _free(path: Path, taken: Sequence[Path]) -> Path:
+    """The path, numbered if an earlier file of the same download has it."""
+    number, free = 1, path
+    while free in taken:
+        number += 1
+        free = path.with_stem(f"{path.stem} ({number})")
+    return free

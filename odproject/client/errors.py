@@ -1,0 +1,35 @@
+"""What can go wrong for a client."""
+
+import httpx
+
+
+class ClientError(Exception):
+    """What was asked for did not happen; the text says why."""
+
+
+class RefusalError(ClientError):
+    """The service refused; the text is its sentence and, for wrong input, which field and why."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        try:
+            problem = response.json()
+        except ValueError:
+            problem = None  # not a problem document: a proxy may have answered
+        if not isinstance(problem, dict):
+            problem = {}
+        self.status = response.status_code
+        self.code = str(problem.get("code", ""))
+        seconds = response.headers.get("Retry-After", "")
+        self.retry_after_seconds = float(seconds) if seconds.isdecimal() else 0.0
+        said = problem.get("detail") or f"The service answered with status {self.status}."
+        fields = [
+            f"  {one['field']}: {one['detail']}"
+            for one in problem.get("errors") or []
+            if one.get("field")
+        ]
+        super().__init__("\n".join([said, *fields]))
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be accepted a little later."""
+        return self.status in {429, 502, 503, 504} or self.code == "idempotency_key_in_use"

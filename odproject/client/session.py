@@ -1,0 +1,74 @@
+"""Who is logged in where: the tokens on disk, which all commands of a user share."""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from odproject.client.errors import ClientError
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where somebody is logged in, and the tokens of now."""
+
+    service: str
+    email: str
+    access: str
+    refresh: str
+
+    def expires_within(self, seconds: float) -> bool:
+        """Whether the access token ends so soon, by this computer's clock."""
+        payload = self.access.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims["exp"]) - time.time() < seconds
+
+
+class SessionFile:
+    """The session on disk, for its owner's eyes only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Session:
+        """The session; raises ClientError when nobody is logged in."""
+        try:
+            return Session(**json.loads(self._path.read_text()))
+        except FileNotFoundError:
+            raise ClientError("Nobody is logged in: `login EMAIL` comes first.") from None
+        except (ValueError, TypeError):
+            raise ClientError(f"{self._path} holds no session: `login EMAIL` again.") from None
+
+    def write(self, session: Session) -> None:
+        """Replace the session as a whole."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=self._path.parent)  # which only its owner may read
+        with os.fdopen(handle, "w") as file:
+            json.dump(asdict(session), file)
+        Path(name).replace(self._path)
+
+    def forget(self) -> None:
+        """Log out here."""
+        self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Wait for other commands that exchange tokens: each refresh token is good for one."""
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def session_path() -> Path:
+    """Where the session is kept: `OD_SESSION_FILE`, or the user's folder of settings."""
+    chosen = os.environ.get("OD_SESSION_FILE")
+    if chosen:
+        return Path(chosen)
+    settings = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(settings) / "odproject" / "session.json"

@@ -1,0 +1,201 @@
+"""The command-line client's commands, asked of the running service."""
+
+import io
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from odproject.client.__main__ import run
+from odproject.client.commands import local_name
+from tests import mediafiles
+from tests.browser import PASSWORD, drawn_image
+
+pytestmark = pytest.mark.service
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Terminal:
+    """Somebody who types commands, with a session of their own."""
+
+    service_url: str
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+    folder: Path
+
+    def type(self, *words: object, status: int = 0, password: str = "") -> tuple[str, str]:
+        """What a command prints, to stdout and to stderr."""
+        self.monkeypatch.setattr("sys.stdin", io.StringIO(f"{password}\n"))
+        assert run([str(word) for word in words]) == status
+        return self.capsys.readouterr()
+
+    def document(self, *words: object) -> Any:
+        """What it prints with `--json`, and nothing beside it."""
+        out, error = self.type(*words, "--json")
+        assert error == ""
+        return json.loads(out)
+
+    def sign_up(self) -> None:
+        email = f"typist-{next(_numbers)}@example.org"
+        self.type("login", email, "--service", self.service_url, "--register", password=PASSWORD)
+
+
+@pytest.fixture
+def terminal(service, monkeypatch, capsys, tmp_path) -> Terminal:
+    monkeypatch.setenv("OD_SESSION_FILE", str(tmp_path / "settings" / "session.json"))
+    monkeypatch.chdir(tmp_path)
+    terminal = Terminal(service.base_url, monkeypatch, capsys, tmp_path)
+    terminal.sign_up()
+    return terminal
+
+
+def test_whole_way_from_a_folder_to_annotated_files(terminal):
+    footage = terminal.folder / "footage"
+    (footage / "later").mkdir(parents=True)
+    drawn_image(footage / "street.jpg", seed=11)
+    drawn_image(footage / "later" / "street.jpg", seed=12)
+    (footage / ".hidden.jpg").write_bytes(b"nobody's")
+    (footage / "notes.txt").write_text("Not a picture.")
+
+    out, error = terminal.type("upload", "street", "footage")
+    assert out == "2 files accepted for 1.5 tokens, 1 file refused\n"
+    assert error.startswith("refused notes.txt: ")
+    assert ".hidden.jpg" not in error
+    assert terminal.document("balance") == {"available_tokens": 998.5, "held_tokens": 0.0}
+
+    out, error = terminal.type("predict", "street", "--option", "tiling=auto", "--wait")
+    assert "2 images and 0 video frames: at most 3 tokens\nJob " in error
+    assert out.splitlines()[0].split() == [
+        *("id", "state", "progress_percent", "dataset_name"),
+        *("model_version", "quoted_tokens", "charged_tokens"),
+    ]
+    (job,) = terminal.document("jobs", "--state", "Completed")
+    assert job["options"]["tiling"] == "auto"
+    assert (job["quoted_tokens"], job["charged_tokens"]) == (3.0, 3.0)
+
+    saved = terminal.document("download", job["id"], "--to", "found")
+    assert saved == ["found/street.jpg", "found/street (2).jpg"]
+    for path in saved:
+        with Image.open(path) as picture:
+            assert picture.size == (1280, 720)
+    assert sorted(one.name for one in Path("found").iterdir()) == [
+        "street (2).jpg",
+        "street.jpg",
+    ]
+
+    found = terminal.document("download", job["id"], "--export", "coco", "--export", "csv")
+    assert found == [
+        f"job-{job['id']}/job-{job['id']}{suffix}" for suffix in (".coco.json", ".csv")
+    ]
+    every = json.loads(Path(found[0]).read_text())["annotations"]
+    narrowed = terminal.document(
+        *("download", job["id"], "--export", "coco", "--minimum-confidence", 0.99, "--to", "less")
+    )
+    assert len(every) > len(json.loads(Path(narrowed[0]).read_text())["annotations"])
+
+
+def test_files_that_are_there_already_are_not_paid_for_again(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    terminal.type("upload", "street", "a.jpg")
+    drawn_image(terminal.folder / "b.jpg", seed=12)
+    out, error = terminal.type("upload", "street", "a.jpg", "b.jpg", "--missing")
+    assert out == "1 file accepted for 0.75 tokens\n"
+    assert error == "Already there: 1 file\n"
+    assert terminal.document("balance")["available_tokens"] == 998.5
+    (dataset,) = terminal.document("datasets")
+    assert (dataset["name"], dataset["image_count"]) == ("street", 2)
+
+
+def test_balance_that_is_spent_ends_the_upload_and_says_what_was_accepted(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    frames = 2000  # 1000 tokens; the picture before them has cost 0.75
+    mediafiles.write_video(terminal.folder / "b.mp4", frames=frames, size_wh=(32, 32))
+    drawn_image(terminal.folder / "c.jpg", seed=12)
+    out, error = terminal.type("upload", "street", "a.jpg", "b.mp4", "c.jpg", status=1)
+    assert out == ""
+    assert error.startswith("b.mp4: ")
+    assert error.endswith("\nAccepted before it: 1 file.\n")
+    (dataset,) = terminal.document("datasets")
+    assert (dataset["image_count"], dataset["frame_count"]) == (1, 0)
+
+
+def test_job_above_the_limit_is_not_started(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    terminal.type("upload", "street", "a.jpg")
+    out, error = terminal.type("predict", "street", "--maximum-tokens", 1.49, status=1)
+    assert out == ""
+    assert error.endswith("That is more than 1.49 tokens: no job was started.\n")
+    assert terminal.document("jobs") == []
+    assert terminal.document("balance")["held_tokens"] == 0.0
+
+
+def test_option_that_does_not_exist_is_named(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    terminal.type("upload", "street", "a.jpg")
+    _, error = terminal.type("predict", "street", "--option", "tilling=auto", status=1)
+    assert "tilling" in error
+    assert terminal.document("jobs") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "nowhere"), "There is no dataset 'nowhere'.\n"),
+        (("upload", "street", "nothing.jpg"), "nothing.jpg is neither a file nor a folder.\n"),
+        (("download", "1", "--class-name", "car"), "Annotated files cannot be narrowed"),
+        (("job", "999999"), "You have no job 999999"),
+        (("download", "999999"), "You have no job 999999"),
+        (("abort", "999999"), "You have no job 999999"),
+    ],
+)
+def test_what_is_not_there_is_told_in_a_sentence(terminal, words, said):
+    out, error = terminal.type(*words, status=1)
+    assert (out, error[: len(said)]) == ("", said)
+    assert [one.name for one in terminal.folder.iterdir()] == ["settings"]
+    assert terminal.document("datasets") == []
+
+
+def test_command_that_is_not_understood_exits_with_2(terminal, capsys):
+    with pytest.raises(SystemExit) as exited:
+        run(["predict", "street", "--option", "tiling"])
+    assert exited.value.code == 2
+    assert "'tiling' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_log_in_with_a_wrong_password_begins_no_session(terminal):
+    terminal.type("logout")
+    words = ("login", "typist-1@example.org", "--service", terminal.service_url)
+    _, error = terminal.type(*words, status=1, password="something else")
+    assert error
+    _, error = terminal.type("balance", status=1)
+    assert error == "Nobody is logged in: `login EMAIL` comes first.\n"
+
+
+def test_log_out_ends_the_tokens_too(terminal):
+    session = json.loads((terminal.folder / "settings" / "session.json").read_text())
+    terminal.type("logout")
+    (terminal.folder / "settings" / "session.json").write_text(json.dumps(session))
+    _, error = terminal.type("balance", status=1)
+    assert error == "The session has ended: `login EMAIL` again.\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\temp\\a.jpg", "a.jpg"),
+        (".bashrc", "bashrc"),
+        ("..", "file"),
+        ("", "file"),
+        ("a\nb.jpg", "a_b.jpg"),
+        ("x" * 300 + ".jpg", "x" * 146 + ".jpg"),
+    ],
+)
+def test_name_from_the_network_stays_in_its_folder(told, kept):
+    assert local_name(told) == kept

@@ -1,0 +1,279 @@
+"""How the command-line client asks: tokens, repeats, pages and broken downloads.
+
+The service is played by a function here; `test_client_commands.py` asks the real one.
+"""
+
+import base64
+import json
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from odproject.client.api import Api
+from odproject.client.errors import ClientError, RefusalError
+from odproject.client.session import Session, SessionFile
+
+SERVICE = "http://service.test"
+HOUR = 3600
+
+
+def access_token(name: str, lives_seconds: float = HOUR) -> str:
+    """A token that the client can read; `name` makes it another one."""
+    claims = json.dumps({"name": name, "exp": int(time.time() + lives_seconds)}).encode()
+    return f"head.{base64.urlsafe_b64encode(claims).decode().rstrip('=')}.signature"
+
+
+class Played:
+    """A service that answers by a function and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+        self.requests: list[httpx.Request] = []
+        self.slept: list[float] = []
+        self._answer = answer
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        return self._answer(request)
+
+    def api(self, session_file: SessionFile) -> Api:
+        return Api(session_file, transport=httpx.MockTransport(self), sleep=self.slept.append)
+
+    @property
+    def asked(self) -> list[str]:
+        return [f"{one.method} {one.url.path}" for one in self.requests]
+
+
+def in_turn(*answers: httpx.Response | Exception) -> Callable[[httpx.Request], httpx.Response]:
+    """Answers, or failures, one after the other; the test fails when there are too few."""
+    left = list(answers)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        following = left.pop(0)
+        if isinstance(following, Exception):
+            raise following
+        return following
+
+    return answer
+
+
+@pytest.fixture
+def session_file(tmp_path: Path) -> SessionFile:
+    file = SessionFile(tmp_path / "settings" / "session.json")
+    file.write(Session(SERVICE, "ann@example.org", access_token("first"), "refresh-1"))
+    return file
+
+
+class TestSession:
+    def test_file_is_for_its_owner_only(self, session_file, tmp_path):
+        path = tmp_path / "settings" / "session.json"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [one.name for one in path.parent.iterdir()] == ["session.json"]
+
+    def test_command_without_one_asks_for_a_log_in(self, tmp_path):
+        with pytest.raises(ClientError, match="Nobody is logged in"):
+            Api(SessionFile(tmp_path / "session.json"))
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"service": "x"}', "{"])
+    def test_file_that_holds_something_else_is_named(self, tmp_path, content):
+        path = tmp_path / "session.json"
+        path.write_text(content)
+        with pytest.raises(ClientError, match=r"session.json holds no session"):
+            Api(SessionFile(path))
+        assert path.read_text() == content
+
+    def test_token_near_its_end_is_exchanged_before_the_request(self, session_file):
+        old, new = access_token("old", 30), access_token("new")
+        session_file.write(Session(SERVICE, "ann@example.org", old, "refresh-1"))
+        played = Played(
+            in_turn(
+                httpx.Response(201, json={"access": new, "refresh": "refresh-2"}),
+                httpx.Response(200, json={"available_tokens": 5.0}),
+            )
+        )
+        assert played.api(session_file).get("/api/v1/balance/") == {"available_tokens": 5.0}
+        assert played.asked == ["POST /api/v1/tokens/refresh/", "GET /api/v1/balance/"]
+        assert json.loads(played.requests[0].content) == {"refresh": "refresh-1"}
+        assert played.requests[1].headers["Authorization"] == f"Bearer {new}"
+        assert session_file.read() == Session(SERVICE, "ann@example.org", new, "refresh-2")
+
+    def test_token_that_another_command_exchanged_is_taken_over(self, session_file):
+        played = Played(in_turn(httpx.Response(401, json={}), httpx.Response(200, json={})))
+        api = played.api(session_file)
+        newer = access_token("newer")
+        session_file.write(Session(SERVICE, "ann@example.org", newer, "refresh-2"))
+        api.get("/api/v1/balance/")
+        assert played.asked == ["GET /api/v1/balance/"] * 2  # its refresh token was not spent
+        assert played.requests[1].headers["Authorization"] == f"Bearer {newer}"
+
+    def test_token_that_is_refused_twice_is_exchanged_once(self, session_file):
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/refresh/"):
+                return httpx.Response(201, json={"access": access_token("b"), "refresh": "r"})
+            return httpx.Response(401, json={"detail": "No."})
+
+        played = Played(answer)
+        with pytest.raises(RefusalError, match=r"^No\.$"):
+            played.api(session_file).get("/api/v1/balance/")
+        assert played.asked.count("POST /api/v1/tokens/refresh/") == 1
+        assert played.slept == []
+
+    def test_session_that_has_ended_asks_for_a_log_in(self, session_file):
+        before = session_file.read()
+        played = Played(lambda _: httpx.Response(401, json={}))
+        with pytest.raises(ClientError, match="The session has ended"):
+            played.api(session_file).get("/api/v1/balance/")
+        assert session_file.read() == before
+
+    def test_log_out_forgets_it(self, session_file, tmp_path):
+        played = Played(in_turn(httpx.Response(204)))
+        played.api(session_file).log_out()
+        assert played.asked == ["POST /api/v1/tokens/revoke/"]
+        assert not (tmp_path / "settings" / "session.json").exists()
+
+
+class TestRepeats:
+    def test_request_that_broke_off_is_sent_again_under_its_key(self, session_file):
+        played = Played(
+            in_turn(
+                httpx.ReadError("broken"),
+                httpx.Response(503, headers={"Retry-After": "7"}),
+                httpx.Response(409, json={"code": "idempotency_key_in_use"}),
+                httpx.Response(202, json={"id": 4}),
+            )
+        )
+        assert played.api(session_file).post("/api/v1/jobs/", {"a": 1}, once=True) == {"id": 4}
+        keys = {one.headers["Idempotency-Key"] for one in played.requests}
+        assert (len(played.requests), len(keys)) == (4, 1)
+        assert played.slept == [1.0, 7.0, 4.0]
+
+    def test_two_jobs_have_keys_of_their_own(self, session_file):
+        played = Played(lambda _: httpx.Response(202, json={}))
+        api = played.api(session_file)
+        api.post("/api/v1/jobs/", once=True)
+        api.post("/api/v1/jobs/", once=True)
+        assert len({one.headers["Idempotency-Key"] for one in played.requests}) == 2
+
+    def test_service_that_is_not_there_is_given_up(self, session_file):
+        played = Played(lambda _: (_ for _ in ()).throw(httpx.ConnectError("refused")))
+        with pytest.raises(ClientError, match=r"^http://service.test cannot be reached: refused$"):
+            played.api(session_file).get("/api/v1/balance/")
+        assert (len(played.requests), played.slept) == (6, [1.0, 2.0, 4.0, 8.0, 16.0])
+
+    def test_refusal_is_not_repeated_and_names_the_fields(self, session_file):
+        problem = {
+            "detail": "The request is not valid.",
+            "code": "invalid",
+            "errors": [{"field": "options", "code": "invalid", "detail": "No such option."}],
+        }
+        played = Played(lambda _: httpx.Response(400, json=problem))
+        with pytest.raises(RefusalError) as caught:
+            played.api(session_file).post("/api/v1/jobs/", {})
+        assert str(caught.value) == "The request is not valid.\n  options: No such option."
+        assert (caught.value.status, caught.value.code) == (400, "invalid")
+        assert len(played.requests) == 1
+
+    def test_wait_of_an_hour_is_left_to_the_person(self, session_file):
+        refusal = httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": "Later."})
+        played = Played(lambda _: refusal)
+        with pytest.raises(RefusalError, match=r"^Later\.$"):
+            played.api(session_file).get("/api/v1/balance/")
+        assert (len(played.requests), played.slept) == (1, [])
+
+    @pytest.mark.parametrize("body", [b"<html>", b"[]", b"null"])
+    def test_answer_of_a_proxy_is_told_by_its_status(self, session_file, body):
+        played = Played(lambda _: httpx.Response(500, content=body))
+        with pytest.raises(RefusalError, match=r"^The service answered with status 500\.$"):
+            played.api(session_file).get("/api/v1/balance/")
+
+    def test_list_is_read_to_its_last_page_whatever_the_proxy_is_called(self, session_file):
+        pages = [
+            {"results": [{"id": 1}, {"id": 2}], "next": "http://inner:3000/api/v1/jobs/?page=2"},
+            {"results": [{"id": 3}], "next": None},
+        ]
+        played = Played(in_turn(*(httpx.Response(200, json=page) for page in pages)))
+        rows = list(played.api(session_file).every("/api/v1/jobs/", state="Failed"))
+        assert [row["id"] for row in rows] == [1, 2, 3]
+        assert [str(one.url) for one in played.requests] == [
+            f"{SERVICE}/api/v1/jobs/?page_size=200&state=Failed",
+            f"{SERVICE}/api/v1/jobs/?page=2",
+        ]
+
+
+class TestUploads:
+    def test_file_is_sent_whole_again_and_its_bytes_are_counted_once(self, session_file, tmp_path):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(bytes(range(256)) * 1000)
+        played = Played(in_turn(httpx.ReadError("broken"), httpx.Response(201, json={"id": 1})))
+        counted: list[int] = []
+        assert played.api(session_file).upload(7, path, counted.append) == {"id": 1}
+        assert played.asked == ["POST /api/v1/datasets/7/uploads/"] * 2
+        for request in played.requests:
+            assert path.read_bytes() in request.content
+            assert b'filename="a.jpg"' in request.content
+        assert sum(counted) == path.stat().st_size
+        assert len({one.headers["Idempotency-Key"] for one in played.requests}) == 1
+
+
+class Breaking(httpx.SyncByteStream):
+    """A body whose connection breaks behind some bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __iter__(self):
+        yield self._data
+        raise httpx.ReadError("broken")
+
+
+class TestDownloads:
+    NAME = {"Content-Disposition": 'attachment; filename="street.jpg"'}
+
+    def test_goes_on_where_the_connection_broke(self, session_file, tmp_path):
+        played = Played(
+            in_turn(
+                httpx.Response(200, headers=self.NAME, stream=Breaking(b"abc")),
+                httpx.Response(206, headers=self.NAME, stream=Breaking(b"de")),
+                httpx.Response(206, headers=self.NAME, content=b"f"),
+            )
+        )
+        name = played.api(session_file).download("/x/", tmp_path / "part")
+        assert (name, (tmp_path / "part").read_bytes()) == ("street.jpg", b"abcdef")
+        ranges = [one.headers.get("Range") for one in played.requests]
+        assert ranges == [None, "bytes=3-", "bytes=5-"]
+
+    def test_begins_again_where_parts_are_not_to_be_had(self, session_file, tmp_path):
+        played = Played(
+            in_turn(
+                httpx.Response(200, headers=self.NAME, stream=Breaking(b"old and long")),
+                httpx.Response(200, headers=self.NAME, content=b"new"),
+            )
+        )
+        played.api(session_file).download("/x/", tmp_path / "part")
+        assert (tmp_path / "part").read_bytes() == b"new"
+
+    def test_that_broke_behind_the_last_byte_is_whole(self, session_file, tmp_path):
+        played = Played(
+            in_turn(
+                httpx.Response(200, headers=self.NAME, stream=Breaking(b"abc")),
+                httpx.Response(416, headers=self.NAME),
+            )
+        )
+        played.api(session_file).download("/x/", tmp_path / "part")
+        assert (tmp_path / "part").read_bytes() == b"abc"
+
+    def test_name_in_any_script_is_understood(self, session_file, tmp_path):
+        header = "attachment; filename*=utf-8''stra%C3%9Fe%20%E8%A1%97.jpg"
+        answer = httpx.Response(200, headers={"Content-Disposition": header}, content=b"x")
+        played = Played(lambda _: answer)
+        assert played.api(session_file).download("/x/", tmp_path / "part") == "straße 街.jpg"
+
+    def test_refusal_is_not_taken_for_the_file(self, session_file, tmp_path):
+        played = Played(lambda _: httpx.Response(404, json={"detail": "There is none."}))
+        with pytest.raises(RefusalError, match=r"^There is none\.$"):
+            played.api(session_file).download("/x/", tmp_path / "part")
+        assert (tmp_path / "part").read_bytes() == b""
