@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import onnx
 import pytest
@@ -48,6 +49,40 @@ def test_checkpoint_tells_its_classes(model, tmp_path):
     count = sum(one.numel() for one in model.parameters())
     assert facts == WeightsFacts("pt", CLASSES, None, count)
     assert WeightsFacts.from_dict(facts.to_dict()) == facts
+
+
+class TestNamesThatUltralyticsKnows:
+    """The file that is named is the one that is read; left to itself, Ultralytics takes others."""
+
+    def test_checkpoint_called_yolov5n_is_not_the_one_called_yolov5nu_beside_it(
+        self, model, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        write_checkpoint(Path("yolov5n.pt"), model)
+        other = copy.deepcopy(model)
+        other.names = {0: "cat", 1: "dog"}
+        write_checkpoint(Path("yolov5nu.pt"), other)
+        facts = read_weights(Path("yolov5n.pt"), config_dir=tmp_path)
+        assert facts.class_names == CLASSES
+
+    def test_folder_may_have_an_apostrophe_in_its_name(self, model, tmp_path):
+        for folder, names in (("Ann's", CLASSES), ("Anns", ("cat", "dog"))):
+            (tmp_path / folder).mkdir()
+            one = copy.deepcopy(model)
+            one.names = dict(enumerate(names))
+            write_checkpoint(tmp_path / folder / "best.pt", one)
+        facts = read_weights(tmp_path / "Ann's/best.pt", config_dir=tmp_path)
+        assert facts.class_names == CLASSES
+
+    def test_damaged_file_called_yolov8s_is_refused_and_stays(self, model, tmp_path, monkeypatch):
+        """Taken for a download that broke off, it was deleted, to be downloaded again."""
+        monkeypatch.chdir(tmp_path)
+        path = write_checkpoint(Path("yolov8s.pt"), model)
+        damaged = path.read_bytes()[:-5000]
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=r"yolov8s\.pt is no readable checkpoint"):
+            load_network(path, runtime="torch", device="cpu")
+        assert path.read_bytes() == damaged
 
 
 class TestPicklesThatMeanHarm:

@@ -176,14 +176,19 @@ def load_model(weights: Path, config_dir: Path | None) -> Any:
     """
     with ultralytics_kept_quiet(config_dir):
         from ultralytics.nn.tasks import torch_safe_load  # heavy, and configured by environment
+        from ultralytics.utils import downloads
 
+        # It opens another file for some names (`yolov5n.pt`) and for a path with an apostrophe, and
+        # where that is not there it downloads one.
+        downloads.attempt_download_asset = str
         # Without this, Ultralytics loads everything, and says nothing of it.
         if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
             raise WeightsError(
                 "weights_unreadable", f"torch {torch.__version__} cannot read weights safely."
             )
         try:
-            checkpoint, _ = torch_safe_load(str(weights), safe_only=True)
+            # By its whole path: a bare name of Ultralytics' own that is damaged would be deleted.
+            checkpoint, _ = torch_safe_load(str(weights.absolute()), safe_only=True)
         except MemoryError:
             raise  # the machine's fault and not the file's
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
