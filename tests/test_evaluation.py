@@ -197,6 +197,39 @@ def test_figures_are_those_of_a_direct_call_of_pycocotools(
     assert len({round(one, 3) for one in expected}) == len(expected)
 
 
+def test_of_equal_confidences_the_first_image_of_a_coco_file_counts_first_as_in_pycocotools(
+    tmp_path,
+):
+    """Its first image is that of the lowest id, wherever it stands and whatever it is called."""
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
+    images = [
+        {"id": 7, "file_name": "a.png", "width": 800, "height": 600},
+        {"id": 2, "file_name": "b.png", "width": 800, "height": 600},
+    ]
+    box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 10, 40, 40]}
+    document = {"images": images, "annotations": [box], "categories": [{"id": 3, "name": "car"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    data = for_model(read_data(tmp_path), CLASSES)
+    assert [one.path.name for one in data.images] == ["b.png", "a.png"]
+    same = Detections(
+        np.array([0], np.int16),
+        np.array([0.5], np.float32),
+        np.array([[10, 10, 50, 50]], np.float32),
+    )
+    scores = evaluate(Rehearsed([same, same]), data, name="off").scores
+    assert scores.by_class["car"].ap_50 == 0.5  # the other way round it would be 1
+    rows = [{"image_id": i, "category_id": 3, "score": 0.5, "bbox": box["bbox"]} for i in (2, 7)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "boxes.json"))
+        for one in truth.dataset["annotations"]:
+            one |= {"area": 1600, "iscrowd": 0}
+        own = COCOeval(truth, truth.loadRes(rows), "bbox")
+        own.evaluate()
+        own.accumulate()
+    assert own.eval["precision"][0, :, 0, 0, -1].mean() == 0.5
+
+
 def test_yolo_and_coco_files_of_the_same_street_score_the_same(street, yolo_folder, coco_scores):
     of_yolo, of_coco = street.scores(yolo_folder), coco_scores
     assert of_yolo.sizes == of_coco.sizes

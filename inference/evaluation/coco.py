@@ -42,7 +42,7 @@ def find_coco(source: Path) -> Path | None:
 
 
 def read_coco(path: Path) -> LabelledData:
-    """The images that the file lists, with their labels; raises EvaluationDataError."""
+    """The images that the file lists, by id, with their labels; raises EvaluationDataError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         images = _by_id(document["images"], f"{path}, images")
@@ -52,7 +52,7 @@ def read_coco(path: Path) -> LabelledData:
         for annotation in document["annotations"]:
             _check_annotation(annotation, path, images=images, names=names)
             by_image[int(annotation["image_id"])].append(annotation)
-        found = tuple(_coco_image(images[one], by_image[one], path) for one in images)
+        found = tuple(_coco_image(images[one], by_image[one], path) for one in sorted(images))
     except OSError as error:
         raise EvaluationDataError(f"{path} cannot be read: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -16,7 +16,10 @@ YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
 
 def read_data(source: Path, *, only: Sequence[str] = (), split: str | None = None) -> LabelledData:
-    """The labelled images of a folder, a `data.yaml` or a COCO file, in the order of their names.
+    """The labelled images of a folder, a `data.yaml` or a COCO file.
+
+    They are in the order of their names, those of a COCO file in that of their ids: pycocotools
+    looks at them so, and of equal confidences the first counts first.
 
     `only`: patterns of file names, such as `MOS15*`, of which one must fit. `split`: of the parts
     that a `data.yaml` names, or "all" of them; by default `val`, so that nothing is measured on
@@ -25,12 +28,7 @@ def read_data(source: Path, *, only: Sequence[str] = (), split: str | None = Non
     if not source.exists():
         raise EvaluationDataError(f"There is no folder or file {source}.")
     data = _read(source, split)
-    images = tuple(
-        sorted(
-            (one for one in data.images if not only or _fits(one.path, only)),
-            key=lambda one: one.path,
-        )
-    )
+    images = tuple(one for one in data.images if not only or _fits(one.path, only))
     if not images:
         raise EvaluationDataError(f"No image in {source} fits {', '.join(only)}.")
     return replace(data, images=images)

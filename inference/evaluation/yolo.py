@@ -51,10 +51,10 @@ def names_splits(data_file: Path) -> bool:
 
 
 def read_split(data_file: Path, split: str) -> LabelledData:
-    """The images of one part that a `data.yaml` names, or of "all"; raises EvaluationDataError.
+    """The images of one part that a `data.yaml` names, or of "all", in the order of their names.
 
     A part is a folder, a text file that lists images, or a list of these. They are relative to
-    `path`, and that to the file's own folder.
+    `path`, and that to the file's own folder. Raises EvaluationDataError.
     """
     document = _document(data_file)
     named = [name for name in SPLITS if document.get(name)]
@@ -68,7 +68,7 @@ def read_split(data_file: Path, split: str) -> LabelledData:
         for place in places:
             found = _images_of(str(place), root, f"{data_file}, {name}")
             images |= dict.fromkeys(found)
-    labelled = _labelled(images, data_file)
+    labelled = _labelled(sorted(images), data_file)
     return LabelledData(labelled, _class_names(document, data_file), split=split)
 
 
