@@ -400,6 +400,7 @@ class TestReading:
         [
             ("[van, Bus, car]", ["bus"], {2}),
             ("[van, Bus, car, truck]", ["truck"], {1}),  # of which no image shows any
+            ("[van, Bus, car]", ["Truck"], {1}),  # which only the model knows
             ("[van, Bus, car]", ["van"], set()),  # which the model does not know
             ("[bus, Bus, car]", ["0"], set()),  # the other one counts
             ("[van, Bus, car]", [], set()),
@@ -416,7 +417,7 @@ class TestReading:
     def test_ignored_class_that_does_not_exist_is_a_mistake(self, tmp_path):
         write_image(tmp_path / "a.png")
         write_labels(tmp_path / "a.txt", [self.ROW])
-        with pytest.raises(EvaluationDataError, match="No class of the data is called cyclist"):
+        with pytest.raises(EvaluationDataError, match="data or the model is called cyclist"):
             for_model(read_data(tmp_path), CLASSES, ignored=["cyclist"])
 
     @pytest.mark.parametrize(

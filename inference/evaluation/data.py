@@ -97,9 +97,9 @@ def for_model(
         raise EvaluationDataError("The model calls two of its classes the same.")
     ignored_words = {word.casefold() for word in ignored}
     present = {int(one) for image in data.images for one in image.class_ids}
-    _check_ignored(ignored_words, {**dict.fromkeys(present, ""), **names})
+    _check_ignored(ignored_words, {**dict.fromkeys(present, ""), **names}, by_name)
     new_ids: dict[int, int] = {}
-    ignored_ids: set[int] = set()
+    ignored_ids = {by_name[word] for word in ignored_words & by_name.keys()}
     for class_id in present | set(names):
         name = names.get(class_id, "").casefold()
         if name not in by_name:
@@ -130,11 +130,11 @@ def for_model(
     return measured
 
 
-def _check_ignored(ignored: set[str], names: dict[int, str]) -> None:
+def _check_ignored(ignored: set[str], names: dict[int, str], of_model: Iterable[str]) -> None:
     known = {name.casefold() for name in names.values()} | {str(one) for one in names}
-    if unknown := sorted(ignored - known):
+    if unknown := sorted(ignored.difference(known, of_model)):
         raise EvaluationDataError(
-            f"No class of the data is called {', '.join(unknown)}; there are "
+            f"No class of the data or the model is called {', '.join(unknown)}; the data have "
             f"{', '.join(name or f'class {one}' for one, name in sorted(names.items()))}."
         )
 
