@@ -706,6 +706,19 @@ class TestSplits:
         with pytest.raises(EvaluationDataError, match=reason):
             read_data(self.write_yaml(folder, **changes), split=split)
 
+    @pytest.mark.parametrize("place", ["dataset-metadata.json", "annotations/about.json"])
+    def test_what_else_is_told_in_json_beside_a_file_of_splits_is_no_coco_file(self, folder, place):
+        for kind in ("images", "labels"):
+            (folder / kind).rename(folder / f"all-{kind}")
+        (folder / "valid").mkdir()
+        (folder / "all-images/val").rename(folder / "valid/images")
+        (folder / "all-labels/val").rename(folder / "valid/labels")
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text('{"title": "Vans and cars"}')
+        self.write_yaml(folder, val="valid/images")
+        data = read_data(folder)
+        assert (data.split, data.object_count) == ("val", 2)
+
     def test_folder_without_splits_has_none_to_choose(self, folder):
         with pytest.raises(
             EvaluationDataError, match=r"no split test of .*val: no data\.yaml in it"

@@ -44,11 +44,11 @@ def _read(source: Path, split: str | None) -> LabelledData:
                 f"There is no split {split} of {source}: no {DATA_FILE} in it names any."
             )
         return read_split(beside, split)
+    if beside.is_file() and names_splits(beside):  # whatever JSON lies beside it
+        return read_split(beside, "val")
     annotations = find_coco(source)
     if annotations is not None:
         return read_coco(annotations)
-    if beside.is_file() and names_splits(beside):
-        return read_split(beside, "val")
     return read_folder(source)
 
 
