@@ -839,6 +839,7 @@ def test_command_measures_a_version_as_jobs_use_it(drawn_street, tmp_path, setti
         (["YOLO8s_FSR", "nowhere"], "There is no folder or file nowhere"),
         (["YOLO8s_FSR", ".", "--split", "test"], r"There is no split test of \.: no data\.yaml"),
         (["YOLO8s_FSR", ".", "--tiling", "wild"], "tiling must be"),
+        (["YOLO8s_FSR", ".", "--tiling", "²"], "tiling must be"),
         (["YOLO8s_FSR", ".", "--image-size", "100"], "image_size must be a multiple of 32"),
         (["YOLO8s_FSR", ".", "--confidence-floor", "0"], "confidence_floor must be"),
     ],

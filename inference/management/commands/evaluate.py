@@ -167,7 +167,7 @@ def _weights(model: str) -> tuple[Path, DetectionOptions]:
 
 
 def _tiling(word: str) -> Any:
-    return Tiling(int(word)) if word.isdigit() else word
+    return Tiling(int(word)) if word.isdecimal() else word
 
 
 def _load(weights: Path, options: DetectionOptions, device: str | None) -> Any:
