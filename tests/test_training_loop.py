@@ -150,3 +150,20 @@ def test_a_batch_without_any_vehicle_has_a_loss():
     model = small_network().train()
     parts = DetectionLoss(model)(model(batch["img"].float() / 255), batch)
     assert parts[0] == 0 and parts[2] == 0 and parts[1] > 0
+
+
+def test_loss_far_from_the_edge_is_the_same_whatever_precision_the_network_ran_in():
+    """Beyond 1024 pixels the centre of a fine cell, such as 130.5, is none of bf16's numbers."""
+    batch = {
+        "bboxes": torch.tensor([[0.97, 0.5, 0.02, 0.25]]),
+        "cls": torch.zeros(1, 1),
+        "batch_idx": torch.zeros(1),
+    }
+    model = small_network().train()
+    with torch.no_grad():
+        outputs = model(torch.rand(1, 3, 64, 1088, generator=torch.Generator().manual_seed(1)))
+        loss = DetectionLoss(model)
+        expected = loss(outputs, batch)
+        in_bf16 = {**outputs, "feats": [one.bfloat16() for one in outputs["feats"]]}
+        assert torch.equal(loss(in_bf16, batch), expected)
+    assert expected[0] > 0

@@ -60,7 +60,9 @@ class DetectionLoss:
     def __call__(self, outputs: dict[str, Any], batch: dict[str, Any]) -> torch.Tensor:
         """The three parts (3,): box, class and distribution, means over the batch's boxes."""
         full = {name: outputs[name].float() for name in ("boxes", "scores")}
-        full["feats"] = outputs["feats"]
+        # Of these it takes height and width, and the type for the cells' centres: in bf16 those
+        # beyond the 128th cell, 1024 pixels from the edge, would lie half a cell off.
+        full["feats"] = [one[:1, :1].float() for one in outputs["feats"]]
         _, parts, _ = self._loss.get_assigned_targets_and_loss(full, batch)
         return parts
 
