@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inference.training.data import CLASS_NAMES
 from inference.training.network import blended, shifted
 from tests.training_fakes import small_network
 
@@ -35,6 +36,18 @@ def test_networks_of_different_shapes_or_a_senseless_share_are_refused():
         blended(narrow, wide, 0.5)
     with pytest.raises(ValueError, match="from 0 to 1"):
         blended(narrow, narrow, 1.5)
+
+
+def test_networks_that_name_their_classes_in_another_order_are_not_mixed():
+    """Their shapes are the same, so a bus would become half a car without a word."""
+    one, other = small_network(), small_network()
+    other.names = dict(enumerate(reversed(CLASS_NAMES)))
+    told = "different classes: car, truck, bus, minibus, and minibus, bus, truck, car"
+    with pytest.raises(ValueError, match=told):
+        blended(one, other, 0.5)
+    for networks in ((one, other, one), (one, one, other)):
+        with pytest.raises(ValueError, match=told):
+            shifted(*networks)
 
 
 def filled(value, width=0.125):

@@ -72,10 +72,12 @@ def blended(first: Any, second: Any, share: float) -> Any:
 
     Weights that were trained further from `first` forget some of what it knew; the way between
     often knows more than either end: Wortsman et al., Robust fine-tuning of zero-shot models,
-    2022. Raises ValueError for a share outside [0, 1] or for networks of different shapes.
+    2022. Raises ValueError for a share outside [0, 1], or for networks of different shapes or
+    classes.
     """
     if not 0 <= share <= 1:
         raise ValueError("share must lie from 0 to 1")
+    _check_classes(first, second)
     ends = first.state_dict(), second.state_dict()
     _check_shapes(*ends)
     between = deepcopy(second)
@@ -92,8 +94,10 @@ def shifted(model: Any, before: Any, after: Any, share: float = 1.0) -> Any:
     """A network that has also learned what one of the same origin has between two states.
 
     Its weights are those of `model` and `share` of the way from `before` to `after`: Ilharco et
-    al., Editing models with task arithmetic, 2023. Raises ValueError for different shapes.
+    al., Editing models with task arithmetic, 2023. Raises ValueError for different shapes or
+    classes.
     """
+    _check_classes(model, before, after)
     state, old, new = (one.state_dict() for one in (model, before, after))
     _check_shapes(state, old, new)
     moved = deepcopy(model)
@@ -107,6 +111,16 @@ def shifted(model: Any, before: Any, after: Any, share: float = 1.0) -> Any:
         if isinstance(module, nn.BatchNorm2d):  # a sum of variances may fall below nothing
             module.running_var.clamp_(min=module.eps)
     return moved
+
+
+def _check_classes(*models: Any) -> None:
+    """The same number of classes in another order fits by its shape, and would be mixed up."""
+    first, *others = ([one.names[index] for index in range(len(one.names))] for one in models)
+    for other in others:
+        if other != first:
+            raise ValueError(
+                f"the networks have different classes: {', '.join(first)}, and {', '.join(other)}"
+            )
 
 
 def _check_shapes(*states: dict[str, torch.Tensor]) -> None:
