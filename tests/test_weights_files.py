@@ -51,6 +51,19 @@ def test_checkpoint_tells_its_classes(model, tmp_path):
     assert WeightsFacts.from_dict(facts.to_dict()) == facts
 
 
+def test_checkpoint_with_a_damaged_part_is_refused(model, tmp_path):
+    """Its weights would be read as they are, and find something else."""
+    path = write_checkpoint(tmp_path / "model.pt", model)
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda one: one.file_size)
+        part = archive.read(largest)
+    content = path.read_bytes()
+    assert content.count(part) == 1
+    path.write_bytes(content.replace(part, bytes(len(part))))
+    error = refusal(path, tmp_path)
+    assert (error.code, error.detail) == ("weights_unreadable", "The checkpoint is damaged.")
+
+
 class TestNamesThatUltralyticsKnows:
     """The file that is named is the one that is read; left to itself, Ultralytics takes others."""
 

@@ -32,7 +32,7 @@ def read_weights(path: Path, *, config_dir: Path | None = None) -> WeightsFacts:
 
 
 def _read_checkpoint(path: Path, config_dir: Path | None) -> tuple[dict[int, str], None, int]:
-    _check_not_inflated(path)
+    _check_archive(path)
     model = load_model(path, config_dir)
     names = {int(class_id): str(name) for class_id, name in dict(model.names).items()}
     if model.model[-1].nc != len(names):
@@ -40,15 +40,21 @@ def _read_checkpoint(path: Path, config_dir: Path | None) -> tuple[dict[int, str
     return names, None, sum(one.numel() for one in model.parameters())
 
 
-def _check_not_inflated(path: Path) -> None:
-    """Checkpoints are stored as they are: one that is packed could grow without bounds."""
+def _check_archive(path: Path) -> None:
+    """Checkpoints are stored as they are: one that is packed could grow without bounds.
+
+    Torch does not compare the sums of its members, and would run weights that were damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
+            damaged = None if packed else archive.testzip()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise WeightsError("weights_unreadable", "The file is no sound checkpoint.") from error
     if packed:
         raise WeightsError("weights_unsafe", "The checkpoint is compressed.")
+    if damaged is not None:
+        raise WeightsError("weights_unreadable", "The checkpoint is damaged.")
 
 
 def _ordered(names: dict[int, str]) -> tuple[str, ...]:
