@@ -19,6 +19,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.db import connections
+from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
 from odproject.celery import app as celery_app
@@ -30,6 +31,10 @@ pytest_plugins = ["tests.service_fixtures"]
 
 TEST_DATABASE = "odproject_test"
 TEMPLATE_DATABASE = "odproject"
+# A busy machine is slow and not wrong: by itself hypothesis fails an example that takes 200 ms.
+hypothesis_settings.register_profile("untimed", hypothesis_settings(), deadline=None)
+hypothesis_settings.load_profile("untimed")
+
 MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
 
 

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from hypothesis import settings
+
 from tests.conftest import FilesWhole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -136,3 +138,7 @@ def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
     of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
     assert {scope(one) for one in of_the_service} == {"the service"}
     assert scope("tests/test_registry.py::TestRefusedUploads::c") == "tests/test_registry.py"
+
+
+def test_no_example_that_is_made_up_has_to_be_quick():
+    assert settings().deadline is None
