@@ -414,5 +414,7 @@ def test_refusal_for_a_foreign_thing_is_that_for_an_unknown_one(story, outsider)
 
 def test_nothing_in_the_logs_is_an_unexpected_error(service, story):
     """Runs last in this folder: whatever the tests before it did, no view failed."""
-    for log in (service.data_dir / "logs").glob("*.log"):
+    logs = sorted((service.data_dir / "logs").glob("*.log"))
+    assert "web-1.log" in [log.name for log in logs]
+    for log in logs:
         assert "Internal Server Error" not in log.read_text(errors="replace"), log.name
