@@ -110,6 +110,23 @@ def test_every_option_at_fault_is_named_by_its_field(post):
     assert "multiple of 32" in answer.json()["detail"]
 
 
+def test_option_at_fault_is_named_to_who_submits_without_the_api_too(user, dataset):
+    with pytest.raises(InvalidOptionsError, match="iou must lie above 0") as refusal:
+        submit(user, iou=7, image_size=650)
+    named = {(one.field, one.code) for one in refusal.value.errors}
+    assert named == {("options.iou", "invalid"), ("options.image_size", "invalid")}
+    assert not Job.objects.exists()
+
+
+def test_image_size_beyond_a_fixed_input_is_refused_and_just_as_large_is_not(post):
+    ModelVersion.objects.filter(version="YOLO8s_FSR").update(image_size=640)
+    answer = post({"image_size": 672})
+    assert faults(answer) == [("options.image_size", "too_large")]
+    assert "takes pictures of 640 pixels at most." in answer.json()["detail"]
+    assert post({"image_size": 640}).json()["options"]["image_size"] == 640
+    assert post().json()["options"]["image_size"] == 640
+
+
 def test_every_third_frame_is_quoted_and_held(user, post):
     answer = post({"frame_stride": 3}).json()
     assert (answer["quoted_tokens"], answer["frame_count"]) == (5.5, 5)  # 0, 3, 6, 9, the image

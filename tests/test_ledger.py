@@ -57,6 +57,25 @@ def test_hold_above_the_balance_is_refused_and_changes_nothing():
     assert balance_hundredths(user=user) == 100_000
 
 
+def test_hold_of_another_amount_or_user_for_the_same_job_is_refused_and_moves_nothing():
+    user, other = make_user(), make_user()
+    ledger.place_hold(user=user, amount_hundredths=500, job_id=7)
+    for payer, amount in ((user, 501), (other, 500)):
+        with pytest.raises(ledger.IdempotencyConflictError, match="Job 7 holds"):
+            ledger.place_hold(user=payer, amount_hundredths=amount, job_id=7)
+    assert (balance_hundredths(user=user), _held(user)) == (99_500, 500)
+    assert balance_hundredths(user=other) == 100_000
+    assert Hold.objects.get().amount_hundredths == 500
+
+
+def test_upload_of_a_negative_price_is_refused_and_gives_nothing():
+    user = make_user()
+    with pytest.raises(IntegrityError, match="amount"), transaction.atomic():
+        ledger.charge_upload(user=user, amount_hundredths=-1, upload_id=1)
+    assert balance_hundredths(user=user) == 100_000
+    assert _kinds() == [("welcome", 100_000)]
+
+
 def test_second_settlement_is_refused_and_moves_nothing():
     user = make_user()
     hold = ledger.place_hold(user=user, amount_hundredths=500, job_id=7)

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from billing.prices import hundredths, tokens_text
+from billing.prices import PriceList, hundredths, tokens_text
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,9 @@ def test_amount_is_said_exactly_and_reads_as_itself(amount_hundredths, said):
 def test_amount_finer_than_a_hundredth_or_none_at_all_is_refused(amount):
     with pytest.raises(ValueError, match="finest amount"):
         hundredths(Decimal(amount))
+
+
+def test_negative_price_is_refused():
+    assert PriceList(75, 50, 0, 100).inference_image_hundredths == 0
+    with pytest.raises(ValueError, match="never negative"):
+        PriceList(75, 50, -1, 100)
