@@ -1,5 +1,6 @@
 """A zip archive is checked as a whole before anything is unpacked, and again while unpacking."""
 
+import errno
 import io
 import stat
 import struct
@@ -145,6 +146,32 @@ def test_damaged_member_is_reported_alone_and_leaves_nothing_behind(tmp_path):
     assert (caught.value.status, caught.value.code) == (400, "corrupt_file")
     assert not (tmp_path / "bad").exists()
     assert extract_member(path, good, tmp_path / "good") == 4
+
+
+def test_member_whose_bzip2_data_are_damaged_is_reported(tmp_path):
+    path = write_zip(tmp_path / "x.zip", [("a.bmp", bytes(9_000))], method=zipfile.ZIP_BZIP2)
+    (member,) = open_archive(path)
+    content = bytearray(path.read_bytes())
+    content[member.data_offset + 12] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(MediaError) as caught:
+        extract_member(path, member, tmp_path / "out")
+    assert (caught.value.status, caught.value.code) == (400, "corrupt_file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_disk_that_cannot_be_read_is_no_damage_of_the_file(tmp_path):
+    path = write_zip(tmp_path / "x.zip", [("a.bmp", bytes(9_000))], method=zipfile.ZIP_BZIP2)
+    (member,) = open_archive(path)
+
+    class BrokenDisk(io.BytesIO):
+        def read(self, size=-1, /):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output") as caught:
+        extract_member(BrokenDisk(path.read_bytes()), member, tmp_path / "out")
+    assert caught.value.errno == errno.EIO
+    assert not (tmp_path / "out").exists()
 
 
 def test_existing_file_is_never_overwritten(tmp_path):
@@ -312,6 +339,20 @@ def test_cut_off_archive_is_damaged(tmp_path):
     for kept in (30, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
         assert refusal(path) == (400, "corrupt_file")
+
+
+@pytest.mark.parametrize(
+    ("record", "place", "value"),
+    [(b"PK\x01\x02", 6, b"\xff\0"), (b"PK\x05\x06", 12, b"\0\0\0\x80")],
+    ids=["entry of a version to come", "directory longer than the file"],
+)
+def test_directory_that_cannot_be_read_is_damaged(tmp_path, record, place, value):
+    path = write_zip(tmp_path / "x.zip", [("a.jpg", b"x")])
+    content = bytearray(path.read_bytes())
+    start = content.index(record) + place
+    content[start : start + len(value)] = value
+    path.write_bytes(content)
+    assert refusal(path) == (400, "corrupt_file")
 
 
 @pytest.mark.parametrize("content", [inner_zip()[:4] + b"nothing else", b"PK\x05\x06"])
