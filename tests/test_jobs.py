@@ -570,6 +570,21 @@ class TestSlices:
         assert job.charged_hundredths == 1_000
         assert_sound()
 
+    def test_second_attempt_at_the_first_range_leaves_the_frames_of_the_next_one(self, user):
+        job = self.submit(user, videos=[20])
+        first, second = self.claim_next(job), self.claim_next(job)
+        store(first, 0, 1, 2)
+        store(second, *range(10, 20))
+        services.complete_range(claim=second, segment="results/2.mp4")
+        services.hand_back_unit(claim=first, counts_as_try=False)
+        self.claim_next(job)
+        found = FrameResult.objects.filter(job=job).order_by("frame_index")
+        assert list(found.values_list("frame_index", flat=True)) == list(range(10, 20))
+        services.abort_job(job_id=job.pk)
+        job.refresh_from_db()
+        assert job.charged_hundredths == 1_000
+        assert_sound()
+
     def test_range_that_fails_fails_its_video_and_fences_the_others(self, user):
         job = self.submit(user, images=1, videos=[20])
         complete(job, 0)

@@ -208,7 +208,9 @@ def test_jumps_of_the_stored_clock_are_told_without_decoding(tmp_path, suffix, m
     times = [frame.time_seconds for frame in iter_frames(path)]
     assert times == pytest.approx([i / 25 for i in range(100)], abs=1e-3)
     zero = first_stamp_seconds(path)
-    jumps = clock_jumps(path)
+    told: list[int] = []
+    jumps = clock_jumps(path, on_progress=told.append)
+    assert told == [50, 100]  # who waits can stop it
     begins = [jump.begin_seconds - zero for jump in jumps]
     assert begins == pytest.approx([2.0, 3.2], abs=1e-3)
     assert [jump.shift_seconds for jump in jumps] == pytest.approx([2.0, 3.2], abs=1e-3)
