@@ -252,10 +252,8 @@ def _grow(
         owners[ranks].tolist(), boxes[ranks].tolist(), strict=True
     ):
         x1, y1, x2, y2 = grown[owner]
-        width, height = min(right, x2) - max(left, x1), min(bottom, y2) - max(top, y1)
-        if width <= 0 or height <= 0:
-            continue
-        intersection = width * height
+        # Never without an area: it overlaps the box that dropped it, around which this has grown.
+        intersection = (min(right, x2) - max(left, x1)) * (min(bottom, y2) - max(top, y1))
         area, grown_area = (right - left) * (bottom - top), (x2 - x1) * (y2 - y1)
         whole = min(area, grown_area) if metric == "ios" else area + grown_area - intersection
         if intersection / whole > iou:
