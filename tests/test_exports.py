@@ -104,6 +104,7 @@ def export(job, kind, **query):
 def texts_of(archive):
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         assert opened.testzip() is None
+        assert {info.external_attr >> 16 for info in opened.infolist()} == {0o644}
         names = opened.namelist()
         assert len({name.casefold() for name in names}) == len(names)
         return {name: opened.read(name).decode() for name in names}
@@ -140,6 +141,7 @@ def test_yolo_labels_say_which_picture_they_belong_to(ended_job):
     texts = texts_of(export(ended_job, "yolo"))
     settings = yaml.safe_load(texts.pop("data.yaml"))
     assert settings == {"path": ".", "train": "images", "val": "images", "names": ["car", "bus"]}
+    assert "\r" not in texts["files.csv"]
     rows = list(csv.DictReader(io.StringIO(texts.pop("files.csv"))))
     assert [(row["image"], row["file"], row["frame_number"]) for row in rows] == [
         ("images/street.jpg", "street.jpg", "0"),
@@ -321,7 +323,10 @@ def test_picture_whose_name_ends_a_line_has_a_path_without(user, dataset):
 
 
 def test_csv_has_a_row_for_every_detection(ended_job):
-    rows = list(csv.DictReader(io.StringIO(export(ended_job, "csv").decode())))
+    FrameResult.objects.filter(job=ended_job, frame_index=1).update(time_seconds=1 / 30)
+    text = export(ended_job, "csv").decode()
+    assert "\r" not in text
+    rows = list(csv.DictReader(io.StringIO(text)))
     assert rows[0] == {
         "file": "street.jpg",
         "media_file_id": rows[0]["media_file_id"],
@@ -336,15 +341,19 @@ def test_csv_has_a_row_for_every_detection(ended_job):
         "y2": "96.0",
         "track_id": "",
     }
-    assert [(row["file"], row["frame_number"]) for row in rows[1:]] == [("street.mp4", "1")]
+    assert [(row["file"], row["frame_number"], row["time"]) for row in rows[1:]] == [
+        ("street.mp4", "1", "0.033333")
+    ]
 
 
 def test_json_lines_have_a_line_for_every_frame(ended_job):
+    FrameResult.objects.filter(job=ended_job, frame_index=1).update(time_seconds=1 / 30)
     lines = [json.loads(line) for line in export(ended_job, "jsonl").splitlines()]
-    assert [(one["file"], one["frame_number"], len(one["objects"])) for one in lines] == [
-        ("street.jpg", 0, 1),
-        ("street.mp4", 0, 0),
-        ("street.mp4", 1, 1),
+    told = [(one["file"], one["frame_number"], one["time"], len(one["objects"])) for one in lines]
+    assert told == [
+        ("street.jpg", 0, 0.0, 1),
+        ("street.mp4", 0, 0.0, 0),
+        ("street.mp4", 1, 0.033333, 1),
     ]
     assert lines[0]["objects"] == [
         {
