@@ -300,8 +300,6 @@ def _extract(archive: Path, member: ArchiveMember, target: Path, limits: MediaLi
 
 def _nothing_accepted(inspection: Inspection) -> MediaError:
     """Why an archive without one good file is refused: its first file's reason."""
-    if not inspection.refused:
-        return MediaError("empty_archive", "The archive holds no image and no video.", 422)
     first = inspection.refused[0]
     count = len(inspection.refused)
     return MediaError(

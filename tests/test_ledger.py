@@ -104,13 +104,20 @@ def test_free_job_is_held_and_settled_without_a_transfer():
     assert _kinds() == [("welcome", 100_000)]
 
 
+def test_free_upload_is_charged_without_a_transfer():
+    user = make_user()
+    ledger.charge_upload(user=user, amount_hundredths=0, upload_id=1)
+    assert _kinds() == [("welcome", 100_000)]
+
+
 def test_same_idempotency_key_has_one_effect():
     user, admin = make_user(), make_user(staff=True)
     for _ in range(3):
         ledger.top_up(user=user, amount_hundredths=500, actor=admin, reason="", key="once")
     assert balance_hundredths(user=user) == 100_500
-    with pytest.raises(ledger.IdempotencyConflictError):
+    with pytest.raises(ledger.IdempotencyConflictError) as refusal:
         ledger.top_up(user=user, amount_hundredths=501, actor=admin, reason="", key="once")
+    assert refusal.value.status == 422
     assert balance_hundredths(user=user) == 100_500
 
 

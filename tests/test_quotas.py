@@ -1,14 +1,18 @@
 """What one user may have at most, and that a refusal leaves everything as it was."""
 
+import psycopg
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import OperationalError, connection
 
 from billing.selectors import balance_hundredths
+from datasets import uploading
 from datasets.models import Dataset, MediaFile
 from datasets.services import DatasetQuotaError, create_dataset
 from inference import queue, services
 from inference.models import Job
 from tests.clients import client_of
+from tests.conftest import TEST_DATABASE
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 from tests.threads import in_threads
@@ -109,6 +113,16 @@ class TestStorage:
         assert balance_hundredths(user=user) == balance
         assert sorted(media_root.rglob("*")) == stored
 
+    def test_the_last_byte_may_be_filled_and_then_nothing_more_is_decoded(
+        self, settings, monkeypatch
+    ):
+        settings.MAX_STORED_BYTES_PER_USER = len(PICTURE)
+        user = make_user()
+        make_dataset(user)
+        assert self.upload(client_of(user), "/upload").status_code == 201
+        monkeypatch.setattr(uploading, "Inspector", None)
+        assert self.upload(client_of(user), "/upload").status_code == 409
+
     def test_files_of_a_deleted_dataset_count_because_they_are_kept(self):
         user = make_user()
         client = client_of(user)
@@ -118,3 +132,28 @@ class TestStorage:
         assert client.delete("/datasets", {"datasetName": "street"}).status_code == 200
         make_dataset(user)
         assert self.upload(client, "/upload").status_code == 409
+
+
+def test_upload_waits_for_whatever_else_counts_what_its_user_stores(
+    committed_db, engines, media_root
+):
+    """Into two datasets at the same moment they would each see room for one."""
+    user = make_user()
+    dataset = make_dataset(user)
+    database = psycopg.connect(engines.database_url, dbname=TEST_DATABASE)
+    with database as somebody, connection.cursor() as cursor:
+        somebody.execute("SELECT FROM accounts_user WHERE id = %s FOR NO KEY UPDATE", [user.pk])
+        cursor.execute("SET lock_timeout = '100ms'")
+        try:
+            with pytest.raises(OperationalError, match="lock timeout"):
+                uploading.upload_content(
+                    user=user,
+                    dataset_id=dataset.pk,
+                    content=SimpleUploadedFile("a.png", PICTURE),
+                    answer=lambda upload: upload,
+                )
+        finally:
+            cursor.execute("RESET lock_timeout")
+    assert not MediaFile.objects.exists()
+    assert [path for path in media_root.rglob("*") if path.is_file()] == []
+    assert balance_hundredths(user=user) == 100_000

@@ -72,6 +72,15 @@ class TestLogIn:
             assert [log_in(path=path).status_code for _ in range(2)] == [401, 401]
             assert log_in(path=path, password=PASSWORD).status_code in {200, 201}
 
+    def test_right_password_of_somebody_else_gives_nothing_back(self, path):
+        make_user(EMAIL)
+        other = make_user().email
+        for _ in range(3):
+            assert log_in(path=path).status_code == 401
+            right = log_in(other, PASSWORD, path=path, REMOTE_ADDR="192.0.2.7")
+            assert right.status_code in {200, 201}
+        assert_too_many(log_in(path=path))
+
     def test_many_log_ins_of_one_address_that_are_right_are_fine(self, path):
         emails = [make_user().email for _ in range(4)]
         for email in emails * 2:

@@ -97,6 +97,7 @@ def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     assert (unit.state, file.state, file.frames_done) == ("completed", "completed", 1)
     assert job.state == "Completed"
     frame = FrameResult.objects.get()
+    assert (frame.frame_index, frame.time_seconds) == (0, 0.0)
     assert np.frombuffer(frame.class_ids, "<i2").tolist() == [0, 1]
     assert frame.class_counts == {"car": 1}
     assert default_storage.exists(file.annotated.name)
