@@ -80,6 +80,13 @@ def test_archive_with_a_comment_is_read(tmp_path):
     assert names(path) == ["a"]
 
 
+def test_members_with_comments_are_read(tmp_path):
+    infos = [zipfile.ZipInfo("a"), zipfile.ZipInfo("b")]
+    for info in infos:
+        info.comment = b"taken from a bridge"
+    assert names(write_zip(tmp_path / "x.zip", [(info, b"x") for info in infos])) == ["a", "b"]
+
+
 # -- what is ignored, what is accepted
 
 
@@ -343,13 +350,17 @@ def test_cut_off_archive_is_damaged(tmp_path):
 
 @pytest.mark.parametrize(
     ("record", "place", "value"),
-    [(b"PK\x01\x02", 6, b"\xff\0"), (b"PK\x05\x06", 12, b"\0\0\0\x80")],
-    ids=["entry of a version to come", "directory longer than the file"],
+    [
+        (b"PK\x01\x02", 6, b"\xff\0"),
+        (b"PK\x05\x06", 12, b"\0\0\0\x80"),
+        (b"PK\x03\x04", 0, b"XX"),
+    ],
+    ids=["entry of a version to come", "directory longer than the file", "no member where it says"],
 )
-def test_directory_that_cannot_be_read_is_damaged(tmp_path, record, place, value):
-    path = write_zip(tmp_path / "x.zip", [("a.jpg", b"x")])
+def test_archive_whose_records_contradict_each_other_is_damaged(tmp_path, record, place, value):
+    path = write_zip(tmp_path / "x.zip", [("a.jpg", b"x"), ("b.jpg", b"x")])
     content = bytearray(path.read_bytes())
-    start = content.index(record) + place
+    start = content.rindex(record) + place
     content[start : start + len(value)] = value
     path.write_bytes(content)
     assert refusal(path) == (400, "corrupt_file")
