@@ -87,6 +87,24 @@ def run(job, detector, **arguments):
 
 
 @pytest.mark.django_db
+def test_unit_that_is_known_to_be_anothers_stores_nothing_more(
+    user, dataset, tmp_path, monkeypatch
+):
+    """The thread that renews the lease tells so before the database is asked."""
+
+    def taken_away(lease):
+        raise LeaseLostError("Work unit was taken away.")
+
+    monkeypatch.setattr(LeaseKeeper, "note_progress", taken_away)
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    _, unit = run(job, FakeDetector())
+    assert (unit.state, job.state) == ("running", "Running")
+    assert not FrameResult.objects.exists()
+
+
+@pytest.mark.django_db
 def test_image_is_detected_stored_and_drawn(user, dataset, tmp_path):
     write_image(tmp_path / "a.png", size_wh=(64, 48))
     add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
