@@ -4,6 +4,7 @@ import json
 import socket
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ from datasets.media.errors import MediaError
 from datasets.media.limits import MediaLimits
 from datasets.media.seeking import SeekPlan, SeekPoint
 from datasets.media.sound import _PacketClock
-from datasets.media.timing import ClockJump, FrameClock, clock_jumps
+from datasets.media.timing import ClockJump, FrameClock, StampChoice, clock_jumps
 from datasets.media.video import count_frames, first_stamp_seconds, iter_frames
 from tests.mediafiles import (
     corner_picture,
@@ -146,6 +147,20 @@ def test_times_are_counted_from_the_first_frame(tmp_path):
     path = write_video(tmp_path / "x.mkv", frames=3, times_ms=[5000, 5040, 5080])
     found = [frame.time_seconds for frame in iter_frames(path)]
     assert found == pytest.approx([0, 0.04, 0.08], abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("container", "stamps", "expected"),
+    [
+        ("mov", [(10, 8), (30, 9), (20, 10), (40, 11)], [10, 30, 12, 13]),  # runs backwards once
+        ("mov", [(10, 8), (20, 8), (30, 8)], [10, 20, 30]),  # the packets' clock stands
+        ("avi", [(0, 5), (9, 6), (3, 7)], [0, 1, 2]),  # made up, so not believed from the start
+        ("mov", [(None, 5), (7, None), (None, None)], [5, 7, None]),
+    ],
+)
+def test_stamp_of_the_kind_that_ran_backwards_less_often_is_taken(container, stamps, expected):
+    choice = StampChoice(container)
+    assert [choice.of(SimpleNamespace(pts=pts, dts=dts)) for pts, dts in stamps] == expected
 
 
 def test_clock_fills_in_missing_stamps_and_goes_on_where_the_stored_clock_jumps():

@@ -72,6 +72,14 @@ def test_users_take_turns_however_many_jobs_they_have():
     assert turns({**many, few.pk: "x"}) == "axbxcxabc"
 
 
+def test_job_whose_units_are_all_at_work_has_no_turn():
+    busy, waiting = job_of(make_user(), images=1), job_of(make_user(), images=1)
+    unit_of = {job.pk: WorkUnit.objects.get(job=job).pk for job in (busy, waiting)}
+    services.claim_unit(unit_id=unit_of[busy.pk], worker_name="w")
+    Job.objects.update(served_at=None)
+    assert services.next_unit() == unit_of[waiting.pk]
+
+
 def test_unit_that_pauses_is_nobodys_turn_until_then(hints):
     job = job_of(make_user(), images=1)
     unit = WorkUnit.objects.get()
