@@ -315,12 +315,15 @@ def test_no_hint_is_repeated_while_the_queue_is_crowded(user, sent_hints, monkey
 
 
 def test_hint_that_the_broker_refuses_is_sent_by_the_next_sweep(user, sent_hints, monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: False)
-    job = submit(user, images=1)
+    refused: list[int] = []
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: bool(refused.append(unit_id)))
+    job = submit(user, images=2)
+    units = list(WorkUnit.objects.filter(job=job).values_list("pk", flat=True))
     assert services.enqueue_units() == 0
+    assert refused == units[:1]  # who is away is not asked again at once
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: sent_hints.append(unit_id) or True)
-    assert services.sweep() == 1
-    assert sent_hints == [WorkUnit.objects.get(job=job).pk]
+    assert services.sweep() == 2
+    assert sent_hints == units
 
 
 def test_aborted_job_charges_the_frames_that_are_done_and_keeps_them(user):
@@ -338,6 +341,21 @@ def test_aborted_job_charges_the_frames_that_are_done_and_keeps_them(user):
     with pytest.raises(services.JobFinishedError):
         services.abort_job(job_id=job.pk)
     assert kinds(user)[-1] == "job.aborted"
+    assert_sound()
+
+
+def test_aborted_job_leaves_other_jobs_as_they_were(user):
+    other, job = submit(user, images=1), submit(user, images=1, name="bridge")
+    services.abort_job(job_id=job.pk)
+    assert (unit_states(job), file_states(job)) == (["aborted"], ["aborted"])
+    assert (unit_states(other), file_states(other)) == (["pending"], ["pending"])
+    complete(other)
+    other.refresh_from_db()
+    assert (other.state, other.charged_hundredths, file_states(other)) == (
+        "Completed",
+        150,
+        ["completed"],
+    )
     assert_sound()
 
 
