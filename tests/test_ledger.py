@@ -131,6 +131,12 @@ def test_top_up_names_the_administrator_and_the_reason_and_tells_the_user():
     assert event.payload == {"amount_tokens": 2.25, "reason": "gift"}
 
 
+def test_top_up_of_twenty_thousand_tokens_is_the_largest():
+    user, admin = make_user(), make_user(staff=True)
+    top_up_tokens(actor=admin, user=user, amount_tokens=Decimal(20_000), reason="", key="k")
+    assert balance_hundredths(user=user) == 2_100_000
+
+
 def test_top_up_repeated_under_its_key_is_told_once():
     user, admin = make_user(), make_user(staff=True)
     for _ in range(2):
