@@ -18,6 +18,7 @@ from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import DatabaseError, InterfaceError
 
+from datasets.media.errors import MediaError
 from datasets.media.seeking import SeekPlan
 from datasets.models import MediaFile
 from datasets.uploading import media_limits
@@ -104,19 +105,24 @@ def _process_batch(work: Work, detector: Detector) -> None:
             part.pk: folder / f"{part.pk}.{annotated_extension(part.job_file.media_file)}"
             for part in work.parts
         }
-        tasks = [
-            ImageTask(stack.enter_context(media_copy(part.job_file.media_file)), targets[part.pk])
-            for part in work.parts
-        ]
-
+        tasks: list[ImageTask] = []
+        there: list[UnitFile] = []
         drawn: dict[int, Path] = {}
         faults: dict[int, FileFault] = {}
+        for part in work.parts:
+            try:
+                source = stack.enter_context(media_copy(part.job_file.media_file))
+            except MediaError as error:
+                faults[part.job_file_id] = FileFault(error.code, error.detail)
+                continue
+            tasks.append(ImageTask(source, targets[part.pk]))
+            there.append(part)
         # Within a picture as well: a thousand tiles of it may take longer than silence is borne.
         outcomes = process_images(
             tasks, detector, on_progress=work.note_progress, limits=media_limits()
         )
         stack.callback(outcomes.close)
-        for part, outcome in zip(work.parts, outcomes, strict=True):
+        for part, outcome in zip(there, outcomes, strict=True):
             if outcome.error is not None:
                 faults[part.job_file_id] = FileFault(outcome.error.code, outcome.error.detail)
                 continue
@@ -283,9 +289,18 @@ def annotated_extension(media_file: MediaFile) -> str:
     return DRAWABLE_FORMATS.get(media_file.format, "png")
 
 
-def media_copy(media_file: MediaFile) -> contextlib.AbstractContextManager[Path]:
-    """The media file as a local file, for as long as the block lasts."""
-    return local_copy(str(media_file.content.name))
+@contextlib.contextmanager
+def media_copy(media_file: MediaFile) -> Iterator[Path]:
+    """The media file as a local file, for as long as the block lasts.
+
+    Raises MediaError for one that somebody has removed: to try again brings nothing back.
+    """
+    name = str(media_file.content.name)
+    # A storage that is away as a whole is waited for, as a disk that fails is.
+    if not default_storage.exists(name) and default_storage.exists(name.rpartition("/")[0]):
+        raise MediaError("file_missing", "The file is no longer in the storage.", 422)
+    with local_copy(name) as path:
+        yield path
 
 
 # -- what is found -------------------------------------------------------------------------------

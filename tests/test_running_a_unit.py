@@ -12,7 +12,7 @@ import pytest
 import torch
 from celery.worker import state as worker_state
 from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
+from django.core.files.storage import FileSystemStorage, default_storage
 from django.db import OperationalError
 from django.utils import timezone
 
@@ -176,6 +176,60 @@ def test_corrupt_file_fails_alone(user, dataset, tmp_path):
     assert (job.state, job.charged_hundredths) == ("Completed", 150)
     first = '{"filename": "bad.png", "type": "image", "error": '
     assert first in "".join(result_json(job))
+
+
+@pytest.mark.django_db
+def test_image_that_was_removed_from_the_storage_fails_alone(user, dataset, tmp_path):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    for name in ("gone.png", "a.png"):
+        add_media_file(dataset, name=name, content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    gone, good = JobFile.objects.filter(job=job)
+    default_storage.delete(gone.media_file.content.name)
+    _, unit = run(job, FakeDetector())
+    gone.refresh_from_db()
+    good.refresh_from_db()
+    assert (unit.state, unit.attempt) == ("completed", 1)
+    assert (gone.state, gone.error) == ("failed", "The file is no longer in the storage.")
+    assert (good.state, job.state, job.charged_hundredths) == ("completed", "Completed", 150)
+    assert list(FrameResult.objects.values_list("media_file", flat=True)) == [good.media_file_id]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("options", [{}, {"tracking": True}])
+def test_video_that_was_removed_from_the_storage_fails_and_costs_nothing(
+    user, dataset, tmp_path, options
+):
+    write_video(tmp_path / "a.mp4", frames=5)
+    added = add_media_file(
+        dataset,
+        name="a.mp4",
+        content=tmp_path / "a.mp4",
+        media_type="video",
+        frame_count=5,
+        image_format="mp4",
+    )
+    job = submit(user)
+    Job.objects.filter(pk=job.pk).update(options=job.options | options)
+    default_storage.delete(added.content.name)
+    _, unit = run(job, FakeDetector())
+    assert (unit.state, unit.attempt) == ("failed", 1)
+    assert (job.state, job.error) == ("Failed", "The file is no longer in the storage.")
+    assert balance_hundredths(user=user) == 100_000
+
+
+@pytest.mark.django_db
+def test_image_of_a_storage_that_is_away_is_tried_again(user, dataset, tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", size_wh=(64, 48))
+    add_media_file(dataset, name="a.png", content=tmp_path / "a.png", image_format="png")
+    job = submit(user)
+    away = FileSystemStorage(tmp_path / "away")
+    with monkeypatch.context() as patch:
+        patch.setattr("inference.unit_work.default_storage", away)
+        patch.setattr("odproject.core.files.default_storage", away)
+        _, unit = run(job, FakeDetector())
+    assert (unit.state, unit.tries) == ("pending", 0)
+    assert JobFile.objects.get().state == "running"
 
 
 @pytest.mark.django_db
