@@ -18,19 +18,21 @@ def refuse(*args, **kwargs):
     raise InterfaceError("connection already closed")
 
 
-def test_sweeper_goes_on_after_a_dead_connection(settings, monkeypatch):
+def run_sweeper(settings, monkeypatch, *, failing_rounds: int = 0) -> list[str]:
+    """Run the sweeper until its first round that does not fail; what it did, in order."""
     settings.SWEEP_INTERVAL_SECONDS = 0.01
     rounds: list[str] = []
 
     def sweep() -> int:
         rounds.append("sweep")
-        if rounds.count("sweep") < 3:
+        if rounds.count("sweep") <= failing_rounds:
             refuse()
         os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
     monkeypatch.setattr(sweeper, "sweep", sweep)
     monkeypatch.setattr(sweeper, "enqueue_tests", lambda: rounds.append("tests"))
+    monkeypatch.setattr(sweeper, "_clean", lambda: rounds.append("cleaned"))
     monkeypatch.setattr(sweeper, "close_old_connections", lambda: rounds.append("renewed"))
     monkeypatch.setattr(sweeper, "die_with_parent", lambda: None)
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
@@ -43,7 +45,17 @@ def test_sweeper_goes_on_after_a_dead_connection(settings, monkeypatch):
         late.cancel()
         for one, handler in handlers.items():
             signal.signal(one, handler)
-    assert rounds == ["sweep", "renewed", "sweep", "renewed", "sweep", "tests", "renewed"]
+    return rounds
+
+
+def test_sweeper_goes_on_after_a_dead_connection(settings, monkeypatch):
+    rounds = run_sweeper(settings, monkeypatch, failing_rounds=2)
+    assert rounds[:6] == ["sweep", "renewed", "sweep", "renewed", "sweep", "tests"]
+    assert rounds[-1] == "renewed"
+
+
+def test_sweeper_cleans_up_in_its_first_round(settings, monkeypatch):
+    assert run_sweeper(settings, monkeypatch) == ["sweep", "tests", "cleaned", "renewed"]
 
 
 @pytest.mark.django_db

@@ -58,7 +58,8 @@ class Command(BaseCommand):
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        next_cleaning = time.monotonic() + CLEANING_INTERVAL_SECONDS
+        # The first time at once: services that never run for an hour have crashes, too.
+        next_cleaning = time.monotonic()
         while not stopped.wait(settings.SWEEP_INTERVAL_SECONDS):
             try:
                 if moved := sweep():
