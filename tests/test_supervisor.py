@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from django.core.management import CommandError, call_command
 
 from odproject import supervisor as supervisor_module
 from odproject.engines import wait_until
+from odproject.management.commands import up
 from odproject.supervisor import (
     ChildSpec,
     Supervisor,
@@ -327,6 +329,20 @@ def test_a_port_in_use_is_told_in_one_sentence():
     assert str(refusal.value) == (
         f"Port {port} on 127.0.0.1 is in use; stop what uses it, or set OD_HTTP_PORT."
     )
+
+
+@pytest.mark.parametrize("port", ["65536", "70000", "-1", "http"])
+def test_a_port_that_does_not_exist_is_told_in_one_sentence(port, tmp_path, settings, monkeypatch):
+    settings.DATA_DIR = tmp_path
+    monkeypatch.setenv("OD_HTTP_PORT", port)
+    # The system would take such a number modulo 65536, and serve where nobody looks.
+    monkeypatch.setattr(up, "bind_sockets", lambda host, number: pytest.fail(f"bound {number}"))
+    with pytest.raises(CommandError) as refusal:
+        call_command("up")
+    assert str(refusal.value) == (
+        f"OD_HTTP_PORT must be a whole number from 0 to 65535, not '{port}'."
+    )
+    assert not (tmp_path / "postgres").exists()
 
 
 def test_by_default_only_this_machine_is_served():

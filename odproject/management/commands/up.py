@@ -88,7 +88,8 @@ class Command(BaseCommand):
 
     def _run(self, data_dir: Path) -> int:
         sockets = bind_sockets(
-            os.environ.get("OD_HTTP_HOST", ""), _number("OD_HTTP_PORT", 8080, smallest=0)
+            os.environ.get("OD_HTTP_HOST", ""),
+            _number("OD_HTTP_PORT", 8080, smallest=0, largest=65535),
         )
         address = sockets[0].getsockname()
         url = _http_url(address)
@@ -290,11 +291,13 @@ def _manage(*arguments: str) -> list[str]:
     return [sys.executable, str(Path(settings.BASE_DIR) / "manage.py"), *arguments]
 
 
-def _number(name: str, default: int, *, smallest: int) -> int:
+def _number(name: str, default: int, *, smallest: int, largest: int | None = None) -> int:
     text = os.environ.get(name) or str(default)
-    if not text.isascii() or not text.isdigit() or int(text) < smallest:
-        raise SupervisorError(f"{name} must be a whole number from {smallest}, not {text!r}.")
-    return int(text)
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if number < smallest or (largest is not None and number > largest):
+        span = f"from {smallest}" if largest is None else f"from {smallest} to {largest}"
+        raise SupervisorError(f"{name} must be a whole number {span}, not {text!r}.")
+    return number
 
 
 def _http_url(address: tuple[Any, ...]) -> str:
