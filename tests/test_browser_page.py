@@ -2,11 +2,13 @@
 
 import json
 import re
+import time
 import uuid
 import zipfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import jwt
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +30,7 @@ from tests.browser import (
     start_job,
     upload,
 )
-from tests.service import running_service
+from tests.service import Service
 
 pytestmark = pytest.mark.service
 
@@ -1189,6 +1191,79 @@ def _take(page: Page, route: Route, picture: Path) -> None:
     assert taken.status == 201
 
 
+def _two_pictures(folder: Path) -> list[Path]:
+    names = (folder / "a.jpg", folder / "b.jpg")
+    return [drawn_image(name, seed, size_wh=(320, 180)) for seed, name in enumerate(names)]
+
+
+def test_upload_whose_connection_breaks_goes_on_when_it_is_back(page, service, tmp_path):
+    keys: list[str] = []
+
+    def lose_first_answer(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) > 1:
+            route.continue_()
+            return
+        _take(page, route, pictures[0])
+        route.abort("connectionreset")
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Wavering")
+    pictures = _two_pictures(tmp_path)
+    looks = HeldRequests(page, "**/livez")
+    page.route(UPLOADS, lose_first_answer)
+    page.get_by_label("Choose files").set_input_files(pictures)
+    expect(page.locator("#upload-label")).to_have_text("a.jpg waits for the connection (1 of 2)")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    look = looks.take()
+    assert len(keys) == 1
+    look.continue_()
+    expect(page.locator("#report h4")).to_have_text("2 files accepted for 1.5 tokens")
+    expect(page.locator("#balance")).to_have_text("998.5")
+    expect(page.locator("#media-files li")).to_have_count(2)
+    assert len(keys) == 3
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_wait_for_the_connection_can_be_cancelled(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Away")
+    page.route("**/livez", lambda route: route.abort("internetdisconnected"))
+    page.route(UPLOADS, lambda route: route.abort("internetdisconnected"))
+    page.get_by_label("Choose files").set_input_files(_two_pictures(tmp_path))
+    expect(page.locator("#upload-label")).to_have_text("a.jpg waits for the connection (1 of 2)")
+    page.get_by_role("button", name="Cancel").click()
+    lines = page.locator("#report li span")
+    expect(lines).to_have_text([f"{IN_DOUBT}The connection broke off.{TRY_AGAIN}"])
+    expect(page.locator("#uploading")).to_be_hidden()
+    page.unroute(UPLOADS)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#report h4")).to_have_text("1 file accepted for 0.75 tokens")
+    expect(page.locator("#balance")).to_have_text("999.25")
+
+
+def test_upload_that_breaks_again_and_again_is_left_to_its_user(page, service, tmp_path):
+    sent: list[str] = []
+
+    def break_off(route: Route) -> None:
+        sent.append(route.request.headers["idempotency-key"])
+        route.abort("connectionreset")
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Broken")
+    page.route(
+        UPLOADS, lambda one: break_off(one) if one.request.method == "POST" else one.continue_()
+    )
+    page.get_by_label("Choose files").set_input_files(drawn_image(tmp_path / "a.jpg"))
+    lines = page.locator("#report li span")
+    expect(lines).to_have_text([f"{IN_DOUBT}The connection broke off.{TRY_AGAIN}"])
+    assert len(sent) == 3
+    assert len(set(sent)) == 1
+
+
 def test_upload_refused_for_want_of_room_is_free_and_may_be_tried_again(page, service, tmp_path):
     def refuse(route: Route) -> None:
         if route.request.method == "POST":
@@ -1435,23 +1510,39 @@ def test_two_tabs_without_locks_survive_an_exchange_in_the_same_moment(page, ser
     assert sorted(route.request.response().status for route in exchanges) == [201, 401]
 
 
-def test_expired_access_tokens_are_renewed_silently_in_two_tabs(page, tmp_path):
-    with running_service(tmp_path, OD_ACCESS_TOKEN_MINUTES="0.1") as service:
-        sign_up(page, service.base_url, unique_email())
-        tabs = [page, page.context.new_page()]
-        traffic = [Traffic(tab) for tab in tabs]
-        for tab in tabs:
-            tab.goto(service.base_url)
-            tab.evaluate("window.neverReloaded = true")
-        first = session_of(page)["refresh"]
-        for heard in traffic:  # a socket ends with its access token, and the next one opens
-            wait_for_greetings(page, heard, 4)
-        assert session_of(page)["refresh"] != first
-        create_dataset(tabs[1], "Still here")
-        for tab, seen in zip(tabs, traffic, strict=True):
-            assert tab.evaluate("window.neverReloaded") is True
-            assert seen.complaints == []
-        page.context.close()
+def _shorten_access_token(page: Page, service: Service, lives_seconds: int) -> None:
+    """Put a token of the same session into the page's storage that ends soon."""
+    secret = (service.data_dir / "secret_key").read_text().strip()
+    claims = jwt.decode(session_of(page)["access"], secret, algorithms=["HS256"])
+    claims |= {"iat": int(time.time()), "exp": int(time.time()) + lives_seconds}
+    page.evaluate(
+        """([access, livesMs]) => {
+            const session = JSON.parse(localStorage.getItem("odproject.session"));
+            const short = { ...session, access, renewAt: Date.now() + 0.8 * livesMs };
+            localStorage.setItem("odproject.session", JSON.stringify(short));
+        }""",
+        [jwt.encode(claims, secret, algorithm="HS256"), 1000 * lives_seconds],
+    )
+
+
+def test_expired_access_token_is_renewed_silently_in_two_tabs(page, service):
+    sign_up(page, service.base_url, unique_email())
+    tabs = [page, page.context.new_page()]
+    traffic = [Traffic(tab) for tab in tabs]
+    first = session_of(page)["refresh"]
+    _shorten_access_token(page, service, lives_seconds=15)
+    for tab in tabs:
+        tab.goto(service.base_url)
+        tab.evaluate("window.neverReloaded = true")
+    for heard in traffic:  # a socket ends with its access token, and the next one opens
+        wait_for_greetings(page, heard, 2)
+    assert session_of(page)["refresh"] != first
+    exchanges = [url for heard in traffic for url in heard.urls if "/tokens/refresh/" in url]
+    assert len(exchanges) == 1
+    create_dataset(tabs[1], "Still here")
+    for tab, seen in zip(tabs, traffic, strict=True):
+        assert tab.evaluate("window.neverReloaded") is True
+        assert seen.complaints == []
 
 
 def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path):

@@ -12,6 +12,8 @@ const ENDED = "Your session has ended. Please log in again.";
 const RENEW_AFTER = 0.8; // of an access token's life
 const TURN_NAME = "odproject.renewal";
 const OTHER_TAB_MS = 3000;
+const FIRST_LOOK_MS = 1000;
+const LAST_LOOK_MS = 15000;
 const UNREACHABLE = "The service cannot be reached. Please try again in a moment.";
 const BROKEN_OFF = "The connection broke off.";
 const UNREADABLE =
@@ -198,6 +200,19 @@ async function withAccess(attempt) {
 }
 
 // -- requests
+
+// Waits until the service answers anything at all; false when `abortSignal` ends the wait first.
+export async function connectionIsBack(abortSignal) {
+  for (let pauseMs = FIRST_LOOK_MS; !abortSignal.aborted; pauseMs = Math.min(2 * pauseMs, LAST_LOOK_MS)) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, pauseMs);
+      abortSignal.addEventListener("abort", resolve, { once: true });
+    });
+    const answer = await fetch("/livez", { cache: "no-store", signal: abortSignal }).catch(() => null);
+    if (answer) return true;
+  }
+  return false;
+}
 
 // A key for one intention: what is sent again with the same one happens once.
 export function newIdempotencyKey() {

@@ -1,11 +1,12 @@
 // Uploads by a choice of files or by drag and drop, with progress and a report file by file.
 
-import { newIdempotencyKey, sessionEnds, uploadFile } from "./api.js";
+import { connectionIsBack, newIdempotencyKey, sessionEnds, uploadFile } from "./api.js";
 import { choiceChanges, chosenDataset, refreshDatasets } from "./datasets.js";
 import { refreshBalance } from "./ledger.js";
 import { amount, announce, button, byId, element, plural } from "./page.js";
 
 const LONGEST_REPORT = 500;
+const MOST_TRIES = 3;
 const DOUBTFUL_KEY = "odproject.doubtful";
 
 const state = {
@@ -127,20 +128,43 @@ function withdrawLine(id) {
   item.remove();
 }
 
-function uploadOne({ file, datasetId, idempotencyKey }) {
-  const draw = (share) => {
-    const verb = share === null ? "Checking" : "Uploading";
-    drawProgress(`${verb} ${file.name}${whichText()}`, share);
-    state.drawAgain = () => draw(share);
-  };
-  draw(0);
+// A connection that breaks fails neither the file nor what waits behind it: the same is sent again,
+// under the same key, once the service can be reached.
+async function uploadOne(one) {
   state.current = new AbortController();
-  const path = `/api/v1/datasets/${datasetId}/uploads/`;
-  const settings = { abortSignal: state.current.signal, onProgress: draw, idempotencyKey };
-  return uploadFile(path, file, settings).finally(() => {
+  const { signal } = state.current;
+  try {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await send(one, signal);
+      } catch (refusal) {
+        if (refusal.status || !refusal.isInDoubt || tries === MOST_TRIES) throw refusal;
+        state.doubtful.set(one.id, one.idempotencyKey);
+        const isSent = false; // nobody waits for an answer, so this may be cancelled
+        const label = () => `${one.file.name} waits for the connection${whichText()}`;
+        draw(() => drawProgress(label(), null, isSent));
+        if (!(await connectionIsBack(signal))) throw refusal;
+      }
+    }
+  } finally {
     state.current = null;
     state.drawAgain = () => {};
-  });
+  }
+}
+
+function send({ file, datasetId, idempotencyKey }, abortSignal) {
+  const onProgress = (share) => {
+    const verb = share === null ? "Checking" : "Uploading";
+    draw(() => drawProgress(`${verb} ${file.name}${whichText()}`, share));
+  };
+  onProgress(0);
+  const path = `/api/v1/datasets/${datasetId}/uploads/`;
+  return uploadFile(path, file, { abortSignal, onProgress, idempotencyKey });
+}
+
+function draw(drawing) {
+  drawing();
+  state.drawAgain = drawing;
 }
 
 function whichText() {
@@ -148,13 +172,13 @@ function whichText() {
   return count > 1 ? ` (${state.begun} of ${count})` : "";
 }
 
-function drawProgress(text, share) {
+function drawProgress(text, share, isSent = share === null) {
   const bar = byId("upload-progress");
   const percent = share === null ? "" : ` – ${Math.floor(share * 100)}%`;
   byId("upload-label").textContent = text + percent;
   // What has arrived is charged when it is accepted; only what waits is left to cancel then.
-  state.isSent = share === null;
-  byId("upload-cancel").hidden = state.isSent && !state.waiting.length;
+  state.isSent = isSent;
+  byId("upload-cancel").hidden = isSent && !state.waiting.length;
   if (share === null) bar.removeAttribute("value");
   else bar.value = share * 100;
 }
