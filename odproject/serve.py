@@ -9,7 +9,7 @@ What is added to Daphne:
   (`odproject.bridge`); Daphne would copy it into memory, and Twisted would parse it there too;
 - a body above a limit is refused with 413 while it streams in, and one for which the disk has no
   room with 507; only a client with a token may send more than a small one, and only an upload;
-- sending waits for the reader, and a reader without progress is cut off;
+- sending waits for the reader; one without progress is cut off, and so is a head that trickles;
 - a websocket whose client sends faster than it is heard, or does not read, is closed;
 - a refusal is a problem document; no header names the server;
 - SIGTERM lets running requests finish.
@@ -17,7 +17,7 @@ What is added to Daphne:
 Environment: OD_MAX_REQUEST_BYTES (2 GiB) limits a body; OD_MAX_PARSED_BYTES (10 MiB) limits the
 kinds of body that the application reads into memory (JSON, urlencoded forms, text) and every body
 of a stranger. OD_MIN_FREE_BYTES (512 MiB) stay free on the disk. OD_STALLED_READER_SECONDS (60) is
-how long a reader may make no progress.
+how long a reader may make no progress, and how long the head of a request may take to arrive.
 """
 # ruff: noqa: N802 - Twisted and Autobahn name the methods overridden here.
 
@@ -76,7 +76,7 @@ _PARSED_TYPES = (b"application/x-www-form-urlencoded", b"application/json", b"te
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server bears: sizes of bodies in bytes, patience with readers in seconds."""
+    """What the server bears: sizes of bodies in bytes, patience with clients in seconds."""
 
     max_request_bytes: int = 2 * GIBIBYTE
     max_parsed_bytes: int = 10 * MEBIBYTE
@@ -125,14 +125,31 @@ def problem_document(status: int, code: str, name: str, detail: str) -> bytes:
     return json.dumps(document).encode()
 
 
+def origin_form(target: bytes) -> bytes:
+    """Return what a request's target names on this server: `http://host/a?b` is `/a?b`.
+
+    A client may send the whole address (RFC 9112, 3.2.2), as to a proxy.
+    """
+    scheme, colon, rest = target.partition(b"://")
+    if not colon or scheme.lower() not in (b"http", b"https"):
+        return target
+    end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    path = rest[end:]
+    return path if path.startswith(b"/") else b"/" + path
+
+
 class Channel(HTTPChannel):
     """One HTTP connection. It refuses bodies early and tells writers when to wait."""
+
+    _path: bytes  # of the request whose head was read last
 
     def __init__(self) -> None:
         super().__init__()
         self.writable = asyncio.Event()
         self.writable.set()
         self.refused = False
+        self._expects_head = True
+        self._head_timer: Any = None
 
     @property
     def limits(self) -> Limits:
@@ -142,8 +159,14 @@ class Channel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         """Refuse a body that is announced too long, instead of asking for it (100-continue)."""
+        self._expects_head = False
+        self._stop_head_timer()
         request = self.requests[-1]
         request.begun_at = time.time()
+        if len(request.requestHeaders.getRawHeaders(b"Host", ())) > 1:
+            self._respondToBadRequestAndDisconnect()
+            return
+        self._path = origin_form(self._path)
         # The request itself learns its address only when its body is complete.
         request.large_body_refusal = self.factory.server.refuses_large_body(
             address=self._path,
@@ -161,8 +184,14 @@ class Channel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Take what the client sends; after a refusal it is thrown away."""
-        if not self.refused:
-            super().dataReceived(data)
+        if self.refused:
+            return
+        # What comes while a request is answered waits for its end, and may well be whole.
+        if self._expects_head and not self._handlingRequest and self._head_timer is None:
+            self._head_timer = self.callLater(
+                self.limits.stalled_reader_seconds, self._refuse_late_head
+            )
+        super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:
         """Take a line of the head; after a refusal it is thrown away."""
@@ -171,6 +200,7 @@ class Channel(HTTPChannel):
 
     def allContentReceived(self) -> None:
         """Run the request, unless it was refused."""
+        self._expects_head = True
         if not self.refused:
             super().allContentReceived()
 
@@ -217,6 +247,7 @@ class Channel(HTTPChannel):
         )
         for request in self.requests:
             request.drop_body()
+        self._stop_head_timer()
         self.setTimeout(None)
         self._networkProducer.unregisterProducer()
         self.transport.write(head.encode("ascii") + body)
@@ -242,12 +273,23 @@ class Channel(HTTPChannel):
 
     def connectionLost(self, reason: Any) -> None:
         """Wake up whoever waits for the reader."""
+        self._stop_head_timer()
         self.writable.set()
         super().connectionLost(reason)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse an address or a header that is too long."""
         self.refuse(431, "head_too_large", "HeadTooLargeError", "The request's head is too long.")
+
+    def _refuse_late_head(self) -> None:
+        self._head_timer = None
+        detail = "The request's head did not arrive in time."
+        self.refuse(408, "request_timeout", "RequestTimeoutError", detail)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(400, "bad_request", "BadRequestError", "The request is not valid HTTP.")

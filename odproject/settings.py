@@ -31,12 +31,15 @@ def env(name: str, default: str = "") -> str:
     return os.environ.get(name) or default
 
 
-def env_int(name: str, default: int) -> int:
+def env_int(name: str, default: int, *, at_least: int = 0) -> int:
     """The variable as a whole number; raises ImproperlyConfigured for anything else."""
     try:
-        return int(env(name, str(default)))
+        number = int(env(name, str(default)))
     except ValueError as error:
         raise _misspelled(name, "a whole number") from error
+    if number < at_least:
+        raise _misspelled(name, f"at least {at_least}")
+    return number
 
 
 def env_float(name: str, default: float) -> float:
@@ -185,13 +188,18 @@ def embedded(name: str) -> str:
 DATABASE_URL = env("DATABASE_URL") or embedded("database_url")
 REDIS_URL = env("REDIS_URL") or embedded("redis_url") or "redis://localhost:6379/0"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES: dict[str, Any] = {
-    "default": dj_database_url.parse(
+try:
+    _database = dj_database_url.parse(
         DATABASE_URL or "postgresql://od_app@localhost/odproject",
         conn_max_age=None,  # a fixed pool of threads, each with its own connection
         conn_health_checks=True,
     )
-}
+except ValueError:
+    _database = {}
+if _database.get("ENGINE") != "django.db.backends.postgresql":
+    # Not repeated here: it may hold a password.
+    raise ImproperlyConfigured("DATABASE_URL must be postgresql://user:password@host:port/name.")
+DATABASES: dict[str, Any] = {"default": _database}
 DATABASES["default"]["OPTIONS"] = {
     **DATABASES["default"].get("OPTIONS", {}),
     "connect_timeout": 5,
@@ -346,11 +354,13 @@ MAX_IMAGE_PIXELS = env_int("OD_MAX_IMAGE_PIXELS", 200_000_000)
 MAX_VIDEO_FRAMES = env_int("OD_MAX_VIDEO_FRAMES", 100_000)
 INSPECTION_TIMEOUT_SECONDS = env_int("OD_INSPECTION_TIMEOUT_SECONDS", 300)
 INSPECTION_MEMORY_BYTES = env_int("OD_INSPECTION_MEMORY_BYTES", 4 * 1024**3)
-WEB_THREADS = env_int("OD_WEB_THREADS", 16)  # in each web process
+WEB_THREADS = env_int("OD_WEB_THREADS", 16, at_least=1)  # in each web process
 # Threads beside them that take uploads, one at a time each; the others wait without a thread.
 # Users take turns, and the last free thread is for one who has none.
-CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4)
-CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2)  # the same, for whole results of jobs
+CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4, at_least=1)
+CONCURRENT_RESULTS = env_int(
+    "OD_CONCURRENT_RESULTS", 2, at_least=1
+)  # the same, for whole results of jobs
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 # What the server reads for itself (`odproject.serve`) is named here where it makes no sense.
 env_int("OD_MAX_REQUEST_BYTES", 1)
@@ -390,9 +400,11 @@ TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
 UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
-UNIT_MAX_IMAGES = env_int("OD_UNIT_MAX_IMAGES", 16)  # a unit is a batch of so many images
+UNIT_MAX_IMAGES = env_int(
+    "OD_UNIT_MAX_IMAGES", 16, at_least=1
+)  # a unit is a batch of so many images
 # Or a range of so many frames of a video: of either, fewer where they are cut into tiles.
-UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512)
+UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512, at_least=1)
 UNITS_ENQUEUED_PER_JOB = 4
 UNIT_HINT_SECONDS = env_float("OD_UNIT_HINT_SECONDS", 15)  # then the sweeper repeats the hint
 SWEEP_INTERVAL_SECONDS = env_float("OD_SWEEP_INTERVAL_SECONDS", 2)

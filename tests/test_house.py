@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from tests.conftest import FilesWhole
@@ -53,12 +54,24 @@ def test_setting_that_makes_no_sense_is_named_in_one_sentence(monkeypatch):
         ("OD_UNIT_LEASE_SECONDS", "nan", "a number"),
         ("OD_MAX_REQUEST_BYTES", "2G", "a whole number"),
         ("OD_SECURE_COOKIES", "ture", "true or false"),
+        ("OD_WEB_THREADS", "0", "at least 1"),
+        ("OD_MAX_VIDEO_FRAMES", "-1", "at least 0"),
     ]:
         with monkeypatch.context() as patch:
             patch.setenv(name, text)
             refused = run("manage.py", "up")
         assert refused.returncode == 1
         assert refused.stderr == f"{name} must be {wanted}, not '{text}'.\n"
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "mysql://u:geheim@h/n", "postgresql://u:geheim@h:x/n"]
+)
+def test_address_that_is_no_postgresql_is_told_without_its_password(monkeypatch, address):
+    monkeypatch.setenv("DATABASE_URL", address)
+    refused = run("manage.py", "up")
+    told = "DATABASE_URL must be postgresql://user:password@host:port/name.\n"
+    assert (refused.returncode, refused.stderr) == (1, told)
 
 
 def test_only_an_upload_with_a_token_or_a_pass_may_be_large():

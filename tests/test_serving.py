@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -290,6 +291,7 @@ def test_client_that_asks_first_is_told_to_continue(web):
         b"GET /?\xff HTTP/1.1\r\nHost: a\r\n\r\n",
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nbad name: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/x\r\n"
@@ -302,6 +304,48 @@ def test_request_that_is_no_http_gets_a_problem_document(web, request_bytes):
     assert (status, headers["content-type"]) == (400, "application/problem+json")
     assert json.loads(body)["code"] == "bad_request"
     assert web.counts()["calls"] == calls
+
+
+def test_head_that_trickles_is_ended_with_408(own_web):
+    web = own_web(OD_STALLED_READER_SECONDS="2")
+    with web.connect() as connection:
+        for byte in head("GET", "/", "Connection: close", f"X: {'y' * 400}"):
+            connection.sendall(bytes([byte]))
+            if select.select([connection], [], [], 0.05)[0]:
+                break
+        status, headers, body = parsed(read_all(connection))
+    assert (status, headers["content-type"]) == (408, "application/problem+json")
+    assert json.loads(body)["code"] == "request_timeout"
+    assert web.counts()["calls"] == 0
+
+
+def test_connection_may_rest_between_two_requests(own_web):
+    web = own_web(OD_STALLED_READER_SECONDS="1")
+    with web.connect() as connection:
+        connection.sendall(head("GET", "/first"))
+        first = connection.recv(65536)
+        time.sleep(2)
+        connection.sendall(head("GET", "/second", "Connection: close"))
+        status, _, body = parsed(read_all(connection))
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert (status, json.loads(body)["path"]) == (200, "/second")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"http://test/a/b?c=1", "/a/b", "c=1"),
+        (b"HTTPS://test:443/", "/", ""),
+        (b"http://test", "/", ""),
+        (b"http://test?c=/d", "/", "c=/d"),
+        (b"/a?next=http://test/b", "/a", "next=http://test/b"),
+    ],
+)
+def test_whole_address_names_the_same_as_its_path(web, target, path, query):
+    line = b"GET " + target + b" HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    status, _, body = web.exchange(line)
+    facts = json.loads(body)
+    assert (status, facts["path"], facts["query"]) == (200, path, query)
 
 
 @pytest.mark.parametrize(
