@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from django.core.files.storage import default_storage
-
 from datasets.models import MediaFile
 from inference.models import Job, JobFile
 from inference.pipeline.options import DISPLAY_CONFIDENCE
 from inference.selectors import Wanted, displayed_objects, files_of_job, frame_results
+from odproject.core.files import open_stored
 from odproject.core.text import printable
 
 CHUNK_BYTES = 256 * 1024
@@ -118,7 +117,7 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
     """A zip of the job's annotated files, piece by piece, in constant memory.
 
     Nothing is compressed, because pictures and videos are compressed already. Of two files of one
-    name the second gets a number.
+    name the second gets a number. Raises StoredFileMissingError (404).
     """
     pipe = Pipe()
     names = UnusedNames()
@@ -129,7 +128,7 @@ def annotated_zip(job: Job) -> Iterator[bytes]:
             info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
             info.external_attr = 0o644 << 16
             with (
-                default_storage.open(str(file.annotated.name)) as source,
+                open_stored(str(file.annotated.name)) as source,
                 archive.open(info, "w", force_zip64=True) as target,
             ):
                 while chunk := source.read(CHUNK_BYTES):

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.db import connection
@@ -294,6 +295,14 @@ class TestMediaFiles:
         assert answer["Cache-Control"] == "private, max-age=3600"
         assert "Authorization" in answer["Vary"]
 
+    @pytest.mark.parametrize("what", ["content", "thumbnail"])
+    def test_file_that_somebody_removed_from_the_storage_is_not_found(self, client, dataset, what):
+        accepted = self.upload(client, dataset, image_bytes("PNG", noise((32, 24)))).json()
+        (row,) = MediaFile.objects.filter(pk=accepted["accepted"][0]["id"])
+        default_storage.delete(getattr(row, what).name)
+        answer = client.get(accepted["accepted"][0][f"{what}_url"], HTTP_RANGE="bytes=0-1")
+        assert (answer.status_code, answer.json()["code"]) == (404, "stored_file_missing")
+
 
 class TestJobs:
     """Submit, watch, abort, read."""
@@ -420,6 +429,10 @@ class TestJobs:
             b"picture",
         )
         assert "Authorization" in answer["Vary"]
+        (media_root / "results/x.jpg").unlink()
+        for path in (file["annotated_url"], f"/api/v1/jobs/{job.pk}/annotated-zip/"):
+            gone = client.get(path)
+            assert (gone.status_code, gone.json()["code"]) == (404, "stored_file_missing")
 
     def test_zip_holds_what_was_annotated_before_the_job_was_aborted(
         self, client, user, dataset, media_root, settings

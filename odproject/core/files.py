@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
-from odproject.core.errors import DomainError
+from odproject.core.errors import DomainError, NotFoundError
 from odproject.core.room import ROOM_CHECK_BYTES, has_room_for
 from odproject.core.text import printable
 
@@ -43,6 +43,23 @@ class StorageFullError(DomainError):
     status = 507
     code = "storage_full"
     title = "No room to store it"
+
+
+class StoredFileMissingError(NotFoundError):
+    """Somebody has removed from the storage what there is a row of."""
+
+    code = "stored_file_missing"
+    title = "The file is gone"
+
+
+def open_stored(stored_name: str) -> BinaryIO:
+    """A stored file to read; raises StoredFileMissingError (404)."""
+    try:
+        content: BinaryIO = default_storage.open(stored_name)  # type: ignore[assignment]
+    except FileNotFoundError as error:
+        logger.error("%s is not in the storage any more", stored_name)
+        raise StoredFileMissingError("The file is no longer in the storage.") from error
+    return content
 
 
 @contextlib.contextmanager
@@ -155,18 +172,20 @@ def stored_file_response(
     """A file from storage, or the part that a Range header asks for (206, 416).
 
     It is an attachment of a type that we chose, in a sandbox: nothing in it runs in our pages.
+    Raises StoredFileMissingError (404).
     """
+    content: BinaryIO | Slice = open_stored(stored_name)
     size_bytes = default_storage.size(stored_name)
     try:
         wanted = requested_range(request.headers.get("Range", ""), size_bytes)
     except ValueError:
+        content.close()
         return Response(
             framework_problem(416, f"The file has {size_bytes} bytes."),
             status=416,
             headers={"Content-Range": f"bytes */{size_bytes}"},
             content_type=PROBLEM_CONTENT_TYPE,
         )
-    content: BinaryIO | Slice = default_storage.open(stored_name)  # type: ignore[assignment]
     length_bytes = size_bytes
     if wanted is not None:
         begin, end = wanted
