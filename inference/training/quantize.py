@@ -27,8 +27,6 @@ from inference.training.data import Sources, draw_scenes, load_bare_regions, loa
 _INPUT_PIXELS = 640
 _SCENE_SEEDS = range(3_000_000, 3_000_016)
 _VEHICLE_COUNTS = (10, 24)
-# The head is the last layer of the network; its nodes' names carry its place in the list.
-_KEPT = r".*model\.22.*(cv2|cv3)\.\d\.2.*"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,9 +54,10 @@ def quantize(
     """
     import nncf  # from requirements-train.txt: the service runs without it
 
-    graph = graph_of(load_model(weights, None))
+    model = load_model(weights, None)
+    graph = graph_of(model)
     dataset: Any = nncf.Dataset(list(calibration_inputs(sources, crop_count, size)))
-    kept = nncf.IgnoredScope(patterns=[_KEPT], validate=False)
+    kept = nncf.IgnoredScope(patterns=[last_convolutions(len(model.model))], validate=False)
     twin = nncf.quantize(
         graph,
         dataset,
@@ -68,6 +67,14 @@ def quantize(
     )
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     return write_twin(twin, weights, digest, folder)
+
+
+def last_convolutions(layer_count: int) -> str:
+    """A pattern of the graph's nodes that stay as they are, for a network of so many layers.
+
+    The head is the last layer; its nodes' names carry its place in the list.
+    """
+    return rf".*model\.{layer_count - 1}\..*(cv2|cv3)\.\d\.2\b.*"
 
 
 def calibration_inputs(
