@@ -126,7 +126,8 @@ class DetectionOptionsSerializer(serializers.Serializer[Any]):
         max_length=limits.MAX_CLASS_NAMES,
         allow_null=True,
         required=False,
-        help_text="Only these classes of the model; null for all.",
+        help_text="Only these classes of the model; null for all. The others are left out before "
+        "boxes are merged, so none of them stands in the way of one that is wanted.",
     )
     tiling = TilingField(
         required=False,

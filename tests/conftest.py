@@ -52,14 +52,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class FilesWhole(LoadScopeScheduling):
-    """Each file is run by one process, and all files of the service by the same one.
+    """Each file is run by one process, and all files of the common service by the same one.
 
-    Then the service is started once, as in a run of one process.
+    Then that is started once, as in a run of one process. Tests of faults break services of their
+    own.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return "the service" if is_of_the_service(path) else path
+        has_its_own = path.startswith("tests/faults/")
+        return "the service" if is_of_the_service(path) and not has_its_own else path
 
 
 @functools.cache

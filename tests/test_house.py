@@ -150,7 +150,8 @@ def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
     scope = partial(FilesWhole._split_scope, None)
     of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
     assert {scope(one) for one in of_the_service} == {"the service"}
-    assert scope("tests/test_registry.py::TestRefusedUploads::c") == "tests/test_registry.py"
+    for path in ("tests/test_registry.py", "tests/faults/test_parts_that_are_killed.py"):
+        assert scope(f"{path}::TestSome::c") == path
 
 
 def test_no_example_that_is_made_up_has_to_be_quick():
