@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from odproject.client.__main__ import run
-from odproject.client.commands import local_name
+from odproject.client.commands import described, local_name
 from tests import mediafiles
 from tests.browser import PASSWORD, drawn_image
 
@@ -183,6 +183,19 @@ def test_log_out_ends_the_tokens_too(terminal):
     (terminal.folder / "settings" / "session.json").write_text(json.dumps(session))
     _, error = terminal.type("balance", status=1)
     assert error == "The session has ended: `login EMAIL` again.\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "position", "told"),
+    [
+        ("Pending", 1, "Job 7 pending"),
+        ("Pending", 2, "Job 7 pending, 1 turn before it"),
+        ("Pending", 4, "Job 7 pending, 3 turns before it"),
+        ("Running", None, "Job 7 running"),
+    ],
+)
+def test_job_that_waits_tells_of_the_turns_before_it(state, position, told):
+    assert described({"id": 7, "state": state, "queue_position": position}) == told
 
 
 @pytest.mark.parametrize(

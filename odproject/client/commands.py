@@ -198,17 +198,24 @@ def predict(asked: Asked) -> Any:
 def _followed(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
     """The job once it has ended; raises ClientError unless it completed."""
     with tqdm(total=100, bar_format=JOB_BAR, disable=asked.hides_bars) as bar:
-        while job["state"] not in ENDED_STATES:
-            bar.set_description(f"Job {job['id']} {job['state'].lower()}", refresh=False)
-            bar.update(job["progress_percent"] - bar.n)
+        while True:
+            bar.set_description_str(described(job), refresh=False)
+            bar.n = job["progress_percent"]
             bar.refresh()
+            if job["state"] in ENDED_STATES:
+                break
             time.sleep(POLL_SECONDS)
             job = asked.api.get(f"/api/v1/jobs/{job['id']}/")
-        bar.set_description(f"Job {job['id']} {job['state'].lower()}", refresh=False)
-        bar.update(job["progress_percent"] - bar.n)
     if job["state"] != "Completed":
         raise ClientError(f"Job {job['id']}: {job['state']}. {job['error']}".rstrip())
     return job
+
+
+def described(job: dict[str, Any]) -> str:
+    """How far a job is, in words; while it waits, how many turns others have before."""
+    told = f"Job {job['id']} {job['state'].lower()}"
+    before = (job["queue_position"] or 1) - 1
+    return f"{told}, {plural(before, 'turn')} before it" if before else told
 
 
 # -- results
