@@ -41,6 +41,16 @@ def test_still_gif_is_an_image_and_an_animated_one_a_video(tmp_path):
     assert sniff(write_gif(tmp_path / "b.gif", frames=2)) == Sniffed("video", "gif")
 
 
+@pytest.mark.parametrize("colour_bits", [1, 8])
+def test_gif_whose_frames_have_palettes_of_their_own_counts_them(tmp_path, colour_bits):
+    """A palette is skipped by its length: it may hold what looks like the end of the file."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+    head = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0x80 | colour_bits - 1)
+    frame = head + b";" * 3 * 2**colour_bits + b"\x02\x02\x4c\x01\x00"
+    assert sniff(written(tmp_path, screen + frame + b";")) == Sniffed("image", "gif")
+    assert sniff(written(tmp_path, screen + 2 * frame + b";")) == Sniffed("video", "gif")
+
+
 def test_gif_cut_off_within_its_first_frame_is_an_image(tmp_path):
     whole = write_gif(tmp_path / "a.gif", frames=2).read_bytes()
     for length in range(6, whole.index(b",") + 10):
