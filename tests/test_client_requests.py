@@ -110,6 +110,19 @@ class TestSession:
         assert played.asked == ["GET /api/v1/balance/"] * 2  # its refresh token was not spent
         assert played.requests[1].headers["Authorization"] == f"Bearer {newer}"
 
+    @pytest.mark.parametrize("service", [SERVICE, "http://other.test"])
+    def test_command_of_one_user_does_not_go_on_as_another(self, session_file, service):
+        old = access_token("old", 30)
+        session_file.write(Session(SERVICE, "ann@example.org", old, "refresh-1"))
+        played = Played(lambda _: httpx.Response(200, json={}))
+        api = played.api(session_file)
+        bobs = Session(service, "bob@example.org", access_token("bob's"), "refresh-2")
+        session_file.write(bobs)
+        with pytest.raises(ClientError, match=r"^bob@example.org has logged in meanwhile: "):
+            api.post("/api/v1/jobs/", once=True)
+        assert played.asked == []  # least of all with tokens that another service gave
+        assert session_file.read() == bobs
+
     def test_token_that_is_refused_twice_is_exchanged_once(self, session_file):
         def answer(request: httpx.Request) -> httpx.Response:
             if request.url.path.endswith("/refresh/"):

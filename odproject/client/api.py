@@ -171,8 +171,13 @@ class Api:
     def _renew(self, stale_access: str) -> None:
         """Exchange the tokens, or take those that another command got for them."""
         with self._file.in_turn():
-            self._session = self._file.read()
-            if self._session.access != stale_access:
+            now = self._file.read()
+            if (now.service, now.email) != (self._session.service, self._session.email):
+                # The rest was meant for somebody else, and these tokens may be for another service.
+                told = f"{now.email} has logged in meanwhile: log in again and repeat the command."
+                raise ClientError(told)
+            self._session = now
+            if now.access != stale_access:
                 return
             keys = {"refresh": self._session.refresh}
             answer = self._http.post("/api/v1/tokens/refresh/", json=keys)
