@@ -135,6 +135,34 @@ class TestSession:
         assert played.asked.count("POST /api/v1/tokens/refresh/") == 1
         assert played.slept == []
 
+    @pytest.mark.parametrize(
+        "hindrance", [httpx.ReadError("broken"), httpx.Response(503)], ids=["breaks", "busy"]
+    )
+    def test_exchange_that_is_hindered_is_tried_again(self, session_file, hindrance):
+        refused = httpx.Response(401, json={})
+        played = Played(
+            in_turn(
+                *(refused, hindrance),
+                *(refused, httpx.Response(201, json={"access": access_token("b"), "refresh": "r"})),
+                httpx.Response(200, json={"available_tokens": 5.0}),
+            )
+        )
+        assert played.api(session_file).get("/api/v1/balance/") == {"available_tokens": 5.0}
+        once = ["GET /api/v1/balance/", "POST /api/v1/tokens/refresh/"]
+        assert (played.asked, played.slept) == ([*once, *once, once[0]], [1.0])
+
+    def test_token_that_is_refused_at_the_last_try_is_exchanged_too(self, session_file):
+        played = Played(
+            in_turn(
+                *[httpx.Response(503)] * 5,
+                httpx.Response(401, json={}),
+                httpx.Response(201, json={"access": access_token("b"), "refresh": "r"}),
+                httpx.Response(200, json={"available_tokens": 5.0}),
+            )
+        )
+        assert played.api(session_file).get("/api/v1/balance/") == {"available_tokens": 5.0}
+        assert played.slept == [1.0, 2.0, 4.0, 8.0, 16.0]
+
     def test_session_that_has_ended_asks_for_a_log_in(self, session_file):
         before = session_file.read()
         played = Played(lambda _: httpx.Response(401, json={}))

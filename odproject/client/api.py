@@ -138,12 +138,11 @@ class Api:
             return _name_told(response)
 
     def _patiently(self, act: Callable[[], Answer]) -> Answer:
-        """Act, and again while what hinders it may pass; a refused token is renewed once."""
-        may_renew = True
+        """Act, and again while what hinders it may pass."""
         for number in range(1, TRIES + 1):
             pause_seconds = FIRST_PAUSE_SECONDS * 2 ** (number - 1)
             try:
-                return act()
+                return self._with_valid_token(act)
             except httpx.TransportError as error:
                 if number == TRIES:
                     said = str(error) or type(error).__name__
@@ -151,10 +150,6 @@ class Api:
                         f"{self._session.service} cannot be reached: {said}"
                     ) from error
             except RefusalError as refusal:
-                if refusal.status == 401 and may_renew:
-                    may_renew = False
-                    self._renew(self._session.access)
-                    continue
                 pause_seconds = max(pause_seconds, refusal.retry_after_seconds)
                 if not refusal.may_pass or number == TRIES or pause_seconds > LONGEST_PAUSE_SECONDS:
                     raise
@@ -162,6 +157,16 @@ class Api:
         raise AssertionError("the last try returns or raises")
 
     # -- tokens
+
+    def _with_valid_token(self, act: Callable[[], Answer]) -> Answer:
+        """Act, and once more with a new token where that of now is refused."""
+        try:
+            return act()
+        except RefusalError as refusal:
+            if refusal.status != 401:
+                raise
+        self._renew(self._session.access)
+        return act()
 
     def _authorization(self) -> dict[str, str]:
         if self._session.expires_within(RENEW_BEFORE_SECONDS):
