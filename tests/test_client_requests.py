@@ -231,6 +231,20 @@ class TestRepeats:
         with pytest.raises(RefusalError, match=r"^The service answered with status 500\.$"):
             played.api(session_file).get("/api/v1/balance/")
 
+    @pytest.mark.parametrize("act", ["get", "post", "download"])
+    def test_redirection_is_told_and_not_followed(self, session_file, tmp_path, act):
+        there = "https://service.test/x/"
+        played = Played(lambda _: httpx.Response(301, headers={"Location": there}))
+        more = (tmp_path / "part",) if act == "download" else ()
+        with pytest.raises(RefusalError, match=f"^The service answered .* 301: it is at {there}$"):
+            getattr(played.api(session_file), act)("/x/", *more)
+        assert len(played.requests) == 1
+
+    def test_page_in_place_of_a_document_is_told(self, session_file):
+        played = Played(lambda _: httpx.Response(200, content=b"<html>Welcome</html>"))
+        with pytest.raises(ClientError, match=r"^What answers at .*/x/ is not the service\.$"):
+            played.api(session_file).get("/x/")
+
     def test_list_is_read_to_its_last_page_whatever_the_proxy_is_called(self, session_file):
         pages = [
             {"results": [{"id": 1}, {"id": 2}], "next": "http://inner:3000/api/v1/jobs/?page=2"},

@@ -30,7 +30,7 @@ def log_in(service: str, email: str, password: str, *, register: bool = False) -
         with httpx.Client(base_url=service, timeout=TIMEOUT) as http:
             if register:
                 _accepted(http.post("/api/v1/users/", json=keys))
-            tokens = _accepted(http.post("/api/v1/tokens/", json=keys)).json()
+            tokens = _document(http.post("/api/v1/tokens/", json=keys))
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise ClientError(f"{service} cannot be reached: {error}") from error
     return Session(service, email, tokens["access"], tokens["refresh"])
@@ -65,12 +65,12 @@ class Api:
 
     def get(self, path: str, **params: Any) -> Any:
         """A document."""
-        return self._ask("GET", path, params=params or None).json()
+        return _document(self._ask("GET", path, params=params or None))
 
     def post(self, path: str, keys: dict[str, Any] | None = None, *, once: bool = False) -> Any:
         """Have something done; `once`: at most once, however often it has to be sent."""
         headers = {"Idempotency-Key": uuid.uuid4().hex} if once else None
-        return self._ask("POST", path, json=keys or {}, headers=headers).json()
+        return _document(self._ask("POST", path, json=keys or {}, headers=headers))
 
     def every(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """Every row of a list, page by page."""
@@ -88,12 +88,13 @@ class Api:
         Raises OSError where the file cannot be read.
         """
         with path.open("rb") as content:
-            return self._ask(
+            report = self._ask(
                 "POST",
                 f"/api/v1/datasets/{dataset_id}/uploads/",
                 files={"file": (path.name, _Watched(content, on_bytes))},
                 headers={"Idempotency-Key": uuid.uuid4().hex},
-            ).json()
+            )
+        return _document(report)
 
     def download(self, path: str, destination: Path, **params: Any) -> str:
         """Save a file, going on where a connection broke, and return the name it has there.
@@ -126,13 +127,13 @@ class Api:
         if begin:
             headers["Range"] = f"bytes={begin}-"
         with self._http.stream("GET", path, headers=headers, params=params) as response:
-            if response.is_error and not (begin and response.status_code == 416):
+            if not response.is_success and not (begin and response.status_code == 416):
                 response.read()
                 raise RefusalError(response)
             if response.status_code == 200:  # also for what is made anew each time
                 out.seek(0)
                 out.truncate()
-            if not response.is_error:  # else nothing was missing
+            if response.is_success:  # else nothing was missing
                 for chunk in response.iter_bytes():
                     out.write(chunk)
             return _name_told(response)
@@ -188,7 +189,7 @@ class Api:
             answer = self._http.post("/api/v1/tokens/refresh/", json=keys)
             if answer.status_code == 401:
                 raise ClientError("The session has ended: `login EMAIL` again.")
-            tokens = _accepted(answer).json()
+            tokens = _document(answer)
             self._session = Session(
                 self._session.service, self._session.email, tokens["access"], tokens["refresh"]
             )
@@ -196,9 +197,17 @@ class Api:
 
 
 def _accepted(answer: httpx.Response) -> httpx.Response:
-    if answer.is_error:
+    if not answer.is_success:  # a redirection is none: a POST would become a GET
         raise RefusalError(answer)
     return answer
+
+
+def _document(answer: httpx.Response) -> Any:
+    try:
+        return _accepted(answer).json()
+    except ValueError as error:
+        told = f"What answers at {answer.url} is not the service."
+        raise ClientError(told) from error
 
 
 def _name_told(answer: httpx.Response) -> str:

@@ -21,7 +21,10 @@ class RefusalError(ClientError):
         self.code = str(problem.get("code", ""))
         seconds = response.headers.get("Retry-After", "")
         self.retry_after_seconds = float(seconds) if seconds.isdecimal() else 0.0
-        said = problem.get("detail") or f"The service answered with status {self.status}."
+        elsewhere = response.headers.get("Location") if response.is_redirect else None
+        said = problem.get("detail") or f"The service answered with status {self.status}" + (
+            f": it is at {elsewhere}" if elsewhere else "."
+        )
         fields = [
             f"  {one['field']}: {one['detail']}"
             for one in problem.get("errors") or []
