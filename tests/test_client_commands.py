@@ -1,17 +1,20 @@
 """The command-line client's commands, asked of the running service."""
 
+import argparse
 import io
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 from odproject.client.__main__ import run
-from odproject.client.commands import described, local_name
+from odproject.client.api import Api
+from odproject.client.commands import Asked, described, download, local_name
 from tests import mediafiles
 from tests.browser import PASSWORD, drawn_image
 
@@ -207,8 +210,40 @@ def test_job_that_waits_tells_of_the_turns_before_it(state, position, told):
         ("..", "file"),
         ("", "file"),
         ("a\nb.jpg", "a_b.jpg"),
-        ("x" * 300 + ".jpg", "x" * 146 + ".jpg"),
+        ("x" * 300 + ".jpg", "x" * 236 + ".jpg"),
+        ("街" * 120 + ".jpg", "街" * 78 + ".jpg"),
     ],
 )
-def test_name_from_the_network_stays_in_its_folder(told, kept):
+def test_name_from_the_network_stays_in_its_folder(told, kept, tmp_path):
     assert local_name(told) == kept
+    (tmp_path / kept).touch()  # no name is too long for a file
+
+
+def test_two_downloads_into_one_folder_do_not_meet(tmp_path, monkeypatch):
+    """The second begins while the first is under way."""
+    monkeypatch.chdir(tmp_path)
+
+    class Played:
+        def __init__(self, content: bytes, meanwhile: Callable[[], object]) -> None:
+            self._content, self._meanwhile = content, meanwhile
+
+        def get(self, path: str) -> None:
+            pass
+
+        def download(self, path: str, destination: Path) -> str:
+            with destination.open("wb") as out:
+                out.write(self._content[:3])
+                out.flush()
+                self._meanwhile()
+                out.write(self._content[3:])
+            return path
+
+    def save(name: str, content: bytes, meanwhile: Callable[[], object]) -> None:
+        options = argparse.Namespace(
+            job=1, to=Path(), export=[name], minimum_confidence=None, class_name=None, json=True
+        )
+        download(Asked(options, cast(Api, Played(content, meanwhile))))
+
+    save("csv", b"of the first", lambda: save("coco", b"of the second", list))
+    found = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert found == {"csv": b"of the first", "coco": b"of the second"}

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from odproject.client.errors import ClientError, RefusalError
 
 ENDED_STATES = ("Completed", "Failed", "Aborted")
 POLL_SECONDS = 1.0
+MAX_NAME_BYTES = 240  # Linux has 255, and a number may be added
 JOB_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 # Statuses that say something about one file: the next may be accepted.
 ABOUT_THE_FILE = {400, 413, 415, 422}
@@ -252,7 +254,7 @@ def _saved(
     api: Api, path: str, folder: Path, taken: Sequence[Path], narrowed: dict[str, Any]
 ) -> Path:
     """Where the file was saved, under its name; nothing is left of one that could not be."""
-    part = folder / f".download-{len(taken)}.part"
+    part = folder / f".{uuid.uuid4().hex}.part"  # other commands may save into the same folder
     try:
         name = api.download(path, part, **narrowed)
         place = _free(folder / local_name(name), taken)
@@ -266,7 +268,7 @@ def local_name(told: str) -> str:
     """A name for a file here, from one that came over the network: no folder, nothing hidden."""
     last = PurePosixPath(told.replace("\\", "/")).name
     shown = "".join(letter if letter.isprintable() else "_" for letter in last).lstrip(".")
-    return shown[-150:] or "file"
+    return shown.encode()[-MAX_NAME_BYTES:].decode(errors="ignore") or "file"
 
 
 def _free(path: Path, taken: Sequence[Path]) -> Path:
