@@ -4,6 +4,8 @@ import argparse
 import io
 import itertools
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,8 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
     drawn_image(footage / "street.jpg", seed=11)
     drawn_image(footage / "later" / "street.jpg", seed=12)
     (footage / ".hidden.jpg").write_bytes(b"nobody's")
+    (footage / ".thumbnails").mkdir()
+    drawn_image(footage / ".thumbnails" / "small.jpg", seed=11)
     (footage / "notes.txt").write_text("Not a picture.")
 
     out, error = terminal.type("upload", "street", "footage")
@@ -113,6 +117,53 @@ def test_files_that_are_there_already_are_not_paid_for_again(terminal):
     assert terminal.document("balance")["available_tokens"] == 998.5
     (dataset,) = terminal.document("datasets")
     assert (dataset["name"], dataset["image_count"]) == ("street", 2)
+
+
+def test_zip_is_there_when_all_that_is_in_it_is(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    drawn_image(terminal.folder / "b.jpg", seed=12)
+
+    def pack(*names: str) -> None:
+        with zipfile.ZipFile(terminal.folder / "z.zip", "w") as archive:
+            archive.mkdir("day")
+            archive.writestr("__MACOSX/day/._a.jpg", b"left by a desktop")
+            for name in names:
+                archive.write(terminal.folder / name, f"day/{name}")
+
+    pack("a.jpg")
+    terminal.type("upload", "street", "z.zip", "--missing")
+    out, error = terminal.type("upload", "street", "z.zip", "--missing")
+    assert (out, error) == ("0 files accepted for 0 tokens\n", "Already there: 1 file\n")
+    assert terminal.document("balance")["available_tokens"] == 999.25
+    pack("a.jpg", "b.jpg")
+    out, _ = terminal.type("upload", "street", "z.zip", "--missing")
+    assert out == "2 files accepted for 1.5 tokens\n"
+
+
+def test_odd_names_are_sent_and_known_again(terminal):
+    for name in (b'q"uote.jpg', b"latin-\xe9.jpg", "straße 街.jpg".encode()):
+        drawn_image(terminal.folder / "drawn.jpg", seed=len(name))
+        (terminal.folder / "drawn.jpg").rename(terminal.folder / os.fsdecode(name))
+    files = sorted(terminal.folder.glob("*.jpg"))
+    out, _ = terminal.type("upload", "street", *files)
+    assert out == "3 files accepted for 2.25 tokens\n"
+    _, error = terminal.type("upload", "street", *files, "--missing")
+    assert error == "Already there: 3 files\n"
+
+
+def test_file_that_cannot_be_read_ends_the_upload_and_says_what_was_accepted(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    (terminal.folder / "b.jpg").touch()
+    original = Path.open
+
+    def unreadable(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "b.jpg":
+            raise PermissionError(13, "Permission denied")
+        return original(path, *arguments, **options)
+
+    terminal.monkeypatch.setattr(Path, "open", unreadable)
+    _, error = terminal.type("upload", "street", "a.jpg", "b.jpg", status=1)
+    assert error == "b.jpg: [Errno 13] Permission denied\nAccepted before it: 1 file.\n"
 
 
 def test_balance_that_is_spent_ends_the_upload_and_says_what_was_accepted(terminal):

@@ -150,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--missing",
         action="store_true",
-        help="only files of which the dataset has none of the same name and size",
+        help="only files of which the dataset has none of the same name and size; a zip is there "
+        "when all that is in it is",
     )
     _add_jobs(command)
     return whole

@@ -91,7 +91,7 @@ class Api:
             report = self._ask(
                 "POST",
                 f"/api/v1/datasets/{dataset_id}/uploads/",
-                files={"file": (path.name, _Watched(content, on_bytes))},
+                files={"file": (sent_name(path), _Watched(content, on_bytes))},
                 headers={"Idempotency-Key": uuid.uuid4().hex},
             )
         return _document(report)
@@ -194,6 +194,11 @@ class Api:
                 self._session.service, self._session.email, tokens["access"], tokens["refresh"]
             )
             self._file.write(self._session)
+
+
+def sent_name(path: Path) -> str:
+    """The file's name as the service learns it: in UTF-8, and quoted as browsers do."""
+    return os.fsencode(path.name).decode(errors="replace").replace('"', "%22")
 
 
 def _accepted(answer: httpx.Response) -> httpx.Response:

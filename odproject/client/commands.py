@@ -1,17 +1,19 @@
 """What can be asked for: a function a command, which returns the document that `--json` prints."""
 
 import argparse
+import contextlib
 import sys
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
-from odproject.client.api import Api
+from odproject.client.api import Api, sent_name
 from odproject.client.errors import ClientError, RefusalError
 
 ENDED_STATES = ("Completed", "Failed", "Aborted")
@@ -109,13 +111,11 @@ def upload(asked: Asked) -> Any:
         for path in files:
             try:
                 report = asked.api.upload(dataset["id"], path, bar.update)
-            except RefusalError as refusal:
-                if refusal.status not in ABOUT_THE_FILE:
-                    told = (
-                        f"{path}: {refusal}\nAccepted before it: {plural(len(accepted), 'file')}."
-                    )
-                    raise ClientError(told) from refusal
-                report = {"accepted": [], "refused": [_refused(path, refusal)]}
+            except (ClientError, OSError) as error:
+                if not isinstance(error, RefusalError) or error.status not in ABOUT_THE_FILE:
+                    told = f"{path}: {error}\nAccepted before it: {plural(len(accepted), 'file')}."
+                    raise ClientError(told) from error
+                report = {"accepted": [], "refused": [_refused(path, error)]}
             accepted += report["accepted"]
             refused += report["refused"]
             for one in report["refused"]:
@@ -130,15 +130,19 @@ def _refused(path: Path, refusal: RefusalError) -> dict[str, str]:
 
 
 def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are named, and those in folders by name; raises ClientError."""
+    """Files as they are named, and those in folders by name, nothing hidden; raises ClientError."""
     for path in paths:
         if path.is_dir():
             inside = (one for one in path.rglob("*") if one.is_file())
-            yield from sorted(one for one in inside if not one.name.startswith("."))
+            yield from sorted(one for one in inside if not _is_hidden(one.relative_to(path)))
         elif path.is_file():
             yield path
         else:
             raise ClientError(f"{path} is neither a file nor a folder.")
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _dataset_named(api: Api, name: str) -> dict[str, Any] | None:
@@ -161,14 +165,29 @@ def _dataset_to_fill(api: Api, name: str) -> dict[str, Any]:
 
 
 def _without_those_there(asked: Asked, dataset_id: int, files: list[Path]) -> list[Path]:
-    """The files without those of which the dataset has one of the same name and size."""
+    """The files without those of which the dataset has one of the same name and size.
+
+    Of a zip it has what is in it.
+    """
     there = {
         (one["name"], one["size_bytes"])
         for one in asked.api.every(f"/api/v1/datasets/{dataset_id}/media-files/")
     }
-    missing = [path for path in files if (path.name, path.stat().st_size) not in there]
+    missing = [path for path in files if not _becomes(path) <= there]
     asked.say(f"Already there: {plural(len(files) - len(missing), 'file')}")
     return missing
+
+
+def _becomes(path: Path) -> set[tuple[str, int]]:
+    """Names and sizes of what a dataset has once the file is uploaded."""
+    inside = set()
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        inside = {
+            (one.filename, one.file_size)
+            for one in archive.infolist()
+            if not one.is_dir() and not _is_hidden(PurePath(one.filename))
+        }
+    return inside or {(sent_name(path), path.stat().st_size)}
 
 
 # -- jobs
