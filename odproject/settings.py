@@ -43,13 +43,15 @@ def env_int(name: str, default: int, *, at_least: int = 0) -> int:
 
 
 def env_float(name: str, default: float) -> float:
-    """The variable as a number; raises ImproperlyConfigured for anything else."""
+    """The variable as a number from 0; raises ImproperlyConfigured for anything else."""
     try:
         number = float(env(name, str(default)))
     except ValueError as error:
         raise _misspelled(name, "a number") from error
     if not math.isfinite(number):
         raise _misspelled(name, "a number")
+    if number < 0:
+        raise _misspelled(name, "at least 0")
     return number
 
 
