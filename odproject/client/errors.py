@@ -8,7 +8,7 @@ class ClientError(Exception):
 
 
 class RefusalError(ClientError):
-    """The service refused; the text is its sentence and, for wrong input, which field and why."""
+    """The service refused; the text is its sentence and what it says of fields beyond that."""
 
     def __init__(self, response: httpx.Response) -> None:
         try:
@@ -28,7 +28,7 @@ class RefusalError(ClientError):
         fields = [
             f"  {one['field']}: {one['detail']}"
             for one in problem.get("errors") or []
-            if one.get("field")
+            if one.get("field") and one["detail"] != said
         ]
         super().__init__("\n".join([said, *fields]))
 
