@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from tests import mediafiles
 from tests.browser import PASSWORD, drawn_image
 
 pytestmark = pytest.mark.service
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 _numbers = itertools.count(1)
 
@@ -224,6 +228,70 @@ def test_command_that_is_not_understood_exits_with_2(terminal, capsys):
     assert "'tiling' is not NAME=VALUE" in capsys.readouterr().err
 
 
+def test_interrupted_upload_says_what_was_accepted(terminal):
+    for name in ("a.jpg", "b.jpg"):
+        drawn_image(terminal.folder / name, size_wh=(320, 180))
+    whole, calls = Api.upload, []
+
+    def press_ctrl_c_at_the_second(self, dataset_id, path, on_bytes):
+        calls.append(path.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, dataset_id, path, on_bytes)
+
+    terminal.monkeypatch.setattr(Api, "upload", press_ctrl_c_at_the_second)
+    out, error = terminal.type("upload", "street", "a.jpg", "b.jpg", status=130)
+    told = "\nInterrupted in b.jpg, of which nobody knows. Accepted before it: 1 file.\n"
+    assert (out, error) == ("", told)
+    (dataset,) = terminal.document("datasets")
+    assert dataset["image_count"] == 1
+
+
+def test_interrupted_wait_says_that_the_job_goes_on(terminal):
+    drawn_image(terminal.folder / "a.jpg", size_wh=(320, 180))
+    terminal.type("upload", "street", "a.jpg")
+
+    def press_ctrl_c(seconds):
+        raise KeyboardInterrupt
+
+    with terminal.monkeypatch.context() as patch:
+        patch.setattr("odproject.client.commands.time.sleep", press_ctrl_c)
+        out, error = terminal.type("predict", "street", "--wait", "--json", status=130)
+    (job,) = terminal.document("jobs")
+    number = job["id"]
+    told = f"\nJob {number} goes on: `job {number} --wait`, or `abort {number}`.\n"
+    assert (out, error) == ("", told)
+    assert terminal.document("job", number, "--wait")["state"] == "Completed"
+
+
+def test_download_overwrites_nothing(terminal):
+    drawn_image(terminal.folder / "a.jpg", size_wh=(320, 180))
+    terminal.type("upload", "street", "a.jpg")
+    job = terminal.document("predict", "street", "--wait")
+    original = (terminal.folder / "a.jpg").read_bytes()
+    assert terminal.document("download", job["id"], "--to", ".") == ["a (2).jpg"]
+    assert (terminal.folder / "a.jpg").read_bytes() == original
+
+
+@pytest.mark.parametrize("tokens", ["nan", "-1", "many"])
+def test_limit_that_is_no_number_of_tokens_is_not_understood(terminal, capsys, tokens):
+    with pytest.raises(SystemExit) as exited:
+        run(["predict", "street", f"--maximum-tokens={tokens}"])
+    assert exited.value.code == 2
+    assert f"'{tokens}'" in capsys.readouterr().err
+
+
+def test_reader_that_has_read_enough_is_no_error_of_ours(terminal):
+    words = [sys.executable, "-m", "odproject.client", "models", "--json"]
+    client = subprocess.Popen(
+        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    client.stdout.close()
+    with client.stderr as error:
+        assert error.read() == ""
+    assert client.wait() == 1
+
+
 def test_log_in_with_a_wrong_password_begins_no_session(terminal):
     terminal.type("logout")
     words = ("login", "typist-1@example.org", "--service", terminal.service_url)
@@ -239,6 +307,8 @@ def test_log_out_ends_the_tokens_too(terminal):
     (terminal.folder / "settings" / "session.json").write_text(json.dumps(session))
     _, error = terminal.type("balance", status=1)
     assert error == "The session has ended: `login EMAIL` again.\n"
+    assert terminal.type("logout") == ("Logged out\n", "")
+    assert not (terminal.folder / "settings" / "session.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@
     python -m odproject.client download 1
 
 Tables, or with `--json` one JSON document, go to stdout, all else to stderr. The exit status is 0,
-or 1 when the service refused or the job failed, or 2 when the command was not understood.
+or 1 when the service refused or the job failed, or 2 when the command was not understood, or 130
+after Ctrl-C.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 from odproject.client import api, commands
 from odproject.client.commands import plural
-from odproject.client.errors import ClientError
+from odproject.client.errors import ClientError, InterruptedCommandError
 from odproject.client.session import SessionFile, session_path
 
 DEFAULT_SERVICE = "http://localhost:8080"
@@ -29,7 +30,10 @@ DEFAULT_MODEL = "YOLO8s_FSR"
 
 def log_in(options: argparse.Namespace, session_file: SessionFile) -> dict[str, str]:
     """Begin a session; the password is asked for, or read from a pipe."""
-    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    try:
+        password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    except EOFError as error:
+        raise ClientError("There was no password.") from error
     session = api.log_in(
         options.service.rstrip("/"), options.email, password, register=options.register
     )
@@ -114,6 +118,13 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _tokens(text: str) -> float:
+    number = float(text)  # argparse tells of what is no number
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of tokens")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """What can be asked for."""
     whole = argparse.ArgumentParser(
@@ -135,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("email")
     one.add_argument(
         "--service",
-        default=os.environ.get("OD_SERVICE", DEFAULT_SERVICE),
+        default=os.environ.get("OD_SERVICE") or DEFAULT_SERVICE,
         metavar="URL",
         help="its address; by default OD_SERVICE, or %(default)s",
     )
@@ -170,7 +181,7 @@ def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentPars
         help="of the job, such as tiling=auto or frame_stride=5 (repeatable); see /api/docs/",
     )
     one.add_argument(
-        "--maximum-tokens", type=float, metavar="N", help="start no job that would cost more"
+        "--maximum-tokens", type=_tokens, metavar="N", help="start no job that would cost more"
     )
     one.add_argument("--wait", action="store_true", help="until it has ended")
     one = command("jobs", commands.jobs)
@@ -206,15 +217,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
         else:
             with api.Api(session_file) as service:
                 document = options.act(commands.Asked(options, service))
+    except InterruptedCommandError as interruption:
+        sys.stderr.write(f"\n{interruption}\n")
+        return 130
+    except KeyboardInterrupt:
+        return 130
     except (ClientError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    except KeyboardInterrupt:
-        return 130
     shown = json.dumps(document) if options.json else _SHOWN[options.command](document)
     sys.stdout.write(f"{shown}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    try:
+        status = run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

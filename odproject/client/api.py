@@ -1,5 +1,6 @@
 """`/api/v1/` as a client should use it: with fresh tokens, patience, and keys against repeats."""
 
+import contextlib
 import email.message
 import os
 import time
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 
-from odproject.client.errors import ClientError, RefusalError
+from odproject.client.errors import ClientError, RefusalError, SessionEndedError
 from odproject.client.session import Session, SessionFile
 
 PAGE_SIZE = 200
@@ -106,7 +107,8 @@ class Api:
 
     def log_out(self) -> None:
         """End the session and its tokens, there and here."""
-        self._ask("POST", "/api/v1/tokens/revoke/")
+        with contextlib.suppress(SessionEndedError):
+            self._ask("POST", "/api/v1/tokens/revoke/")
         self._file.forget()
 
     # -- one request
@@ -188,7 +190,7 @@ class Api:
             keys = {"refresh": self._session.refresh}
             answer = self._http.post("/api/v1/tokens/refresh/", json=keys)
             if answer.status_code == 401:
-                raise ClientError("The session has ended: `login EMAIL` again.")
+                raise SessionEndedError("The session has ended: `login EMAIL` again.")
             tokens = _document(answer)
             self._session = Session(
                 self._session.service, self._session.email, tokens["access"], tokens["refresh"]

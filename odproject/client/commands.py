@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from odproject.client.api import Api, sent_name
-from odproject.client.errors import ClientError, RefusalError
+from odproject.client.errors import ClientError, InterruptedCommandError, RefusalError
 
 ENDED_STATES = ("Completed", "Failed", "Aborted")
 POLL_SECONDS = 1.0
@@ -116,6 +116,10 @@ def upload(asked: Asked) -> Any:
                     told = f"{path}: {error}\nAccepted before it: {plural(len(accepted), 'file')}."
                     raise ClientError(told) from error
                 report = {"accepted": [], "refused": [_refused(path, error)]}
+            except KeyboardInterrupt:
+                count = plural(len(accepted), "file")
+                told = f"Interrupted in {path}, of which nobody knows. Accepted before it: {count}."
+                raise InterruptedCommandError(told) from None
             accepted += report["accepted"]
             refused += report["refused"]
             for one in report["refused"]:
@@ -219,14 +223,18 @@ def predict(asked: Asked) -> Any:
 def _followed(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
     """The job once it has ended; raises ClientError unless it completed."""
     with tqdm(total=100, bar_format=JOB_BAR, disable=asked.hides_bars) as bar:
-        while True:
-            bar.set_description_str(described(job), refresh=False)
-            bar.n = job["progress_percent"]
-            bar.refresh()
-            if job["state"] in ENDED_STATES:
-                break
-            time.sleep(POLL_SECONDS)
-            job = asked.api.get(f"/api/v1/jobs/{job['id']}/")
+        try:
+            while True:
+                bar.set_description_str(described(job), refresh=False)
+                bar.n = job["progress_percent"]
+                bar.refresh()
+                if job["state"] in ENDED_STATES:
+                    break
+                time.sleep(POLL_SECONDS)
+                job = asked.api.get(f"/api/v1/jobs/{job['id']}/")
+        except KeyboardInterrupt:
+            told = f"Job {job['id']} goes on: `job {job['id']} --wait`, or `abort {job['id']}`."
+            raise InterruptedCommandError(told) from None
     if job["state"] != "Completed":
         raise ClientError(f"Job {job['id']}: {job['state']}. {job['error']}".rstrip())
     return job
@@ -291,9 +299,9 @@ def local_name(told: str) -> str:
 
 
 def _free(path: Path, taken: Sequence[Path]) -> Path:
-    """The path, numbered if an earlier file of the same download has it."""
+    """The path, numbered where there is a file already: it may be an original."""
     number, free = 1, path
-    while free in taken:
+    while free in taken or free.exists():
         number += 1
         free = path.with_stem(f"{path.stem} ({number})")
     return free

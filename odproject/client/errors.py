@@ -7,6 +7,14 @@ class ClientError(Exception):
     """What was asked for did not happen; the text says why."""
 
 
+class SessionEndedError(ClientError):
+    """The tokens on disk are good for nothing any more."""
+
+
+class InterruptedCommandError(ClientError):
+    """Somebody pressed Ctrl-C; the text says what was done all the same."""
+
+
 class RefusalError(ClientError):
     """The service refused; the text is its sentence and what it says of fields beyond that."""
 
