@@ -64,6 +64,17 @@ def test_checkpoint_with_a_damaged_part_is_refused(model, tmp_path):
     assert (error.code, error.detail) == ("weights_unreadable", "The checkpoint is damaged.")
 
 
+def test_checkpoint_whose_parts_are_encrypted_is_refused(model, tmp_path):
+    path = write_checkpoint(tmp_path / "model.pt", model)
+    content = bytearray(path.read_bytes())
+    for signature, flags_at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(signature)
+        content[at + flags_at] |= 1
+    path.write_bytes(content)
+    error = refusal(path, tmp_path)
+    assert (error.code, error.detail) == ("weights_unreadable", "The file is no sound checkpoint.")
+
+
 class TestNamesThatUltralyticsKnows:
     """The file that is named is the one that is read; left to itself, Ultralytics takes others."""
 

@@ -49,7 +49,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
             damaged = None if packed else archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
         raise WeightsError("weights_unreadable", "The file is no sound checkpoint.") from error
     if packed:
         raise WeightsError("weights_unsafe", "The checkpoint is compressed.")
