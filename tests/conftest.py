@@ -35,6 +35,7 @@ TEMPLATE_DATABASE = "odproject"
 hypothesis_settings.register_profile("untimed", hypothesis_settings(), deadline=None)
 hypothesis_settings.load_profile("untimed")
 
+COMMON_SERVICE, FAULTS = "the service", "tests/faults/"
 MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
 
 
@@ -47,8 +48,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Who runs what: see FilesWhole."""
+    """Who runs what: see FilesWhole. The order is that of `pytest_collection_modifyitems`."""
+    config.option.loadscopereorder = False
     return FilesWhole(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes in one piece comes first, so that no process is left with it alone."""
+
+    def turn(item: pytest.Item) -> int:
+        scope = scope_of(item.nodeid)
+        return 0 if scope == COMMON_SERVICE else 1 if scope.startswith(FAULTS) else 2
+
+    items.sort(key=turn)
 
 
 class FilesWhole(LoadScopeScheduling):
@@ -59,9 +71,13 @@ class FilesWhole(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        has_its_own = path.startswith("tests/faults/")
-        return "the service" if is_of_the_service(path) and not has_its_own else path
+        return scope_of(nodeid)
+
+
+def scope_of(nodeid: str) -> str:
+    """What a test is run with in one process: its file, or all files of the common service."""
+    path = nodeid.partition("::")[0]
+    return COMMON_SERVICE if is_of_the_service(path) and not path.startswith(FAULTS) else path
 
 
 @functools.cache

@@ -4,13 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.conftest import FilesWhole
+from tests.conftest import scope_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -148,11 +147,10 @@ def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
     for process, path in re.findall(r"\[(gw\d)\] .*PASSED (tests/\w+\.py)::", ran.stdout):
         processes.setdefault(path, set()).add(process)
     assert [len(processes[path]) for path in files] == [1, 1], ran.stdout
-    scope = partial(FilesWhole._split_scope, None)
     of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
-    assert {scope(one) for one in of_the_service} == {"the service"}
+    assert {scope_of(one) for one in of_the_service} == {"the service"}
     for path in ("tests/test_registry.py", "tests/faults/test_parts_that_are_killed.py"):
-        assert scope(f"{path}::TestSome::c") == path
+        assert scope_of(f"{path}::TestSome::c") == path
 
 
 def test_no_example_that_is_made_up_has_to_be_quick():
