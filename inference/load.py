@@ -25,7 +25,7 @@ class Load:
 
 
 def load_now() -> Load:
-    """The load, in five queries over what is unfinished or has ended within an hour."""
+    """The load; every query looks at what is unfinished or has ended within an hour only."""
     now = database_now()
     unfinished = Job.objects.filter(state__in=Job.UNFINISHED)
     ended = Job.objects.filter(finished_at__gte=now - timedelta(hours=1))

@@ -29,6 +29,7 @@ from websockets.sync.client import connect
 
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.scenes import Boxes, draw_scene, draw_video_scene, match_boxes
+from odproject.client.tables import aligned
 
 DATASET = "demo"
 MODEL_VERSION = "YOLO8s_FSR"
@@ -302,11 +303,7 @@ def table(entries: list[dict[str, Any]], files: list[dict[str, Any]], media: Dra
         rows.append((entry["filename"], str(len(frames)), entry.get("error", found), tokens, score))
     if not media.true_boxes_xyxy:
         rows = [(*row[:4], "") for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

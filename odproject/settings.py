@@ -32,7 +32,7 @@ def env(name: str, default: str = "") -> str:
 
 
 def env_int(name: str, default: int, *, at_least: int = 0) -> int:
-    """The variable as a whole number; raises ImproperlyConfigured for anything else."""
+    """The variable as a whole number from `at_least`; raises ImproperlyConfigured for others."""
     try:
         number = int(env(name, str(default)))
     except ValueError as error:
@@ -360,9 +360,8 @@ WEB_THREADS = env_int("OD_WEB_THREADS", 16, at_least=1)  # in each web process
 # Threads beside them that take uploads, one at a time each; the others wait without a thread.
 # Users take turns, and the last free thread is for one who has none.
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4, at_least=1)
-CONCURRENT_RESULTS = env_int(
-    "OD_CONCURRENT_RESULTS", 2, at_least=1
-)  # the same, for whole results of jobs
+# The same, for whole results of jobs.
+CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2, at_least=1)
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 # What the server reads for itself (`odproject.serve`) is named here where it makes no sense.
 env_int("OD_MAX_REQUEST_BYTES", 1)
@@ -402,9 +401,8 @@ TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)
 UNIT_SILENT_SECONDS = env_float("OD_UNIT_SILENT_SECONDS", 900)  # no batch for so long: it hangs
 UNIT_MAX_ATTEMPTS = 3
-UNIT_MAX_IMAGES = env_int(
-    "OD_UNIT_MAX_IMAGES", 16, at_least=1
-)  # a unit is a batch of so many images
+# A unit is a batch of so many images.
+UNIT_MAX_IMAGES = env_int("OD_UNIT_MAX_IMAGES", 16, at_least=1)
 # Or a range of so many frames of a video: of either, fewer where they are cut into tiles.
 UNIT_MAX_FRAMES = env_int("OD_UNIT_MAX_FRAMES", 512, at_least=1)
 UNITS_ENQUEUED_PER_JOB = 4

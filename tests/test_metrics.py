@@ -13,6 +13,7 @@ from inference import queue, services, submission
 from inference.models import Job, WorkerHeartbeat, WorkUnit
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
+from tests.queries import index_plan_of
 
 pytestmark = pytest.mark.django_db
 TOKEN = "a-monitor's token"
@@ -112,11 +113,7 @@ class TestFigures:
         with CaptureQueriesContext(connection) as queries:
             figures()
         of_ended = next(one["sql"] for one in queries if '"finished_at" >=' in one["sql"])
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL enable_seqscan = off")
-            cursor.execute(f"EXPLAIN {of_ended}")
-            plan = "\n".join(line for (line,) in cursor.fetchall())
-        assert "job_ended_lately" in plan
+        assert "job_ended_lately" in index_plan_of(of_ended)
 
 
 class TestWhoMayAsk:

@@ -86,6 +86,19 @@ def run(job, detector, **arguments):
     return taken, unit
 
 
+def add_clip(dataset, path):
+    """A video of five frames, which lies at `path` too."""
+    write_video(path, frames=5)
+    return add_media_file(
+        dataset,
+        name=path.name,
+        content=path,
+        media_type="video",
+        frame_count=5,
+        image_format="mp4",
+    )
+
+
 @pytest.mark.django_db
 def test_unit_that_is_known_to_be_anothers_stores_nothing_more(
     user, dataset, tmp_path, monkeypatch
@@ -145,15 +158,7 @@ def test_two_classes_of_one_name_are_counted_together(user, dataset, tmp_path):
 
 @pytest.mark.django_db
 def test_video_stores_every_frame(user, dataset, tmp_path):
-    write_video(tmp_path / "a.mp4", frames=5)
-    add_media_file(
-        dataset,
-        name="a.mp4",
-        content=tmp_path / "a.mp4",
-        media_type="video",
-        frame_count=5,
-        image_format="mp4",
-    )
+    add_clip(dataset, tmp_path / "a.mp4")
     job = submit(user)
     detector = FakeDetector()
     run(job, detector)
@@ -200,15 +205,7 @@ def test_image_that_was_removed_from_the_storage_fails_alone(user, dataset, tmp_
 def test_video_that_was_removed_from_the_storage_fails_and_costs_nothing(
     user, dataset, tmp_path, options
 ):
-    write_video(tmp_path / "a.mp4", frames=5)
-    added = add_media_file(
-        dataset,
-        name="a.mp4",
-        content=tmp_path / "a.mp4",
-        media_type="video",
-        frame_count=5,
-        image_format="mp4",
-    )
+    added = add_clip(dataset, tmp_path / "a.mp4")
     job = submit(user)
     Job.objects.filter(pk=job.pk).update(options=job.options | options)
     default_storage.delete(added.content.name)

@@ -12,6 +12,7 @@ from inference.models import Job, UnitFile, WorkUnit
 from inference.waiting import Wait, wait_of
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
+from tests.queries import index_plan_of
 
 pytestmark = pytest.mark.django_db
 
@@ -128,11 +129,7 @@ class TestWaiting:
         of_units = next(one["sql"] for one in queries if "inference_unitfile" in one["sql"])
         assert """"inference_job"."state" IN ('Pending', 'Running')""" in of_units
         of_ended = next(one["sql"] for one in queries if "finished_at" in one["sql"])
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL enable_seqscan = off")
-            cursor.execute(f"EXPLAIN {of_ended}")
-            plan = "\n".join(line for (line,) in cursor.fetchall())
-        assert "Index Scan using job_completed_last" in plan
+        assert "Index Scan using job_completed_last" in index_plan_of(of_ended)
 
     def test_without_a_worker_nobody_can_say(self, user, dataset):
         add_media_file(dataset)

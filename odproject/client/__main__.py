@@ -23,6 +23,7 @@ from odproject.client import api, commands
 from odproject.client.commands import plural
 from odproject.client.errors import ClientError, InterruptedCommandError
 from odproject.client.session import SessionFile, session_path
+from odproject.client.tables import aligned
 
 DEFAULT_SERVICE = "http://localhost:8080"
 DEFAULT_MODEL = "YOLO8s_FSR"
@@ -54,12 +55,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
             return f"{value:g}"
         return "" if value is None else str(value)
 
-    lines = [tuple(columns), *(tuple(cell(row.get(name)) for name in columns) for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    cells = [tuple(cell(row.get(name)) for name in columns) for row in rows]
+    return "\n".join(aligned([tuple(columns), *cells]))
 
 
 _JOB = (

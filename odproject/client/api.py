@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
@@ -187,14 +188,12 @@ class Api:
             self._session = now
             if now.access != stale_access:
                 return
-            keys = {"refresh": self._session.refresh}
+            keys = {"refresh": now.refresh}
             answer = self._http.post("/api/v1/tokens/refresh/", json=keys)
             if answer.status_code == 401:
                 raise SessionEndedError("The session has ended: `login EMAIL` again.")
             tokens = _document(answer)
-            self._session = Session(
-                self._session.service, self._session.email, tokens["access"], tokens["refresh"]
-            )
+            self._session = replace(now, access=tokens["access"], refresh=tokens["refresh"])
             self._file.write(self._session)
 
 
