@@ -95,6 +95,7 @@ def create_dataset(page: Page, name: str, tags: str = "") -> None:
 
 def upload(page: Page, *paths: Path) -> Locator:
     """Upload files one after the other; returns the report once all have an entry."""
+    page.locator("#drop").wait_for()  # it is there, and takes files, once a dataset is chosen
     page.get_by_label("Choose files").set_input_files([str(path) for path in paths])
     report = page.locator("#report")
     report.locator("h4").wait_for(timeout=60_000)
