@@ -1,6 +1,6 @@
 """YOLOv8 through OpenVINO, the fastest runtime on x86 CPUs; the only file that imports it.
 
-The graph is made from the same checkpoint at every start (a few seconds), so that there is one
+The graph is made from the same checkpoint at every start (some seconds), so that there is one
 weights file and nothing to keep in step. Only the int8 twin is a file: making it takes minutes
 and photographs.
 """
@@ -64,7 +64,10 @@ def graph_of(model: Any) -> ov.Model:
     model = model.fuse(verbose=False).eval().requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every shape that it reads
-        graph = ov.convert_model(_RawOutputs(model), example_input=torch.zeros(_EXAMPLE_SHAPE))
+        # Traced here, because OpenVINO has each trace checked by three more: eight seconds.
+        example = torch.zeros(_EXAMPLE_SHAPE)
+        traced = torch.jit.trace(_RawOutputs(model), example, check_trace=False)
+        graph = ov.convert_model(traced, example_input=example)
     graph.reshape([-1, 3, -1, -1])
     return _taking_pictures(graph)
 
