@@ -66,7 +66,10 @@ class Upload(models.Model):
 
 
 class MediaFile(models.Model):
-    """An image or a video of a dataset."""
+    """An image or a video of a dataset. Deleting it hides it; what jobs found in it stays readable.
+
+    The content of what was deleted, or whose dataset was, leaves the storage some time later.
+    """
 
     class MediaType(models.TextChoices):
         IMAGE = "image"
@@ -91,6 +94,10 @@ class MediaFile(models.Model):
     )
     cost_hundredths = models.BigIntegerField()
     created_at = models.DateTimeField(default=timezone.now)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+    removed_at = models.DateTimeField(
+        null=True, blank=True, help_text="When its content left the storage, for good."
+    )
 
     class Meta:
         ordering = ["pk"]

@@ -22,6 +22,8 @@ from odproject.core.errors import DomainError, NotFoundError
 
 IS_IMAGE = Q(media_type=MediaFile.MediaType.IMAGE)
 IS_VIDEO = Q(media_type=MediaFile.MediaType.VIDEO)
+IS_LIVE = Q(deleted_at__isnull=True)
+IS_STORED = Q(removed_at__isnull=True)
 
 
 class DatasetNotFoundError(NotFoundError):
@@ -105,16 +107,19 @@ def _refuse_blocked(dataset: Dataset) -> None:
 def with_counts(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
     """Annotate `image_count` and `frame_count` (frames of videos only)."""
     return datasets.annotate(
-        image_count=_of_files(Count("pk"), IS_IMAGE),
-        frame_count=_of_files(Sum("frame_count"), IS_VIDEO),
+        image_count=_of_files(Count("pk"), IS_LIVE & IS_IMAGE),
+        frame_count=_of_files(Sum("frame_count"), IS_LIVE & IS_VIDEO),
     )
 
 
 def with_sizes(datasets: QuerySet[Dataset]) -> QuerySet[Dataset]:
-    """`with_counts` and `file_count`, `stored_bytes`, `upload_hundredths` (paid for uploads)."""
+    """`with_counts` and `file_count`, `stored_bytes`, `upload_hundredths` (paid for uploads).
+
+    What was deleted is stored for some time, and paid for ever.
+    """
     return with_counts(datasets).annotate(
-        file_count=_of_files(Count("pk")),
-        stored_bytes=_of_files(Sum("size_bytes")),
+        file_count=_of_files(Count("pk"), IS_LIVE),
+        stored_bytes=_of_files(Sum("size_bytes"), IS_STORED),
         upload_hundredths=_of_files(Sum("cost_hundredths")),
     )
 
@@ -145,10 +150,15 @@ def dataset_by_id(*, user: User, dataset_id: int) -> Dataset:
     return dataset
 
 
+def live_media_files(*, dataset: Dataset) -> QuerySet[MediaFile]:
+    """The files of a dataset that were not deleted."""
+    return MediaFile.objects.filter(IS_LIVE, dataset=dataset)
+
+
 def media_file_by_id(*, user: User, media_file_id: int) -> MediaFile:
-    """A file of one of the user's live datasets; raises MediaFileNotFoundError (404)."""
+    """A live file of one of the user's live datasets; raises MediaFileNotFoundError (404)."""
     media_file = MediaFile.objects.filter(
-        pk=media_file_id, dataset__user=user, dataset__deleted_at__isnull=True
+        IS_LIVE, pk=media_file_id, dataset__user=user, dataset__deleted_at__isnull=True
     ).first()
     if media_file is None:
         raise MediaFileNotFoundError(f"You have no media file {media_file_id}.")
@@ -183,8 +193,8 @@ def upload_by_id(*, user: User, dataset_id: int, upload_id: int) -> Upload:
 
 
 def stored_bytes(*, user: User) -> int:
-    """What the user's files take, those of deleted datasets included; thumbnails not."""
-    files = MediaFile.objects.filter(dataset__user=user)
+    """What the user's files take, deleted ones that are still stored included; thumbnails not."""
+    files = MediaFile.objects.filter(IS_STORED, dataset__user=user)
     return files.aggregate(total=Sum("size_bytes"))["total"] or 0
 
 

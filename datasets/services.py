@@ -78,6 +78,21 @@ def delete_dataset(*, user: User, dataset_id: int) -> None:
         raise selectors.DatasetNotFoundError(f"You have no dataset {dataset_id}.")
 
 
+@transaction.atomic
+def delete_media_file(*, user: User, media_file_id: int) -> None:
+    """Take a file out of its dataset; raises MediaFileNotFoundError (404).
+
+    Jobs that were quoted for it run on, and what they found stays readable. Its content leaves
+    the storage later (`inference.services.remove_deleted_content`).
+    """
+    media_file = selectors.media_file_by_id(user=user, media_file_id=media_file_id)
+    # A submission that has counted the file is in the books before the file is gone.
+    lock_dataset(dataset_id=media_file.dataset_id)
+    live = selectors.live_media_files(dataset=media_file.dataset).filter(pk=media_file_id)
+    if not live.update(deleted_at=timezone.now()):
+        raise selectors.MediaFileNotFoundError(f"You have no media file {media_file_id}.")
+
+
 class AlreadyModeratedError(ConflictError):
     """The dataset is already what the action would make it."""
 

@@ -167,7 +167,7 @@ class StorageQuotaError(QuotaExceededError):
 def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
     """Raise StorageQuotaError (409) if the user may not store so many bytes more.
 
-    Files of deleted datasets count too: they are kept for the jobs that looked at them.
+    What was deleted counts until it has left the storage.
     """
     quota = settings.MAX_STORED_BYTES_PER_USER
     if not quota:
@@ -175,8 +175,8 @@ def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
     stored_bytes = selectors.stored_bytes(user=user)
     if stored_bytes + more_bytes > quota:
         raise StorageQuotaError(
-            f"One user stores at most {quota} bytes, those of deleted datasets included. You "
-            f"store {stored_bytes}, and this upload would add {more_bytes}.",
+            f"One user stores at most {quota} bytes. You store {stored_bytes}, what was deleted "
+            f"a short while ago included, and this upload would add {more_bytes}.",
             quota=quota,
         )
 
@@ -340,15 +340,17 @@ def _stored(accepted: list[AcceptedFile]) -> Iterator[list[StoredFile]]:
 
 
 def remove_orphaned_uploads(*, older_than: datetime) -> int:
-    """Remove stored files of uploads that were cut off before their rows; returns how many."""
+    """Remove stored files whose upload was cut off before their rows, or their removal after.
+
+    Returns how many.
+    """
+    kept = MediaFile.objects.filter(selectors.IS_STORED)
 
     def known_contents(names: list[str]) -> set[str]:
-        rows = MediaFile.objects.filter(content__in=names)
-        return set(rows.values_list("content", flat=True))
+        return set(kept.filter(content__in=names).values_list("content", flat=True))
 
     def known_thumbnails(names: list[str]) -> set[str]:
-        rows = MediaFile.objects.filter(thumbnail__in=names)
-        return set(rows.values_list("thumbnail", flat=True))
+        return set(kept.filter(thumbnail__in=names).values_list("thumbnail", flat=True))
 
     return remove_orphans(
         folder="uploads", older_than=older_than, known=known_contents

@@ -132,6 +132,7 @@ class MediaFileSerializer(serializers.ModelSerializer[MediaFile]):
             "content_url",
             "thumbnail_url",
             "created_at",
+            "deleted_at",
         )
         read_only_fields = fields
 
@@ -309,7 +310,7 @@ class MediaFilesView(generics.ListAPIView[MediaFile]):
         dataset = selectors.dataset_by_id(
             user=cast(User, self.request.user), dataset_id=self.kwargs["dataset_id"]
         )
-        return MediaFile.objects.filter(dataset=dataset)
+        return selectors.live_media_files(dataset=dataset)
 
 
 class MediaFileView(APIView):
@@ -322,6 +323,15 @@ class MediaFileView(APIView):
             user=cast(User, request.user), media_file_id=media_file_id
         )
         return Response(MediaFileSerializer(media_file).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, media_file_id: int) -> Response:
+        """Take the file out of its dataset; what jobs found in it stays readable.
+
+        Its price is not paid back. Until it has left the storage it counts as stored.
+        """
+        services.delete_media_file(user=cast(User, request.user), media_file_id=media_file_id)
+        return Response(status=204)
 
 
 class MediaContentView(APIView):

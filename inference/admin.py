@@ -22,7 +22,7 @@ from accounts.models import User
 from billing.prices import inference_price_hundredths, readable_tokens
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile, ModerationAction
-from datasets.selectors import with_sizes
+from datasets.selectors import live_media_files, with_sizes
 from datasets.services import flag_dataset, restore_dataset
 from inference import (
     admin_models,  # noqa: F401 - registers its pages
@@ -297,7 +297,7 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
     @admin.display
     def files(self, dataset: Dataset) -> SafeString:
         """The first files as pictures, and the way to all of them."""
-        shown = dataset.media_files.all()[:THUMBNAILS_SHOWN]
+        shown = live_media_files(dataset=dataset)[:THUMBNAILS_SHOWN]
         pictures = format_html_join(
             "", "<figure>{}<figcaption>{}</figcaption></figure>", ((thumbnail(m), m) for m in shown)
         )
@@ -308,7 +308,7 @@ class DatasetAdmin(ReadOnlyAdmin[Dataset]):
 
 def thumbnail(media_file: MediaFile) -> SafeString:
     """A small picture of a file, if there is one."""
-    if not media_file.thumbnail:
+    if not media_file.thumbnail or media_file.removed_at:
         return NO_THUMBNAIL
     return format_html(
         '<img class="od-thumbnail" loading="lazy" src="{}" alt="{}">',
@@ -331,6 +331,7 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
         "frame_count",
         "size",
         "paid",
+        "state",
     )
     list_display_links = ("name",)
     list_filter = ("media_type",)
@@ -338,7 +339,7 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
     search_help_text = "Search by file, dataset or the owner's e-mail address"
     ordering = ("pk",)
     list_select_related = ("dataset",)
-    fields = (*list_display, "duration_seconds", "created_at")
+    fields = (*list_display, "duration_seconds", "created_at", "deleted_at", "removed_at")
 
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Not on the front page: the pages of datasets lead here."""
@@ -383,6 +384,14 @@ class MediaFileAdmin(ReadOnlyAdmin[MediaFile]):
     def paid(self, media_file: MediaFile) -> str:
         """What its upload cost."""
         return readable_tokens(media_file.cost_hundredths)
+
+    @admin.display
+    def state(self, media_file: MediaFile) -> SafeString:
+        """Whether its content is there, and for how long."""
+        if media_file.removed_at:
+            return badge("removed")
+        is_deleted = media_file.deleted_at or media_file.dataset.deleted_at
+        return badge("deleted") if is_deleted else badge("live", "good")
 
 
 # -- jobs ----------------------------------------------------------------------------------------

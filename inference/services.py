@@ -6,7 +6,6 @@ and the worker stops. Locks are taken in one order: user, dataset, job, work uni
 stream.
 """
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,12 +36,10 @@ from inference.models import (
 from inference.selectors import waiting_units
 from odproject.core.clock import database_now
 from odproject.core.errors import ConflictError
-from odproject.core.files import remove_orphans
 from odproject.core.publishing import publish
 
 logger = logging.getLogger(__name__)
 UNITS_PER_SWEEP = 500
-ORPHAN_WINDOW = timedelta(days=2)  # jobs that ended longer ago have been looked through before
 
 
 class JobFinishedError(ConflictError):
@@ -546,34 +543,6 @@ def _return_unit(
         return False
     _put_back(job, unit, counts_as_try=True)
     return True
-
-
-def remove_orphaned_results(*, older_than: datetime) -> int:
-    """Remove annotated files of attempts that were cut off, and segments of ended videos.
-
-    Returns how many.
-    """
-
-    def known_results(job_id: int, names: list[str]) -> set[str]:
-        rows = JobFile.objects.filter(job_id=job_id, annotated__in=names)
-        return set(rows.values_list("annotated", flat=True))
-
-    finished = Job.objects.filter(
-        finished_at__lt=older_than, finished_at__gte=older_than - ORPHAN_WINDOW
-    )
-    return sum(
-        remove_orphans(
-            folder=f"results/{job_id}",
-            older_than=older_than,
-            known=functools.partial(known_results, job_id),
-        )
-        for job_id in finished.values_list("pk", flat=True)
-    )
-
-
-def forget_silent_workers(*, before: datetime) -> int:
-    """Remove workers that were last heard of long ago; returns how many."""
-    return WorkerHeartbeat.objects.filter(last_seen_at__lt=before).delete()[0]
 
 
 def record_heartbeat(

@@ -16,7 +16,7 @@ from billing.ledger import place_hold
 from billing.prices import hundredths, tokens_text
 from billing.selectors import current_prices
 from datasets.models import Dataset, MediaFile
-from datasets.selectors import open_dataset, reopened_dataset
+from datasets.selectors import live_media_files, open_dataset, reopened_dataset
 from inference.models import Job, JobFile, ModelVersion, UnitFile, WorkUnit, job_payload
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
@@ -116,7 +116,7 @@ def quote_job(
 
 
 def _plan(version: ModelVersion, dataset: Dataset, chosen: Mapping[str, Any]) -> JobPlan:
-    media_files = list(MediaFile.objects.filter(dataset=dataset).order_by("pk"))
+    media_files = list(live_media_files(dataset=dataset).order_by("pk"))
     if not media_files:
         raise EmptyDatasetError(f"The dataset {dataset.name} holds no file to look at.")
     return plan_job(

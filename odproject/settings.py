@@ -349,6 +349,8 @@ if NUM_PROXIES:  # so that links to the next page are https where requests are
 MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)
 MAX_UNFINISHED_JOBS_PER_USER = env_int("OD_MAX_UNFINISHED_JOBS_PER_USER", 100)
 MAX_STORED_BYTES_PER_USER = env_int("OD_MAX_STORED_BYTES_PER_USER", 100 * 1024**3)
+# How long the content of what its owner has deleted stays in the storage, and counts there.
+KEEP_DELETED = timedelta(days=env_float("OD_KEEP_DELETED_DAYS", 1))
 
 # -- limits --------------------------------------------------------------------------------------
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)

@@ -4,12 +4,14 @@ import psycopg
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError, connection
+from django.utils import timezone
 
 from billing.selectors import balance_hundredths
 from datasets import uploading
 from datasets.models import Dataset, MediaFile
 from datasets.services import DatasetQuotaError, create_dataset
 from inference import queue, services
+from inference.cleaning import remove_deleted_content
 from inference.models import Job
 from tests.clients import client_of
 from tests.conftest import TEST_DATABASE
@@ -123,7 +125,7 @@ class TestStorage:
         monkeypatch.setattr(uploading, "Inspector", None)
         assert self.upload(client_of(user), "/upload").status_code == 409
 
-    def test_files_of_a_deleted_dataset_count_because_they_are_kept(self):
+    def test_files_of_a_deleted_dataset_count_until_their_content_is_removed(self):
         user = make_user()
         client = client_of(user)
         make_dataset(user)
@@ -132,6 +134,8 @@ class TestStorage:
         assert client.delete("/datasets", {"datasetName": "street"}).status_code == 200
         make_dataset(user)
         assert self.upload(client, "/upload").status_code == 409
+        assert remove_deleted_content(deleted_before=timezone.now()) == 2
+        assert self.upload(client, "/upload").status_code == 201
 
 
 def test_upload_waits_for_whatever_else_counts_what_its_user_stores(

@@ -21,6 +21,7 @@ from datasets.media.inspection import inspect_here
 from datasets.media.video import count_frames, iter_frames
 from datasets.uploading import media_limits
 from inference import queue, services, submission, tasks
+from inference.cleaning import remove_orphaned_results
 from inference.leases import LeaseKeeper
 from inference.models import FrameResult, Job, JobFile, WorkUnit
 from inference.pipeline.errors import DeviceUnavailableError, PipelineError, WeightsError
@@ -623,7 +624,7 @@ class TestRanges:
         services.abort_job(job_id=job.pk)
         assert len(self.stored(media_root)) == 1
         later = timezone.now() + timedelta(minutes=1)
-        assert services.remove_orphaned_results(older_than=later) == 1
+        assert remove_orphaned_results(older_than=later) == 1
         assert self.stored(media_root) == []
 
 

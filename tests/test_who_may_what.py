@@ -105,6 +105,7 @@ TABLE = [
     Row("POST", "/api/v1/datasets/{dataset_id}/uploads", (401, 404, 201, 404), {"file": PICTURE}),
     Row("GET", "/api/v1/datasets/{dataset_id}/uploads/{upload_id}", ITS_OWNER),
     Row("GET", "/api/v1/media-files/{media_file_id}", ITS_OWNER),
+    Row("DELETE", "/api/v1/media-files/{media_file_id}", (401, 404, 204, 404)),
     Row("GET", "/api/v1/media-files/{media_file_id}/content", ITS_OWNER),
     Row("GET", "/api/v1/media-files/{media_file_id}/thumbnail", ITS_OWNER),
     # /api/v1/: models, jobs and results.

@@ -151,6 +151,15 @@ class Migration(migrations.Migration):
                 ),
                 ("cost_hundredths", models.BigIntegerField()),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("deleted_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "removed_at",
+                    models.DateTimeField(
+                        blank=True,
+                        help_text="When its content left the storage, for good.",
+                        null=True,
+                    ),
+                ),
                 (
                     "dataset",
                     models.ForeignKey(

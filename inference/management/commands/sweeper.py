@@ -17,7 +17,12 @@ from django.utils import timezone
 from accounts.limits import forget_old_attempts
 from billing.idempotency import forget_old_answers
 from datasets.uploading import remove_orphaned_uploads
-from inference.services import forget_silent_workers, remove_orphaned_results, sweep
+from inference.cleaning import (
+    forget_silent_workers,
+    remove_deleted_content,
+    remove_orphaned_results,
+)
+from inference.services import sweep
 from inference.try_outs import enqueue_tests
 from odproject.core.clock import database_now
 from odproject.core.process import die_with_parent
@@ -30,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def _clean() -> None:
-    """Remove files that a crash left without a row, and rows that nobody needs any more."""
+    """Remove what was deleted, files without a row, and rows that nobody needs any more."""
+    if gone := remove_deleted_content(deleted_before=database_now() - settings.KEEP_DELETED):
+        logger.info("Removed the content of %s deleted files", gone)
     older_than = timezone.now() - ORPHAN_AGE
     removed = remove_orphaned_uploads(older_than=older_than)
     removed += remove_orphaned_results(older_than=older_than)
