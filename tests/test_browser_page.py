@@ -1303,6 +1303,23 @@ def test_files_of_a_dataset_are_shown_as_thumbnails(page, service, tmp_path):
     assert traffic.complaints == []
 
 
+def test_file_is_deleted_and_no_longer_counted(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Tidy")
+    upload(page, *_two_pictures(tmp_path))
+    tiles = page.locator("#media-files li")
+    expect(tiles).to_have_count(2)
+    page.get_by_role("button", name="Delete a.jpg").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(tiles).to_have_count(2)
+    page.get_by_role("button", name="Delete a.jpg").click()
+    page.get_by_role("button", name="Delete file").click()
+    expect(tiles).to_have_count(1)
+    expect(tiles).to_contain_text("b.jpg")
+    expect(page.locator("#dataset-about")).to_have_text("1 picture")
+    expect(page.locator("#balance")).to_have_text("998.5")  # nothing is paid back
+
+
 def abort_many_jobs(page: Page, count: int) -> None:
     """Start and abort so many jobs on the newest dataset, without the page."""
     page.evaluate(

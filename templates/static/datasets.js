@@ -2,7 +2,7 @@
 
 import { ask, nextPath, request } from "./api.js";
 import { announce, byId, confirmed, element, showAlert, signal } from "./page.js";
-import { contentText } from "./media.js";
+import { contentText, deletions } from "./media.js";
 
 const PATH = "/api/v1/datasets/";
 const PAGE_SIZE = 50;
@@ -157,4 +157,5 @@ export function listenToDatasets() {
     state.asked += PAGE_SIZE;
     refreshDatasets();
   });
+  deletions.listen(refreshDatasets);
 }

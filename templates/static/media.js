@@ -1,7 +1,7 @@
 // The files of the chosen dataset, as thumbnails.
 
-import { ask, fetchBlob, nextPath } from "./api.js";
-import { amount, byId, element, plural, showAlert, whenSeen } from "./page.js";
+import { ask, fetchBlob, nextPath, request } from "./api.js";
+import { amount, announce, button, byId, confirmed, element, plural, showAlert, signal, whenSeen } from "./page.js";
 
 const SHOWN_FIRST = 12;
 const SHOWN_MORE = 48;
@@ -9,6 +9,8 @@ const ICONS = {
   image: new URL("./picture.svg", import.meta.url).href,
   video: new URL("./video.svg", import.meta.url).href,
 };
+
+export const deletions = signal(); // a dataset has a file less
 
 const state = { datasetId: null, more: "", version: 0 };
 
@@ -68,9 +70,29 @@ function tile(file) {
   if (file.media_type === "video") details.push(plural(file.frame_count, "frame"));
   const about = element("span", { className: "aside", textContent: details.join(", ") });
   about.title = `${amount(file.cost_tokens)} tokens`;
-  const made = element("li", { tabIndex: -1 }, picture, name, about);
+  const made = element("li", { tabIndex: -1 }, picture, name, about, deletion(file));
   if (file.thumbnail_url) whenSeen(made, () => loadThumbnail(picture, file.thumbnail_url));
   return made;
+}
+
+function deletion(file) {
+  const made = button("\u00d7", () => remove(file), "quiet delete");
+  made.title = "Delete this file";
+  made.setAttribute("aria-label", `Delete ${file.name}`);
+  return made;
+}
+
+async function remove({ id, name }) {
+  const text = "What it cost is not paid back. What jobs found in it stays. This cannot be undone.";
+  if (!(await confirmed({ title: `Delete ${name}?`, text, action: "Delete file" }))) return;
+  try {
+    await request(`/api/v1/media-files/${id}/`, { method: "DELETE" });
+  } catch (refusal) {
+    showAlert("media-alert", refusal.message);
+    return;
+  }
+  announce(`File ${name} was deleted.`);
+  deletions.tell();
 }
 
 // Fetched with the token in a header. The picture is kept by its element alone: its address is
