@@ -1,15 +1,19 @@
-"""Groups: the roles of administrators, and what each may do. And their own passwords."""
+"""Groups, which are the roles of administrators; API keys; and administrators' own passwords."""
 
-from typing import cast
+from typing import Any, cast
 
+from django import forms
 from django.contrib import admin
 from django.contrib.auth.models import Group
 from django.db import transaction
 from django.http import HttpRequest, HttpResponseBase
+from django.utils import timezone
+from django.utils.safestring import SafeString
 
-from accounts.models import User
-from accounts.services import revoke_sessions
-from odproject.core.admin import ActingAdmin
+from accounts.api_keys import ApiKeyEndedError
+from accounts.models import ApiKey, User
+from accounts.services import revoke_api_key, revoke_sessions
+from odproject.core.admin import ActingAdmin, ObjectAction, ReadOnlyAdmin, badge
 
 admin.site.unregister(Group)
 
@@ -41,6 +45,60 @@ class GroupAdmin(ActingAdmin[Group]):
     def has_delete_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
         """Superusers only."""
         return request.user.is_superuser
+
+
+def _explain_revocation(key: ApiKey) -> str:
+    return (
+        f"Programs of {key.user.email} that use the key {key.name} are refused from then on. "
+        "A key that was revoked never comes back."
+    )
+
+
+def _revoke(actor: User, key: ApiKey, answers: dict[str, Any]) -> str:
+    if not revoke_api_key(key_id=key.pk, by=actor):
+        raise ApiKeyEndedError("The key was revoked before.")
+    return f"The API key {key} of {key.user.email} was revoked."
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ReadOnlyAdmin[ApiKey]):
+    """API keys of all users, to read and to revoke; what is kept of their secrets is not shown."""
+
+    object_actions = (
+        ObjectAction(
+            name="revoke",
+            title="Revoke",
+            permission="accounts.change_apikey",
+            form_class=forms.Form,
+            explain=_explain_revocation,
+            act=_revoke,
+            is_fitting=lambda key: key.revoked_at is None,
+            is_dangerous=True,
+        ),
+    )
+    list_display = ("name", "user", "prefix", "state", "last_used_at", "created_at")
+    list_filter = ("is_read_only",)
+    search_fields = ("user__email", "name", "prefix")
+    search_help_text = "Search by the user's e-mail address, the key's name or prefix"
+    date_hierarchy = "created_at"
+    ordering = ("-pk",)
+    list_select_related = ("user",)
+    fields = (
+        *list_display,
+        *("is_read_only", "requests_per_minute", "expires_at", "revoked_at", "revoked_by"),
+    )
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """No question about the hash of a secret."""
+        return not lookup.startswith("digest") and super().lookup_allowed(lookup, value, request)
+
+    @admin.display
+    def state(self, key: ApiKey) -> SafeString:
+        """Whether somebody has revoked it, or its time is over."""
+        if key.revoked_by_id is not None:
+            return badge("revoked", "bad")
+        is_over = key.expires_at is not None and key.expires_at <= timezone.now()
+        return badge("expired") if is_over else badge("living", "good")
 
 
 def change_own_password(request: HttpRequest) -> HttpResponseBase:

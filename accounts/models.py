@@ -1,4 +1,4 @@
-"""Users, their event streams, and the tickets by which browsers open websockets."""
+"""Users, their sessions and API keys, their event streams, and tickets for websockets."""
 
 from typing import Any, ClassVar
 
@@ -112,6 +112,60 @@ class Session(models.Model):
     def __str__(self) -> str:
         return f"session {self.pk} of user {self.user_id}"
 
+    @property
+    def credential(self) -> str:
+        """What sockets that it has opened know it by."""
+        return f"session {self.pk}"
+
+
+class ApiKey(models.Model):
+    """A key by which a program works for a user, until it expires or is revoked.
+
+    Of its text (`accounts.key_text`) only the prefix and the hash of the secret are kept, so
+    reading this table lets nobody in. The secret is random: a plain hash does.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=60)
+    prefix = models.CharField(max_length=32)
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the secret.")
+    is_read_only = models.BooleanField("read only", default=False)
+    requests_per_minute = models.PositiveIntegerField(null=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(null=True)
+    last_used_at = models.DateTimeField(null=True, help_text="To the minute.")
+    revoked_at = models.DateTimeField(null=True)
+    revoked_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        verbose_name = "API key"
+        constraints = [
+            models.UniqueConstraint(fields=["prefix"], name="one_api_key_per_prefix"),
+            models.UniqueConstraint(
+                fields=["user", "name"],
+                condition=models.Q(revoked_at__isnull=True),
+                name="one_unrevoked_api_key_per_user_and_name",
+            ),
+            models.CheckConstraint(condition=~models.Q(name=""), name="api_key_has_a_name"),
+            models.CheckConstraint(
+                condition=models.Q(requests_per_minute__isnull=True)
+                | models.Q(requests_per_minute__gte=1),
+                name="api_key_allows_a_request_a_minute",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(revoked_by__isnull=True) | models.Q(revoked_at__isnull=False),
+                name="api_key_is_revoked_by_somebody_at_a_time",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    @property
+    def credential(self) -> str:
+        """What sockets that it has opened know it by."""
+        return f"API key {self.pk}"
+
 
 class AttemptCount(models.Model):
     """How often a subject has tried something in the window that ends then (`accounts.limits`)."""
@@ -131,9 +185,19 @@ class WebsocketTicket(models.Model):
     """
 
     digest = models.CharField(max_length=64, unique=True)
-    session = models.ForeignKey(Session, on_delete=models.CASCADE)
+    session = models.ForeignKey(Session, on_delete=models.CASCADE, null=True)
+    api_key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, null=True)
     expires_at = models.DateTimeField()
-    session_expires_at = models.DateTimeField()
+    socket_expires_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(session__isnull=False, api_key__isnull=True)
+                | models.Q(session__isnull=True, api_key__isnull=False),
+                name="ticket_is_of_a_session_or_of_an_api_key",
+            )
+        ]
 
     def __str__(self) -> str:
-        return f"ticket of session {self.session_id}"
+        return f"ticket {self.pk}"

@@ -1,6 +1,12 @@
-"""Reads of users and events."""
+"""Reads of users, their sessions and keys, and events."""
 
-from accounts.models import Event, EventStream, Session, User
+from datetime import datetime
+
+from django.db.models import BooleanField, Case, Q, QuerySet, Value, When
+from django.utils import timezone
+
+from accounts.models import ApiKey, Event, EventStream, Session, User
+from accounts.presence import Presence
 from odproject.core.errors import NotFoundError
 
 EVENTS_PER_READ = 200
@@ -11,6 +17,13 @@ class UserNotFoundError(NotFoundError):
 
     code = "user_not_found"
     title = "User not found"
+
+
+class ApiKeyNotFoundError(NotFoundError):
+    """The user has no API key of this number."""
+
+    code = "api_key_not_found"
+    title = "API key not found"
 
 
 def user_by_email(*, email: str) -> User:
@@ -39,3 +52,39 @@ def live_session(*, session_id: int) -> Session | None:
         .filter(pk=session_id, revoked_at__isnull=True, user__is_active=True)
         .first()
     )
+
+
+def is_living(*, now: datetime) -> Q:
+    """The condition on an API key that it is neither revoked nor expired."""
+    return Q(revoked_at__isnull=True) & (Q(expires_at__isnull=True) | Q(expires_at__gt=now))
+
+
+def living_api_keys(*, now: datetime) -> QuerySet[ApiKey]:
+    """Keys that open something at a time: living ones, of users who are active."""
+    return ApiKey.objects.filter(is_living(now=now), user__is_active=True)
+
+
+def is_still_here(presence: Presence) -> bool:
+    """Whether neither the session or key was ended meanwhile, nor its user made inactive."""
+    if presence.api_key is None:
+        return live_session(session_id=presence.by.pk) is not None
+    return living_api_keys(now=timezone.now()).filter(pk=presence.by.pk).exists()
+
+
+def api_keys_of(*, user: User) -> QuerySet[ApiKey]:
+    """The user's keys with `is_living`: living ones first, then the newest."""
+    living = Case(
+        When(is_living(now=timezone.now()), then=Value(True)),
+        default=Value(False),
+        output_field=BooleanField(),
+    )
+    keys = ApiKey.objects.filter(user=user).annotate(is_living=living)
+    return keys.order_by("-is_living", "-pk")
+
+
+def api_key_by_id(*, user: User, key_id: int) -> ApiKey:
+    """The user's key of this number, with `is_living`; raises ApiKeyNotFoundError (404)."""
+    key = api_keys_of(user=user).filter(pk=key_id).first()
+    if key is None:
+        raise ApiKeyNotFoundError(f"You have no API key {key_id}.")
+    return key

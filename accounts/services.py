@@ -1,11 +1,11 @@
-"""Every write to users, events and tickets."""
+"""Every write to users, sessions, events and tickets; `api_keys` makes and changes keys."""
 
 import hashlib
 import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
@@ -19,7 +19,17 @@ from rest_framework_simplejwt.exceptions import TokenError
 from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts import limits
-from accounts.models import SESSION_CLAIM, Event, EventStream, Session, User, WebsocketTicket
+from accounts.models import (
+    SESSION_CLAIM,
+    ApiKey,
+    Event,
+    EventStream,
+    Session,
+    User,
+    WebsocketTicket,
+)
+from accounts.presence import Presence
+from accounts.selectors import is_still_here
 from odproject.core.errors import ConflictError, DomainError, FieldError
 from odproject.core.publishing import publish_on_commit
 
@@ -175,16 +185,34 @@ def revoke_session(*, session_id: int) -> bool:
         living = Session.objects.filter(pk=session_id, revoked_at__isnull=True)
         revoked = living.update(revoked_at=timezone.now())
         if revoked:
-            user_id = Session.objects.values_list("user_id", flat=True).get(pk=session_id)
-            publish_on_commit(user_id, {"type": "session.ended", "session_id": session_id})
+            _close_sockets_of(Session.objects.get(pk=session_id))
     return bool(revoked)
 
 
-def revoke_sessions(*, user: User) -> None:
-    """Log a user out everywhere."""
+def revoke_api_key(*, key_id: int, by: User) -> bool:
+    """End an API key for ever, and its websockets; returns whether it was unrevoked."""
+    with transaction.atomic():
+        unrevoked = ApiKey.objects.filter(pk=key_id, revoked_at__isnull=True)
+        revoked = unrevoked.update(revoked_at=timezone.now(), revoked_by=by)
+        if revoked:
+            _close_sockets_of(ApiKey.objects.get(pk=key_id))
+    return bool(revoked)
+
+
+def _close_sockets_of(ended: Session | ApiKey) -> None:
+    hint = {"type": "session.ended", "credential": ended.credential}
+    publish_on_commit(ended.user_id, hint)
+
+
+@transaction.atomic
+def revoke_sessions(*, user: User, by: User | None = None) -> None:
+    """Log a user out everywhere, API keys included; `by` is who does it, if not the user."""
     living = Session.objects.filter(user=user, revoked_at__isnull=True)
     for session_id in living.order_by("pk").values_list("pk", flat=True):
         revoke_session(session_id=session_id)
+    unrevoked = ApiKey.objects.filter(user=user, revoked_at__isnull=True)
+    for key_id in unrevoked.order_by("pk").values_list("pk", flat=True):
+        revoke_api_key(key_id=key_id, by=by or user)
 
 
 def _new_jti() -> str:
@@ -243,7 +271,7 @@ class Access:
 
 @transaction.atomic
 def change_access(*, actor: User, user: User, access: Access) -> None:
-    """Let a user do more or less; one who is made inactive is logged out everywhere.
+    """Let a user do more or less; one who is made inactive is logged out everywhere, keys included.
 
     Raises OwnAccessError (409): an administrator who locks himself out has to ask somebody else.
     """
@@ -254,7 +282,7 @@ def change_access(*, actor: User, user: User, access: Access) -> None:
     )
     user.groups.set(access.group_ids)
     if not access.is_active:
-        revoke_sessions(user=user)
+        revoke_sessions(user=user, by=actor)
 
 
 def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Event:
@@ -274,36 +302,36 @@ def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Even
     return event
 
 
-def issue_websocket_ticket(*, session_id: int, session_expires_at: datetime) -> str:
-    """A ticket that opens one websocket within half a minute; the socket ends with the session."""
+def issue_websocket_ticket(*, presence: Presence) -> str:
+    """A ticket that opens one websocket within half a minute; the socket ends with the presence."""
     ticket = secrets.token_urlsafe(32)
     now = timezone.now()
     WebsocketTicket.objects.filter(expires_at__lt=now).delete()
     WebsocketTicket.objects.create(
         digest=_digest(ticket),
-        session_id=session_id,
+        session=presence.session,
+        api_key=presence.api_key,
         expires_at=now + timedelta(seconds=settings.WEBSOCKET_TICKET_SECONDS),
-        session_expires_at=session_expires_at,
+        socket_expires_at=presence.expires_at,
     )
     return ticket
 
 
-def redeem_websocket_ticket(*, ticket: str) -> tuple[Session, datetime] | None:
-    """The ticket's session and when it ends, once; None when unknown, used or expired."""
+def redeem_websocket_ticket(*, ticket: str) -> Presence | None:
+    """Who the ticket was given to, once; None when unknown, used or expired."""
     row = (
-        WebsocketTicket.objects.select_related("session__user")
+        WebsocketTicket.objects.select_related("session__user", "api_key__user")
         .filter(digest=_digest(ticket))
         .first()
     )
     if row is None:
         return None
     deleted, _ = WebsocketTicket.objects.filter(pk=row.pk).delete()
-    session = row.session
-    if not deleted or row.expires_at < timezone.now():
+    by = row.session or row.api_key
+    if not deleted or row.expires_at < timezone.now() or by is None:
         return None
-    if session.revoked_at is not None or not session.user.is_active:
-        return None
-    return session, row.session_expires_at
+    presence = Presence(by, row.socket_expires_at)
+    return presence if is_still_here(presence) else None
 
 
 def _digest(ticket: str) -> str:

@@ -1,6 +1,6 @@
 from django.urls import re_path
 
-from accounts import v1, views
+from accounts import v1, v1_keys, views
 
 urlpatterns = [
     re_path(r"^user/registration/?$", views.RegistrationView.as_view()),
@@ -10,6 +10,8 @@ urlpatterns = [
     re_path(r"^api/v1/tokens/?$", v1.TokensView.as_view()),
     re_path(r"^api/v1/tokens/refresh/?$", v1.RefreshView.as_view()),
     re_path(r"^api/v1/tokens/revoke/?$", v1.RevocationView.as_view()),
+    re_path(r"^api/v1/api-keys/?$", v1_keys.ApiKeysView.as_view()),
+    re_path(r"^api/v1/api-keys/(?P<key_id>[0-9]{1,18})/?$", v1_keys.ApiKeyView.as_view()),
     re_path(r"^api/v1/events/?$", v1.EventsView.as_view()),
     re_path(r"^api/v1/websocket-tickets/?$", v1.WebsocketTicketsView.as_view()),
 ]

@@ -12,8 +12,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts import services
-from accounts.authentication import expiry_of
-from accounts.models import SESSION_CLAIM, Event, User
+from accounts.authentication import SessionRequired
+from accounts.models import Event, User
+from accounts.presence import Presence
 from accounts.serializers import NewEmailField
 from odproject.core.api import client_address, validated
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
@@ -136,10 +137,12 @@ class RefreshView(APIView):
 class RevocationView(APIView):
     """Log-out."""
 
+    permission_classes = (SessionRequired,)
+
     @extend_schema(request=None, responses={204: None})
     def post(self, request: Request) -> Response:
         """End this session: all its tokens and websockets."""
-        services.revoke_session(session_id=cast(Any, request.auth)[SESSION_CLAIM])
+        services.revoke_session(session_id=cast(Presence, request.auth).by.pk)
         return Response(status=204)
 
 
@@ -173,8 +176,5 @@ class WebsocketTicketsView(APIView):
     @extend_schema(request=None, responses={201: TicketSerializer})
     def post(self, request: Request) -> Response:
         """A ticket that opens one websocket within 30 seconds."""
-        token = cast(Any, request.auth)
-        ticket = services.issue_websocket_ticket(
-            session_id=token[SESSION_CLAIM], session_expires_at=expiry_of(token)
-        )
+        ticket = services.issue_websocket_ticket(presence=cast(Presence, request.auth))
         return Response(TicketSerializer({"ticket": ticket}).data, status=201)

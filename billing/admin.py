@@ -126,7 +126,7 @@ class UserAdmin(ActingAdmin[User]):
     )
     readonly_fields = (
         *("email", "balance", "held", "created_at", "last_login"),
-        *("datasets", "jobs", "movements"),
+        *("datasets", "jobs", "movements", "keys"),
     )
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
@@ -135,6 +135,7 @@ class UserAdmin(ActingAdmin[User]):
             "datasets": "datasets.view_dataset",
             "jobs": "inference.view_job",
             "movements": "billing.view_transfer",
+            "keys": "accounts.view_apikey",
         }
         ways = [name for name, permission in seen.items() if request.user.has_perm(permission)]
         return [*self.fieldsets, ("More", {"fields": ways})]
@@ -181,6 +182,11 @@ class UserAdmin(ActingAdmin[User]):
     def movements(self, user: User) -> SafeString:
         """The way to the user's movements of tokens."""
         return list_link("billing_transfer", f"Movements of {user.email}", user_email=user.email)
+
+    @admin.display(description="API keys")
+    def keys(self, user: User) -> SafeString:
+        """The way to the user's API keys."""
+        return list_link("accounts_apikey", f"API keys of {user.email}", user=user.pk)
 
     @admin.display(description="Role")
     def role(self, user: User) -> str:

@@ -1,26 +1,18 @@
 """The shapes of requests about datasets."""
 
-import unicodedata
 from typing import Any
 
 from rest_framework import serializers
 from rest_framework.request import Request
 
 from odproject.core.errors import DomainError, FieldError
+from odproject.core.text import readable
 
 SHORTEST_NAME, LONGEST_NAME = 3, 40
-# Control characters and ends of lines; what changes the direction of writing has its use.
-_UNREADABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 NO_FILE = (
     "The request has no file. It is sent as multipart/form-data, and what stands before the "
     "content of a part, a file's name included, must be UTF-8."
 )
-
-
-def readable(text: str) -> None:
-    """Refuse a text that pages and terminals would not show as it is (ValidationError)."""
-    if any(unicodedata.category(character) in _UNREADABLE_CATEGORIES for character in text):
-        raise serializers.ValidationError("Control characters are not allowed.", "control")
 
 
 class NameField(serializers.CharField):

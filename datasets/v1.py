@@ -18,7 +18,7 @@ from billing.prices import inference_price_hundredths, tokens
 from billing.selectors import current_prices
 from datasets import selectors, services
 from datasets.models import Dataset, MediaFile, Upload
-from datasets.serializers import NameField, UploadedFileField, readable, refuse_several_files
+from datasets.serializers import NameField, UploadedFileField, refuse_several_files
 from datasets.uploading import upload_content
 from odproject.core.api import validated
 from odproject.core.files import stored_file_response
@@ -30,6 +30,7 @@ from odproject.core.listing import (
     WholeNumberFilter,
 )
 from odproject.core.schema import IDEMPOTENCY_KEY, MEDIA
+from odproject.core.text import readable
 
 CONTENT_TYPES = {
     "jpeg": "image/jpeg",

@@ -17,9 +17,10 @@ from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
 
-from accounts.authentication import Presence, presence_of_access_token
+from accounts.authentication import presence_of_bearer
 from accounts.models import Event, User
-from accounts.selectors import events_since, last_event_seq, live_session
+from accounts.presence import Presence
+from accounts.selectors import events_since, is_still_here, last_event_seq
 from accounts.services import redeem_websocket_ticket
 from inference.selectors import jobs_of
 from odproject.core.publishing import user_group
@@ -105,17 +106,13 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
 
     async def _authenticate(self, ticket: str) -> Presence | None:
         if ticket:
-            redeemed = await database_sync_to_async(redeem_websocket_ticket)(ticket=ticket)
-            if redeemed is None:
-                return None
-            session, expires_at = redeemed
-            return Presence(session.user, session.pk, expires_at)
+            return await database_sync_to_async(redeem_websocket_ticket)(ticket=ticket)
         header = dict(self.scope["headers"]).get(b"authorization", b"").decode("latin1")
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer":
             return None
         try:
-            return await database_sync_to_async(presence_of_access_token)(token.strip())
+            return await database_sync_to_async(presence_of_bearer)(token.strip())
         except AuthenticationFailed:
             return None
 
@@ -173,7 +170,8 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
                 await asyncio.wait_for(self._news.wait(), REREAD_SECONDS)
             has_news = self._news.is_set()
             self._news.clear()
-            if timezone.now() >= self.presence.expires_at:
+            expires_at = self.presence.expires_at
+            if expires_at is not None and timezone.now() >= expires_at:
                 await self.close(SESSION_ENDED)
                 return
             try:
@@ -189,15 +187,14 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
                 return
 
     async def session_ended(self, hint: dict[str, Any]) -> None:
-        """Somebody logged out; if it is this session, the socket ends with it."""
-        if hint["session_id"] == self.presence.session_id:
+        """A session or an API key has ended; if it is this one, the socket ends with it."""
+        if hint["credential"] == self.presence.by.credential:
             await self.close(SESSION_ENDED)
 
     async def _check_membership(self) -> None:
-        """In quiet moments: is the session alive, and does Redis still know the group?"""
+        """In quiet moments: is the session or key alive, and does Redis still know the group?"""
         await self._join()
-        live = database_sync_to_async(live_session)
-        if await live(session_id=self.presence.session_id) is None:
+        if not await database_sync_to_async(is_still_here)(self.presence):
             await self.close(SESSION_ENDED)
 
     async def _send_news(self) -> None:

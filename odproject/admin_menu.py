@@ -9,7 +9,10 @@ from datasets.selectors import flagged_dataset_count
 
 # Group -> (name, list of the admin, filter, permission, icon)
 GROUPS = {
-    "People": (("Users", "accounts_user", "", "accounts.view_user", "group"),),
+    "People": (
+        ("Users", "accounts_user", "", "accounts.view_user", "group"),
+        ("API keys", "accounts_apikey", "", "accounts.view_apikey", "key"),
+    ),
     "Money": (
         ("Ledger", "billing_transfer", "", "billing.view_transfer", "receipt_long"),
         ("Holds", "billing_hold", "", "billing.view_hold", "lock_clock"),

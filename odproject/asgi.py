@@ -12,6 +12,7 @@ from rest_framework_simplejwt.exceptions import TokenError
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
 from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets Django up first
+from accounts.key_text import signed_key_text
 from inference.consumers import JobEventsConsumer
 from odproject.bridge import Bridge, Scope
 from odproject.core.passes import has_upload_pass
@@ -36,24 +37,29 @@ _WHOLE_RESULTS = re.compile(
 def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
     """Why a large body is not wanted, as a status: 413, 401, or 0 when it is.
 
-    Only an upload may be large, and only by somebody whose token, or whose pass to a form, we
-    signed. Looks into no database; whether the session still lives is asked when the body is
-    there.
+    Only an upload may be large, and only by somebody whose token, API key, or pass to a form, we
+    signed. Looks into no database; whether the session or key still lives is asked when the body
+    is there.
     """
     if _FORMS.fullmatch(path):
         return 0 if has_upload_pass(cookies, path=path) else 401
     if not _UPLOADS.fullmatch(path):
         return 413
-    return 0 if _signed_token(authorization) else 401
+    return 401 if _signed_user_id(authorization) is None else 0
 
 
-def _signed_token(authorization: str) -> AccessToken | None:
-    """The living access token of ours that an Authorization header holds, if it does."""
-    scheme, _, token = authorization.strip().partition(" ")
+def _signed_user_id(authorization: str) -> str | None:
+    """Whose living access token, or API key, of ours an Authorization header holds, if it does."""
+    scheme, _, text = authorization.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    if key := signed_key_text(text.strip()):
+        return str(key.user_id)
     try:
-        return AccessToken(token.strip() if scheme.lower() == "bearer" else "")  # type: ignore[arg-type]
+        token = AccessToken(text.strip())  # type: ignore[arg-type]
     except TokenError:
         return None
+    return str(token.get(api_settings.USER_ID_CLAIM))
 
 
 def slow_kind(scope: Scope) -> str | None:
@@ -69,8 +75,7 @@ def slow_kind(scope: Scope) -> str | None:
 def asker(scope: Scope) -> str:
     """Whose turn a slow request takes: the user of its token; all that show none share one."""
     authorization = b"".join(v for name, v in scope["headers"] if name == b"authorization")
-    token = _signed_token(authorization.decode("latin-1"))
-    return "" if token is None else str(token.get(api_settings.USER_ID_CLAIM))
+    return _signed_user_id(authorization.decode("latin-1")) or ""
 
 
 _http = Bridge(

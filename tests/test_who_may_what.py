@@ -17,12 +17,12 @@ from django.db import connection, transaction
 from django.urls import URLPattern, URLResolver, get_resolver
 from rest_framework.test import APIClient
 
-from accounts.models import AttemptCount
+from accounts.models import AttemptCount, User
 from accounts.services import log_in
 from inference import queue, registry
 from inference.pipeline.errors import WeightsError
 from odproject.health import ProbesMiddleware
-from tests.clients import client_of
+from tests.clients import client_of, client_with, key_of
 from tests.factories import PASSWORD, make_user
 from tests.mediafiles import image_bytes, noise
 from tests.things import make_things
@@ -30,6 +30,7 @@ from tests.things import make_things
 pytestmark = pytest.mark.django_db
 ASKERS = ("nobody", "another user", "owner", "administrator")
 OWNER, NEWCOMER = "owner@example.org", "newcomer@example.org"
+ADMINISTRATOR = "root@example.org"
 PICTURE = image_bytes("PNG", noise((16, 12)))
 MODEL = {"modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
 
@@ -87,6 +88,11 @@ TABLE = [
     Row("POST", "/api/v1/tokens", ANYBODY_MAKES, CREDENTIALS),
     Row("POST", "/api/v1/tokens/refresh", ANYBODY_MAKES, {"refresh": "{refresh}"}),
     Row("POST", "/api/v1/tokens/revoke", (401, 204, 204, 204)),
+    Row("GET", "/api/v1/api-keys", USERS),
+    Row("POST", "/api/v1/api-keys", USERS_MAKE, {"name": "nightly"}),
+    Row("GET", "/api/v1/api-keys/{key_id}", ITS_OWNER),
+    Row("PATCH", "/api/v1/api-keys/{key_id}", ITS_OWNER, {"name": "weekly"}),
+    Row("DELETE", "/api/v1/api-keys/{key_id}", (401, 404, 204, 404)),
     Row("GET", "/api/v1/events", USERS),
     Row("POST", "/api/v1/websocket-tickets", USERS_MAKE),
     # /api/v1/: tokens to spend.
@@ -171,7 +177,7 @@ def clients() -> dict[str, APIClient]:
     users = {
         "another user": make_user(),
         "owner": make_user(OWNER),
-        "administrator": make_user(staff=True),
+        "administrator": make_user(ADMINISTRATOR, staff=True),
     }
     made = {"nobody": APIClient()}
     for name, user in users.items():
@@ -183,10 +189,16 @@ def clients() -> dict[str, APIClient]:
 @pytest.fixture
 def values(clients, media_root) -> dict[str, Any]:
     """What stands in braces in paths and bodies."""
-    owner = clients["owner"].get("/api/v1/me/").json()["id"]
-    things = make_things(apps.get_model("accounts.User").objects.get(pk=owner), media_root)
+    things = make_things(User.objects.of_email(OWNER), media_root)
     refresh = log_in(email=OWNER, password=PASSWORD).refresh
     return {**asdict(things), "refresh": refresh}
+
+
+def client_with_key_of(email: str, **terms: Any) -> APIClient:
+    """A client whose key was in use a moment ago, which is not noted again."""
+    client = client_with(key_of(User.objects.of_email(email), "another", **terms)[1])
+    assert client.get("/api/v1/me/").status_code == 200
+    return client
 
 
 def filled(value: Any, values: Mapping[str, Any]) -> Any:
@@ -251,6 +263,46 @@ def test_what_is_anothers_is_refused_as_what_does_not_exist(row, clients, values
     assert {k: numbers.sub("N", str(v)) for k, v in foreign.items()} == {
         k: numbers.sub("N", str(v)) for k, v in unknown.items()
     }
+
+
+# What concerns the account itself, which programs with a key leave alone.
+OF_SESSIONS = ("/api/v1/api-keys", "/api/v1/tokens/revoke")
+FOR_KEYS = [row for row in TABLE if row.statuses[0] == 401]
+
+
+def status_with(client: APIClient, row: Row, values: Mapping[str, Any]) -> tuple[int, str]:
+    """Status and code of an answer, whose effect is taken back; a refusal must have had none."""
+    before = all_rows()
+    body = {name: filled(value, values) for name, value in row.body.items()}
+    with transaction.atomic():
+        answer = ask(client, row, row.path.format(**values), body)
+        if answer.status_code >= 400:
+            assert all_rows() == before
+        transaction.set_rollback(True)
+    if answer.streaming:
+        b"".join(answer.streaming_content)
+    is_refused = answer.status_code >= 400
+    return answer.status_code, answer.json()["code"] if is_refused else ""
+
+
+@pytest.mark.parametrize(
+    ("whose", "as_good_as"), [(OWNER, "owner"), (ADMINISTRATOR, "another user")]
+)
+def test_key_does_what_a_user_does_but_for_the_account_itself(clients, values, whose, as_good_as):
+    client = client_with_key_of(whose)
+    for row in FOR_KEYS:
+        status, code = status_with(client, row, values)
+        if row.path.startswith(OF_SESSIONS):
+            assert (status, code) == (403, "session_needed"), row
+        else:
+            assert status == row.statuses[ASKERS.index(as_good_as)], row
+
+
+def test_read_only_key_writes_nothing(clients, values):
+    client = client_with_key_of(OWNER, is_read_only=True)
+    for row in FOR_KEYS:
+        if row.method != "GET":
+            assert status_with(client, row, values) == (403, "read_only_key"), row
 
 
 def routes(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from accounts.models import User
 from datasets.models import MediaFile
 from inference import services, submission
 from inference.models import FrameResult, Job, JobFile, WorkUnit
+from tests.clients import key_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset
 from tests.mediafiles import image_bytes, noise
 
@@ -25,6 +26,7 @@ class Things:
     version_id: int
     pending_job_id: int
     other_job_id: int
+    key_id: int
     export_format: str = "coco"
 
 
@@ -74,4 +76,5 @@ def make_things(owner: User, media_root: Path) -> Things:
         pending_job_id=_submit(owner).pk,
         other_job_id=other.pk,
         version_id=job.model_version_id,
+        key_id=key_of(owner)[0].pk,
     )

@@ -156,6 +156,46 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="ApiKey",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=60)),
+                ("prefix", models.CharField(max_length=32)),
+                ("digest", models.CharField(help_text="SHA-256 of the secret.", max_length=64)),
+                ("is_read_only", models.BooleanField(default=False, verbose_name="read only")),
+                ("requests_per_minute", models.PositiveIntegerField(null=True)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("expires_at", models.DateTimeField(null=True)),
+                ("last_used_at", models.DateTimeField(help_text="To the minute.", null=True)),
+                ("revoked_at", models.DateTimeField(null=True)),
+                (
+                    "revoked_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="api_keys",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "API key",
+            },
+        ),
+        migrations.CreateModel(
             name="WebsocketTicket",
             fields=[
                 (
@@ -166,11 +206,19 @@ class Migration(migrations.Migration):
                 ),
                 ("digest", models.CharField(max_length=64, unique=True)),
                 ("expires_at", models.DateTimeField()),
-                ("session_expires_at", models.DateTimeField()),
+                ("socket_expires_at", models.DateTimeField(null=True)),
                 (
                     "session",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, to="accounts.session"
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        to="accounts.session",
+                    ),
+                ),
+                (
+                    "api_key",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="accounts.apikey"
                     ),
                 ),
             ],
@@ -192,6 +240,55 @@ class Migration(migrations.Migration):
             model_name="event",
             constraint=models.UniqueConstraint(
                 fields=("user", "seq"), name="one_event_per_user_and_seq"
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="apikey",
+            constraint=models.UniqueConstraint(fields=("prefix",), name="one_api_key_per_prefix"),
+        ),
+        migrations.AddConstraint(
+            model_name="apikey",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("revoked_at__isnull", True)),
+                fields=("user", "name"),
+                name="one_unrevoked_api_key_per_user_and_name",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("name", ""), _negated=True), name="api_key_has_a_name"
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("requests_per_minute__isnull", True),
+                    ("requests_per_minute__gte", 1),
+                    _connector="OR",
+                ),
+                name="api_key_allows_a_request_a_minute",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="apikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("revoked_by__isnull", True), ("revoked_at__isnull", False), _connector="OR"
+                ),
+                name="api_key_is_revoked_by_somebody_at_a_time",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="websocketticket",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("api_key__isnull", True), ("session__isnull", False)),
+                    models.Q(("api_key__isnull", False), ("session__isnull", True)),
+                    _connector="OR",
+                ),
+                name="ticket_is_of_a_session_or_of_an_api_key",
             ),
         ),
     ]

@@ -13,6 +13,7 @@ from django.db import migrations
 ROLES = {
     "Support": (
         ("accounts", "user", ("view_user",)),
+        ("accounts", "apikey", ("view_apikey",)),
         ("billing", "account", ("top_up",)),
         ("billing", "transfer", ("view_transfer",)),
         ("billing", "hold", ("view_hold",)),

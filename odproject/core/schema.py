@@ -124,6 +124,11 @@ class Schema(AutoSchema):
             *(OF_WHAT_IS_NAMED_BY_A_NUMBER if "{" in self.path or has_pages else ()),
             *(OF_WRITES if writes else ()),
             *(OF_WRITES_OF_USERS if writes and for_users else ()),
+            *(
+                status
+                for one in self.view.permission_classes
+                for status in getattr(one, "refuses", ())
+            ),
             *((416,) if getattr(self.view, "answers_ranges", False) else ()),
             *own,
         }
@@ -154,11 +159,12 @@ class StrictMembers(OpenApiSerializerExtension):
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
-    """The button in Swagger that takes an access token."""
+    """The button in Swagger that takes an access token or an API key."""
 
     target_class = "accounts.authentication.BearerAuthentication"
     name = "bearer"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, str]:
-        """A JSON web token in the Authorization header."""
-        return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        """A JSON web token or an API key in the Authorization header."""
+        told = "An access token, or an API key (`odk_...`, see api-keys)."
+        return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": told}

@@ -36,16 +36,26 @@ class UserRate(BaseThrottle):
     quiet_until = 0.0
 
     def allow_request(self, request: Request, view: Any) -> bool:
-        """Whether the request is within the user's rate."""
+        """Whether the request is within the user's rate, and that of the API key if it has one."""
         user_id = getattr(request.user, "pk", None)
-        if user_id is None or not settings.API_REQUESTS_PER_MINUTE:
+        if user_id is None:
             return True
-        window = int(time.time()) // WINDOW_SECONDS
-        return self._count(f"od:rate:{user_id}:{window}") <= settings.API_REQUESTS_PER_MINUTE
+        # What an API key's own rate refuses is not counted against its user.
+        whose, limit = getattr(request.auth, "own_rate", ("", 0))
+        return self._is_within(whose, limit) and self._is_within(
+            str(user_id), settings.API_REQUESTS_PER_MINUTE
+        )
 
     def wait(self) -> float:
         """Seconds until the next window begins."""
         return WINDOW_SECONDS - time.time() % WINDOW_SECONDS
+
+    def _is_within(self, whose: str, limit: int) -> bool:
+        """Count a request, unless there is no limit (0), and tell whether it is within it."""
+        if not limit:
+            return True
+        window = int(time.time()) // WINDOW_SECONDS
+        return self._count(f"od:rate:{whose}:{window}") <= limit
 
     def _count(self, key: str) -> int:
         """Count a request under a key; 0 while Redis does not answer."""
