@@ -3,22 +3,32 @@
 Two rules keep it right under concurrency. A balance changes only by a conditional UPDATE, whose
 row count says whether the money was there; and the rows of one transfer are updated in the order
 of their ids, so that two transfers never wait for each other in a circle.
+
+The same UPDATE tells what a balance was and has become. So of all who spend at once the one who
+takes it below the threshold that its user has set knows it, and appends an event.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from accounts.models import User
+from accounts.services import append_event
 from billing.models import Account, Hold, Transfer
 from billing.prices import tokens, tokens_text
 from odproject.core.errors import ConflictError, DomainError
 
 WELCOME_HUNDREDTHS = 100_000
 TOP_UP_MAX_HUNDREDTHS = 2_000_000
+ALERT_MAX_HUNDREDTHS = 100_000_000
+
+_CHANGE_BALANCE = """
+    UPDATE billing_account SET balance_hundredths = balance_hundredths + %(change)s
+    WHERE id = %(account_id)s AND balance_hundredths + %(change)s >= 0
+    RETURNING balance_hundredths, alert_below_hundredths
+"""
 
 
 class InsufficientTokensError(DomainError):
@@ -248,20 +258,32 @@ def _transfer(
             ) from None
         return first, False
     changes = [(source, -amount_hundredths), (destination, amount_hundredths)]
+    low_balance: dict[str, float] | None = None
     for account, change_hundredths in sorted(changes, key=lambda change: change[0].pk):
         if account.user_id is not None:
-            _change_balance(account, change_hundredths)
+            low_balance = _change_balance(account, change_hundredths) or low_balance
+    if low_balance and source.user_id is not None:  # the stream is locked after both accounts
+        append_event(user_id=source.user_id, kind="balance.low", payload=low_balance)
     return transfer, True
 
 
-def _change_balance(account: Account, change_hundredths: int) -> None:
-    """Add to a balance, if it stays at least 0; raises InsufficientTokensError."""
-    enough = Account.objects.filter(pk=account.pk, balance_hundredths__gte=-change_hundredths)
-    if enough.update(balance_hundredths=F("balance_hundredths") + change_hundredths):
-        return
-    balance_hundredths = Account.objects.values_list("balance_hundredths", flat=True).get(
-        pk=account.pk
-    )
-    raise InsufficientTokensError.of(
-        needed_hundredths=-change_hundredths, balance_hundredths=balance_hundredths or 0
-    )
+def _change_balance(account: Account, change_hundredths: int) -> dict[str, float] | None:
+    """Add to a balance, if it stays at least 0; raises InsufficientTokensError.
+
+    Returns what its user is to be told if that took it below the threshold, else None.
+    """
+    with connection.cursor() as cursor:
+        values = {"account_id": account.pk, "change": change_hundredths}
+        cursor.execute(_CHANGE_BALANCE, values)
+        changed = cursor.fetchone()
+    if changed is None:
+        balance_hundredths = Account.objects.values_list("balance_hundredths", flat=True).get(
+            pk=account.pk
+        )
+        raise InsufficientTokensError.of(
+            needed_hundredths=-change_hundredths, balance_hundredths=balance_hundredths or 0
+        )
+    after, threshold = changed
+    if threshold is None or not after < threshold <= after - change_hundredths:
+        return None
+    return {"available_tokens": tokens(after), "alert_below_tokens": tokens(threshold)}

@@ -30,6 +30,8 @@ class Account(models.Model):
     )
     purpose = models.CharField(max_length=12, choices=Purpose.choices)
     balance_hundredths = models.BigIntegerField(null=True)
+    # Its user is told when the balance falls from there or above to below it; null: never.
+    alert_below_hundredths = models.BigIntegerField(null=True)
 
     class Meta:
         permissions = [("top_up", "Can top up the tokens of users")]
@@ -50,6 +52,11 @@ class Account(models.Model):
                     purpose__in=["issuance", "revenue"],
                 ),
                 name="account_is_a_users_with_balance_or_the_systems_without",
+            ),
+            models.CheckConstraint(
+                condition=Q(alert_below_hundredths__isnull=True)
+                | Q(alert_below_hundredths__gt=0, purpose="available"),
+                name="alert_is_of_available_tokens_and_positive",
             ),
             models.UniqueConstraint(
                 fields=["user", "purpose"],

@@ -8,8 +8,8 @@ from django.db import transaction
 from accounts.models import User
 from accounts.services import append_event
 from billing import ledger
-from billing.models import Price, Transfer
-from billing.prices import PriceList, hundredths, tokens
+from billing.models import Account, Price, Transfer
+from billing.prices import PriceList, hundredths, tokens, tokens_text
 from odproject.core.errors import DomainError
 
 
@@ -59,6 +59,26 @@ def top_up_tokens(
                 payload={"amount_tokens": tokens(amount_hundredths), "reason": reason},
             )
     return transfer, is_new
+
+
+def set_low_balance_alert(*, user: User, alert_below_tokens: Decimal | None) -> None:
+    """Have a user told when the balance falls below so many tokens; None: never.
+
+    A balance that is below already is told of when it has been above and falls again. Raises
+    ledger.InvalidAmountError (400) unless 0 < tokens <= 1000000.
+    """
+    threshold_hundredths = None
+    if alert_below_tokens is not None:
+        try:
+            threshold_hundredths = hundredths(alert_below_tokens)
+        except ValueError as error:
+            raise ledger.InvalidAmountError(str(error)) from error
+        if not 0 < threshold_hundredths <= ledger.ALERT_MAX_HUNDREDTHS:
+            most = tokens_text(ledger.ALERT_MAX_HUNDREDTHS)
+            raise ledger.InvalidAmountError(f"A threshold is above 0 and at most {most} tokens.")
+    with transaction.atomic():
+        available = ledger.open_accounts(user=user).available
+        Account.objects.filter(pk=available.pk).update(alert_below_hundredths=threshold_hundredths)
 
 
 def publish_prices(*, prices: PriceList) -> Price:

@@ -13,11 +13,11 @@ from rest_framework.views import APIView
 from accounts.models import User
 from accounts.selectors import user_by_email
 from billing import selectors, services
-from billing.fields import TopUpAmountField
+from billing.fields import AlertThresholdField, TopUpAmountField
 from billing.idempotency import answered_once
 from billing.models import Transfer
 from billing.prices import tokens
-from odproject.core.api import validated
+from odproject.core.api import StrictSerializer, validated
 from odproject.core.listing import NewestFirst, StrictFilters
 from odproject.core.schema import IDEMPOTENCY_KEY
 
@@ -27,6 +27,16 @@ class BalanceSerializer(serializers.Serializer[Any]):
 
     available_tokens = serializers.FloatField(help_text="What can be spent now.")
     held_tokens = serializers.FloatField(help_text="Set aside for jobs that have not ended.")
+    alert_below_tokens = serializers.FloatField(
+        allow_null=True,
+        help_text="Falling below it appends an event `balance.low`; null: that is never told.",
+    )
+
+
+class ChangeBalanceSerializer(StrictSerializer):
+    """What may be said about a balance."""
+
+    alert_below_tokens = AlertThresholdField()
 
 
 class PricesSerializer(serializers.Serializer[Any]):
@@ -110,11 +120,25 @@ class BalanceView(APIView):
     @extend_schema(responses=BalanceSerializer)
     def get(self, request: Request) -> Response:
         """How many tokens do I have?"""
-        accounts = selectors.user_accounts(user=cast(User, request.user))
+        return self._balance(cast(User, request.user))
+
+    @extend_schema(request=ChangeBalanceSerializer, responses=BalanceSerializer)
+    def patch(self, request: Request) -> Response:
+        """Set below how many tokens to spend you are told, by an event and the websocket."""
+        user = cast(User, request.user)
+        services.set_low_balance_alert(user=user, **validated(ChangeBalanceSerializer, request))
+        return self._balance(user)
+
+    def _balance(self, user: User) -> Response:
+        accounts = selectors.user_accounts(user=user)
+        threshold_hundredths = accounts.available.alert_below_hundredths
         return Response(
             {
                 "available_tokens": tokens(accounts.available.balance_hundredths or 0),
                 "held_tokens": tokens(accounts.held.balance_hundredths or 0),
+                "alert_below_tokens": (
+                    None if threshold_hundredths is None else tokens(threshold_hundredths)
+                ),
             }
         )
 

@@ -1,4 +1,4 @@
-"""The websocket: what happens to a user's jobs, as it happens.
+"""The websocket: what happens to a user's jobs and, if so wanted, balance, as it happens.
 
 The event stream in PostgreSQL is the truth. A hint from the channel layer, or a timer when hints
 get lost, makes the consumer read what is new since the last sequence number it has sent.
@@ -38,6 +38,7 @@ JOB_SENTENCES = {
     "job.failed": "has failed.",
     "job.aborted": "was aborted.",
 }
+LOW_BALANCE = "balance.low"  # of those only who have set a threshold
 
 
 class JobEventsConsumer(AsyncJsonWebsocketConsumer):
@@ -202,15 +203,22 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
             user_id=self.user.pk, seq=self._seq
         ):
             for event in events:
-                if event.kind in JOB_SENTENCES:
-                    await self.send_json(self._job_message(event))
+                if event.kind in JOB_SENTENCES or event.kind == LOW_BALANCE:
+                    await self.send_json(self._message_of(event))
                 self._seq = event.seq
 
-    def _job_message(self, event: Event) -> dict[str, Any]:
-        sentence = JOB_SENTENCES[event.kind]
+    def _message_of(self, event: Event) -> dict[str, Any]:
+        told = event.payload
+        if event.kind == LOW_BALANCE:
+            sentence = (
+                f"your balance of {told['available_tokens']:,.2f} tokens is below "
+                f"{told['alert_below_tokens']:,.2f}."
+            )
+        else:
+            sentence = f"your job with ID {told['job_id']} {JOB_SENTENCES[event.kind]}"
         return {
-            "message": f"{self.user.email}, your job with ID {event.payload['job_id']} {sentence}",
+            "message": f"{self.user.email}, {sentence}",
             "kind": event.kind,
             "seq": event.seq,
-            **event.payload,
+            **told,
         }

@@ -29,6 +29,7 @@ from inference import queue, registry, services, submission
 from inference.models import Job, ModelVersion, WorkerHeartbeat
 from inference.pipeline.weights_file import WeightsFacts
 from inference.selectors import settlement_breaches
+from tests.clients import key_of
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.screenshots import admin_pages
 
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.django_db
 ROLES = ("superuser", "Support", "Moderators", "none", "user")
 LISTS = {
     "accounts/user": {"superuser", "Support"},
+    "accounts/apikey": {"superuser", "Support"},
     "auth/group": {"superuser"},
     "billing/transfer": {"superuser", "Support"},
     "billing/hold": {"superuser", "Support"},
@@ -119,6 +121,7 @@ def hidden_key(page: bytes) -> str:
 @pytest.mark.parametrize("role", ROLES)
 def test_each_role_reaches_the_lists_and_pages_that_are_its_own(role, job, media_file):
     WorkerHeartbeat.objects.create(name="w", last_seen_at=job.created_at)
+    key_of(job.user)
     browser = browser_of(administrator(role))
     refused = 302 if role == "user" else 403  # a user is sent to the log-in
     for name, roles in LISTS.items():

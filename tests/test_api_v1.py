@@ -320,6 +320,7 @@ class TestJobs:
         assert client.get("/api/v1/balance/").json() == {
             "available_tokens": 998.5,
             "held_tokens": 1.5,
+            "alert_below_tokens": None,
         }
 
     def test_short_balance_is_402_with_both_amounts(self, client, user, dataset):

@@ -80,7 +80,11 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
         "refused notes.txt: The file is neither an image nor a video in a supported format, "
         "nor a zip archive.\n"
     )
-    assert terminal.document("balance") == {"available_tokens": 998.5, "held_tokens": 0.0}
+    assert terminal.document("balance") == {
+        "available_tokens": 998.5,
+        "held_tokens": 0.0,
+        "alert_below_tokens": None,
+    }
 
     out, error = terminal.type("predict", "street", "--option", "tiling=auto", "--wait")
     assert "2 images and 0 video frames: at most 3 tokens\nJob " in error

@@ -80,7 +80,9 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
         "from odproject.asgi import refuses_large_body as may\n"
         "from django.http import HttpResponse\n"
         "from odproject.core.passes import give_upload_pass\n"
+        "from accounts.key_text import new_key_text\n"
         "from rest_framework_simplejwt.tokens import AccessToken, RefreshToken\n"
+        "key = str(new_key_text(user_id=7))\n"
         "good, wrong = f'bearer {AccessToken()}', f'Bearer {RefreshToken()}'\n"
         "form, answer = '/admin/inference/modelversion/add/', HttpResponse()\n"
         "give_upload_pass(answer, path=form)\n"
@@ -92,11 +94,14 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
         "    may('/datasets/', good, ''), may('/upload/x', good, '')\n"
         "passes = may(form, '', f'a=1; {cookie}'), may(form, good, ''), may(form, '', other), \\\n"
         "    may('/admin/', '', cookie), may('/upload', '', cookie)\n"
-        "print(*tokens, *passes)",
+        "keys = may('/upload', f'bearer  {key}', ''), may('/upload', f'Bearer {key}0', ''), \\\n"
+        "    may('/upload', f'Bearer {key[:-1]}g', ''), may('/datasets/', f'Bearer {key}', '')\n"
+        "print(*tokens, *passes, *keys)",
     )
     given = [int(one) for one in judged.stdout.split()]
     assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413], judged.stderr
-    assert given[8:] == [0, 401, 401, 413, 401]
+    assert given[8:13] == [0, 401, 401, 413, 401]
+    assert given[13:] == [0, 401, 401, 413]
 
 
 def test_uploads_and_whole_results_keep_to_threads_of_their_own():
@@ -129,14 +134,17 @@ def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
         "from odproject.asgi import asker\n"
         "from accounts.models import User\n"
         "from rest_framework_simplejwt.tokens import AccessToken\n"
+        "from accounts.key_text import new_key_text\n"
         "seven, eight, nine = (AccessToken.for_user(User(pk=pk)) for pk in (7, 8, 9))\n"
-        "headers = [f'Bearer {seven}', f'bearer  {eight} ', 'Bearer forged', '', str(nine)]\n"
+        "ten = new_key_text(user_id=10)\n"
+        "headers = [f'Bearer {seven}', f'bearer  {eight} ', f'Bearer {ten}',\n"
+        "    'Bearer forged', '', str(nine)]\n"
         "for header in headers:\n"
         "    named = [(b'host', b'a'), (b'authorization', header.encode())]\n"
         "    print(repr(asker({'headers': named})))\n"
         "print(repr(asker({'headers': []})))",
     )
-    assert asked.stdout.split() == ["'7'", "'8'", "''", "''", "''", "''"], asked.stderr
+    assert asked.stdout.split() == ["'7'", "'8'", "'10'", "''", "''", "''", "''"], asked.stderr
 
 
 def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():

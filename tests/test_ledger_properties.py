@@ -1,20 +1,29 @@
 """Whatever people do and in whatever order, the ledger agrees with a few lines of arithmetic."""
 
+from decimal import Decimal
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from accounts.models import Event
 from billing import ledger
 from billing.models import Account
+from billing.prices import tokens
 from billing.selectors import balance_hundredths, ledger_breaches
+from billing.services import set_low_balance_alert
 from tests.factories import make_user
 
 AMOUNTS = st.integers(min_value=0, max_value=60_000)
 
 
 class Ledger(RuleBasedStateMachine):
-    """One user; holds, uploads and top-ups against a plain model of two numbers."""
+    """One user; holds, uploads and top-ups against a plain model of a few numbers.
+
+    Two are what there is to spend and what is held; the others, below what balance the user wants
+    to be told, and what each alert told.
+    """
 
     holds = Bundle("holds")
 
@@ -24,6 +33,8 @@ class Ledger(RuleBasedStateMachine):
         self.admin = make_user(staff=True)
         self.available = 100_000
         self.held = 0
+        self.threshold = None
+        self.alerts = []
         self.next_id = 0
 
     def _new_id(self):
@@ -37,7 +48,7 @@ class Ledger(RuleBasedStateMachine):
             self._refused(ledger.charge_upload, arguments)
             return
         ledger.charge_upload(**arguments)
-        self.available -= amount
+        self._spend(amount)
 
     @rule(target=holds, amount=AMOUNTS)
     def hold(self, amount):
@@ -46,7 +57,7 @@ class Ledger(RuleBasedStateMachine):
         if amount > self.available:
             self._refused(ledger.place_hold, arguments)
             return None
-        self.available -= amount
+        self._spend(amount)
         self.held += amount
         placed = ledger.place_hold(**arguments)
         assert ledger.place_hold(**arguments).pk == placed.pk  # the same request again
@@ -76,6 +87,26 @@ class Ledger(RuleBasedStateMachine):
                 user=self.user, amount_hundredths=amount, actor=self.admin, reason="", key=key
             )
         self.available += amount
+
+    @rule(threshold=st.none() | st.integers(min_value=1, max_value=150_000))
+    def set_threshold(self, threshold):
+        wanted = None if threshold is None else Decimal(threshold) / 100
+        set_low_balance_alert(user=self.user, alert_below_tokens=wanted)
+        self.threshold = threshold
+
+    def _spend(self, amount):
+        before, self.available = self.available, self.available - amount
+        if self.threshold is not None and self.available < self.threshold <= before:
+            self.alerts.append((tokens(self.available), tokens(self.threshold)))
+
+    @invariant()
+    def every_fall_below_the_threshold_was_told_once(self):
+        events = Event.objects.filter(user=self.user, kind="balance.low").order_by("seq")
+        told = [
+            (one["available_tokens"], one["alert_below_tokens"])
+            for one in events.values_list("payload", flat=True)
+        ]
+        assert told == self.alerts
 
     @invariant()
     def ledger_agrees_with_the_model(self):

@@ -97,6 +97,7 @@ TABLE = [
     Row("POST", "/api/v1/websocket-tickets", USERS_MAKE),
     # /api/v1/: tokens to spend.
     Row("GET", "/api/v1/balance", USERS),
+    Row("PATCH", "/api/v1/balance", USERS, {"alert_below_tokens": 50}),
     Row("GET", "/api/v1/ledger", USERS),
     Row("GET", "/api/v1/prices", USERS),
     Row("POST", "/api/v1/top-ups", (401, 403, 403, 201), {"email": OWNER, "amount_tokens": 5}),

@@ -55,6 +55,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("balance_hundredths", models.BigIntegerField(null=True)),
+                ("alert_below_hundredths", models.BigIntegerField(null=True)),
                 (
                     "user",
                     models.ForeignKey(
@@ -217,6 +218,17 @@ class Migration(migrations.Migration):
                     _connector="OR",
                 ),
                 name="account_is_a_users_with_balance_or_the_systems_without",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="account",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("alert_below_hundredths__isnull", True),
+                    models.Q(("alert_below_hundredths__gt", 0), ("purpose", "available")),
+                    _connector="OR",
+                ),
+                name="alert_is_of_available_tokens_and_positive",
             ),
         ),
         migrations.AddConstraint(

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -210,6 +211,68 @@ def test_socket_with_a_bad_header_is_accepted_and_closed_with_1008(
 def test_token_in_the_query_opens_nothing(customer, service):
     for name in ("token", "access", "authorization", "ticket"):
         assert close_code(f"{service.ws_url}/?{name}={customer.token}", None) == 1008
+
+
+# -- API keys
+
+
+def new_key(customer, **terms):
+    """The number and the text of a new API key."""
+    keys = {"name": f"program {datetime.now(UTC).timestamp()}", **terms}
+    made = customer.send("POST", "/api/v1/api-keys/", json=keys)
+    assert made.status_code == 201, made.text
+    return made.json()["id"], made.json()["key"]
+
+
+def test_key_opens_a_socket_until_it_is_revoked(customer):
+    key_id, key = new_key(customer, is_read_only=True)
+    other = replace(customer, token=new_key(customer)[1])
+    with replace(customer, token=key).watch() as socket, other.watch() as kept:
+        assert texts(receive(socket, 2))[0] == GREETING.format(email=customer.email)
+        receive(kept, 2)
+        assert customer.send("DELETE", f"/api/v1/api-keys/{key_id}/").status_code == 204
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=30)
+        assert closed.value.rcvd.code == 4001
+        dataset = customer.new_dataset()
+        assert customer.upload(dataset, TINY).status_code == 201
+        customer.submit(dataset)
+        assert receive(kept, 1, timeout=120)
+
+
+def test_socket_of_a_key_and_of_its_ticket_closes_when_the_key_expires(customer):
+    _, key = new_key(customer, expires_at=(datetime.now(UTC) + timedelta(seconds=8)).isoformat())
+    program = replace(customer, token=key)
+    ticket = program.send("POST", "/api/v1/websocket-tickets/").json()["ticket"]
+    with program.watch() as one, connect(f"{customer.ws_url}/?ticket={ticket}") as other:
+        for socket in (one, other):
+            receive(socket, 2)
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(timeout=30)
+            assert closed.value.rcvd.code == 4001
+    with program.watch() as refused:
+        with pytest.raises(ConnectionClosed) as closed:
+            refused.recv(timeout=30)
+        assert closed.value.rcvd.code == 1008
+
+
+def test_low_balance_is_told_to_who_has_set_a_threshold(customer):
+    dataset = customer.new_dataset()
+    threshold = {"alert_below_tokens": customer.balance()}
+    with customer.watch() as socket:
+        receive(socket, 2)
+        assert customer.send("PATCH", "/api/v1/balance/", json=threshold).status_code == 200
+        for _ in range(2):
+            assert customer.upload(dataset, TINY).status_code == 201
+        job_id = customer.submit(dataset)
+        low, started = receive(socket, 2, timeout=120)
+    assert low["message"] == (
+        f"{customer.email}, your balance of {low['available_tokens']:,.2f} tokens is below "
+        f"{low['alert_below_tokens']:,.2f}."
+    )
+    assert (low["kind"], low["alert_below_tokens"]) == ("balance.low", *threshold.values())
+    assert low["available_tokens"] == threshold["alert_below_tokens"] - 0.75
+    assert started["job_id"] == job_id
 
 
 def test_page_of_another_site_opens_nothing(customer, service):

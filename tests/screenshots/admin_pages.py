@@ -9,6 +9,7 @@ LISTS = (
     "/admin/accounts/user/",
     "/admin/accounts/user/1/change/",
     "/admin/accounts/user/1/top-up/",
+    "/admin/accounts/apikey/",
     "/admin/auth/group/",
     "/admin/auth/group/1/change/",
     "/admin/billing/transfer/",
