@@ -1562,6 +1562,69 @@ def test_expired_access_token_is_renewed_silently_in_two_tabs(page, service):
         assert seen.complaints == []
 
 
+# -- API keys and a low balance
+
+
+def test_key_is_made_shown_once_used_and_revoked(page, service):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    sign_up(page, service.base_url, unique_email())
+    page.get_by_role("button", name="API keys").click()
+    page.get_by_label("What is it for?").fill("<i>nightly</i>")
+    page.get_by_label("For reading only").check()
+    page.get_by_role("button", name="Make key").click()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    key = page.evaluate("navigator.clipboard.readText()")
+    assert page.locator("#made-key-text").input_value() == key
+
+    def status() -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        return page.request.get(f"{service.base_url}/api/v1/me/", headers=headers).status
+
+    assert status() == 200
+    page.get_by_role("button", name="Close").click()
+    assert page.evaluate("document.getElementById('made-key-text').value") == ""
+    page.get_by_role("button", name="API keys").click()
+    row = page.get_by_role("row").filter(has_text="<i>nightly</i>")
+    expect(row).to_contain_text(f"{key.rpartition('_')[0]}… reading only")
+    expect(page.locator("#made-key")).to_be_hidden()
+    assert key.rpartition("_")[2] not in page.content()
+    page.get_by_label("What is it for?").fill("<i>nightly</i>")
+    page.get_by_role("button", name="Make key").click()
+    expect(page.locator("#make-key-alert")).to_contain_text("named <i>nightly</i> already")
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert status() == 200
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Revoke key").click()
+    expect(row).to_have_count(0)
+    assert status() == 401
+
+
+def test_low_balance_is_shown_to_who_wants_to_know(page, service, tmp_path):
+    sign_up(page, service.base_url, unique_email())
+    notice = page.locator("#low-balance")
+    page.locator("#open-tokens").click()
+    page.get_by_label("Tell me when I have fewer tokens").fill("much")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#threshold-alert")).to_contain_text("valid number")
+    page.get_by_label("Tell me when I have fewer tokens").fill("1000")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#threshold-alert")).to_be_hidden()
+    page.get_by_role("button", name="Close").click()
+    expect(notice).to_be_hidden()
+    create_dataset(page, "street")
+    upload(page, drawn_image(tmp_path / "a.jpg"))
+    expect(notice).to_have_text("Your balance of 999.25 tokens is below 1,000.")
+    page.reload()
+    expect(notice).to_have_text("Your balance of 999.25 tokens is below 1,000.")
+    page.locator("#open-tokens").click()
+    expect(page.get_by_label("Tell me when I have fewer tokens")).to_have_value("1000")
+    page.get_by_label("Tell me when I have fewer tokens").fill("")
+    page.get_by_role("button", name="Save").click()
+    expect(notice).to_be_hidden()
+
+
 def test_keyboard_and_a_narrow_phone_are_enough(browser, service, tmp_path: Path):
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
     page = context.new_page()

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import stat
 import subprocess
 import sys
 import zipfile
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from PIL import Image
 
 from odproject.client.__main__ import run
 from odproject.client.api import Api
 from odproject.client.commands import Asked, described, download, local_name
+from odproject.client.session import SessionFile
 from tests import mediafiles
 from tests.browser import PASSWORD, drawn_image
 
@@ -115,6 +118,31 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
         *("download", job["id"], "--export", "coco", "--minimum-confidence", 0.99, "--to", "less")
     )
     assert len(every) > len(json.loads(Path(narrowed[0]).read_text())["annotations"])
+
+
+def test_key_takes_the_place_of_a_password_and_a_low_balance_is_told(terminal, monkeypatch):
+    path = Path(os.environ["OD_SESSION_FILE"])
+    service = Api(SessionFile(path))
+    key = service.post("/api/v1/api-keys/", {"name": "nightly"})["key"]
+    httpx.patch(
+        f"{terminal.service_url}/api/v1/balance/",
+        headers={"Authorization": f"Bearer {key}"},
+        json={"alert_below_tokens": 1000},
+    ).raise_for_status()
+    service.log_out()
+    out, _ = terminal.type("login", "--key", "--service", terminal.service_url, password=key)
+    assert out.startswith(f"Logged in at {terminal.service_url} as typist-")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    _, told = terminal.type("upload", "street", "a.jpg")
+    assert told == "Your balance of 999.25 tokens is below 1,000.00.\n"
+    terminal.type("logout")
+    assert not path.exists()
+    monkeypatch.setenv("OD_API_KEY", key)
+    monkeypatch.setenv("OD_SERVICE", terminal.service_url)
+    assert terminal.document("balance")["available_tokens"] == 999.25
+    _, told = terminal.type("login", "--key", password="secret", status=1)
+    assert told == "That is no API key: one begins with odk_.\n"
 
 
 def test_files_that_are_there_already_are_not_paid_for_again(terminal):

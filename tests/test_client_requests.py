@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from odproject.client.__main__ import session_of_environment
 from odproject.client.api import Api
 from odproject.client.errors import ClientError, RefusalError
 from odproject.client.session import Session, SessionFile
@@ -66,6 +67,56 @@ def session_file(tmp_path: Path) -> SessionFile:
     file = SessionFile(tmp_path / "settings" / "session.json")
     file.write(Session(SERVICE, "ann@example.org", access_token("first"), "refresh-1"))
     return file
+
+
+class TestKey:
+    """An API key in place of a session: it is never exchanged, and nobody ends it from here."""
+
+    KEY = "odk_1x00000000_0123456789abcdef"
+
+    def played(self, status: int = 200) -> Played:
+        return Played(lambda _: httpx.Response(status, json={"code": "unauthorized"}))
+
+    def test_it_is_sent_as_it_is(self, session_file):
+        session_file.write(Session(SERVICE, "ann@example.org", self.KEY, ""))
+        played = self.played()
+        played.api(session_file).get("/api/v1/balance/")
+        assert played.requests[0].headers["Authorization"] == f"Bearer {self.KEY}"
+        assert played.asked == ["GET /api/v1/balance/"]
+
+    def test_refused_key_is_told_and_not_exchanged(self, session_file):
+        session_file.write(Session(SERVICE, "ann@example.org", self.KEY, ""))
+        played = self.played(401)
+        with pytest.raises(RefusalError):
+            played.api(session_file).get("/api/v1/balance/")
+        assert played.asked == ["GET /api/v1/balance/"]
+
+    def test_log_out_forgets_it_here_and_asks_for_nothing(self, session_file, tmp_path):
+        session_file.write(Session(SERVICE, "ann@example.org", self.KEY, ""))
+        played = self.played()
+        played.api(session_file).log_out()
+        assert played.asked == []
+        assert not (tmp_path / "settings" / "session.json").exists()
+
+    def test_that_of_the_environment_leaves_the_file_alone(self, session_file, monkeypatch):
+        monkeypatch.setenv("OD_API_KEY", f" {self.KEY}\n")
+        monkeypatch.setenv("OD_SERVICE", "http://other.test/")
+        before = session_file.read()
+        given = session_of_environment()
+        assert given == Session("http://other.test", "", self.KEY, "")
+        with pytest.raises(ClientError, match="OD_API_KEY is set"):
+            Api(session_file, session=given).log_out()
+        assert session_file.read() == before
+
+    @pytest.mark.parametrize("text", ["secret", "ODK_1", "odk_\u00df", "odk_a\nb"])
+    def test_what_is_no_key_is_told_so(self, monkeypatch, text):
+        monkeypatch.setenv("OD_API_KEY", text)
+        with pytest.raises(ClientError, match="That is no API key"):
+            session_of_environment()
+
+    def test_without_one_the_file_counts(self, monkeypatch):
+        monkeypatch.delenv("OD_API_KEY", raising=False)
+        assert session_of_environment() is None
 
 
 class TestSession:

@@ -5,6 +5,8 @@
     python -m odproject.client predict street --option tiling=auto --wait
     python -m odproject.client download 1
 
+An API key in `OD_API_KEY` takes the place of a log-in, at the service that `OD_SERVICE` names.
+
 Tables, or with `--json` one JSON document, go to stdout, all else to stderr. The exit status is 0,
 or 1 when the service refused or the job failed, or 2 when the command was not understood, or 130
 after Ctrl-C.
@@ -22,7 +24,7 @@ from typing import Any
 from odproject.client import api, commands
 from odproject.client.commands import plural
 from odproject.client.errors import ClientError, InterruptedCommandError
-from odproject.client.session import SessionFile, session_path
+from odproject.client.session import Session, SessionFile, session_of_key, session_path
 from odproject.client.tables import aligned
 
 DEFAULT_SERVICE = "http://localhost:8080"
@@ -30,16 +32,36 @@ DEFAULT_MODEL = "YOLO8s_FSR"
 
 
 def log_in(options: argparse.Namespace, session_file: SessionFile) -> dict[str, str]:
-    """Begin a session; the password is asked for, or read from a pipe."""
-    try:
-        password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
-    except EOFError as error:
-        raise ClientError("There was no password.") from error
-    session = api.log_in(
-        options.service.rstrip("/"), options.email, password, register=options.register
-    )
+    """Begin a session; the password, or with --key an API key, is asked for or read from a pipe."""
+    service = options.service.rstrip("/")
+    if options.key and options.register:
+        raise ClientError("A user registers with a password; keys are made after that.")
+    if options.key:
+        session = api.log_in_with_key(service, _secret("API key").strip())
+    else:
+        password = _secret("Password")
+        session = api.log_in(service, options.email, password, register=options.register)
     session_file.write(session)
     return {"service": session.service, "email": session.email}
+
+
+def _secret(what: str) -> str:
+    try:
+        if sys.stdin.isatty():
+            return getpass.getpass(f"{what}: ")
+        return sys.stdin.readline().rstrip("\r\n")
+    except EOFError as error:
+        raise ClientError(f"There was no {what[0].lower()}{what[1:]}.") from error
+
+
+def session_of_environment() -> Session | None:
+    """The session that `OD_API_KEY` and `OD_SERVICE` make, if the first is set.
+
+    Raises ClientError for what is no key.
+    """
+    key = os.environ.get("OD_API_KEY", "").strip()
+    service = os.environ.get("OD_SERVICE") or DEFAULT_SERVICE
+    return session_of_key(service.rstrip("/"), key) if key else None
 
 
 # -- what a person sees
@@ -140,7 +162,9 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     one = command("login", log_in)
-    one.add_argument("email")
+    who = one.add_mutually_exclusive_group(required=True)
+    who.add_argument("email", nargs="?")
+    who.add_argument("--key", action="store_true", help="by an API key in place of a password")
     one.add_argument(
         "--service",
         default=os.environ.get("OD_SERVICE") or DEFAULT_SERVICE,
@@ -212,7 +236,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if options.act is log_in:
             document: Any = log_in(options, session_file)
         else:
-            with api.Api(session_file) as service:
+            with api.Api(session_file, session=session_of_environment()) as service:
                 document = options.act(commands.Asked(options, service))
     except InterruptedCommandError as interruption:
         sys.stderr.write(f"\n{interruption}\n")

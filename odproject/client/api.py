@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import httpx
 
 from odproject.client.errors import ClientError, RefusalError, SessionEndedError
-from odproject.client.session import Session, SessionFile
+from odproject.client.session import Session, SessionFile, session_of_key
 
 PAGE_SIZE = 200
 TRIES = 6
@@ -38,6 +38,18 @@ def log_in(service: str, email: str, password: str, *, register: bool = False) -
     return Session(service, email, tokens["access"], tokens["refresh"])
 
 
+def log_in_with_key(service: str, key: str) -> Session:
+    """A session that is an API key, once the service has told whose it is. Raises ClientError."""
+    session = session_of_key(service, key)
+    try:
+        with httpx.Client(base_url=service, timeout=TIMEOUT) as http:
+            headers = {"Authorization": f"Bearer {key}"}
+            user = _document(http.get("/api/v1/me/", headers=headers))
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise ClientError(f"{service} cannot be reached: {error}") from error
+    return replace(session, email=user["email"])
+
+
 class Api:
     """The service as one user sees it.
 
@@ -49,11 +61,13 @@ class Api:
         self,
         session_file: SessionFile,
         *,
+        session: Session | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._file = session_file
-        self._session = session_file.read()
+        self._is_given = session is not None  # by the environment, whatever the file says
+        self._session = session or session_file.read()
         self._sleep = sleep
         self._http = httpx.Client(
             base_url=self._session.service, timeout=TIMEOUT, transport=transport
@@ -107,9 +121,12 @@ class Api:
             return self._patiently(lambda: self._receive(path, out, params or None))
 
     def log_out(self) -> None:
-        """End the session and its tokens, there and here."""
-        with contextlib.suppress(SessionEndedError):
-            self._ask("POST", "/api/v1/tokens/revoke/")
+        """End the session and its tokens, there and here; an API key is forgotten here only."""
+        if self._is_given:
+            raise ClientError("OD_API_KEY is set; without it there is nothing to log out of.")
+        if not self._session.is_of_a_key:
+            with contextlib.suppress(SessionEndedError):
+                self._ask("POST", "/api/v1/tokens/revoke/")
         self._file.forget()
 
     # -- one request
@@ -167,7 +184,7 @@ class Api:
         try:
             return act()
         except RefusalError as refusal:
-            if refusal.status != 401:
+            if refusal.status != 401 or self._session.is_of_a_key:
                 raise
         self._renew(self._session.access)
         return act()

@@ -58,6 +58,15 @@ def balance(asked: Asked) -> Any:
     return asked.api.get("/api/v1/balance/")
 
 
+def _warn_of_low_balance(asked: Asked) -> None:
+    """Tell who has set a threshold that the balance is below it; what was done is done anyway."""
+    with contextlib.suppress(ClientError):
+        now = balance(asked)
+        available, threshold = now["available_tokens"], now["alert_below_tokens"]
+        if threshold is not None and available < threshold:
+            asked.say(f"Your balance of {available:,.2f} tokens is below {threshold:,.2f}.")
+
+
 def models(asked: Asked) -> Any:
     """List the model versions that a job can choose."""
     return list(asked.api.every("/api/v1/models/"))
@@ -126,6 +135,7 @@ def upload(asked: Asked) -> Any:
                 asked.say(f"refused {one['filename']}: {one['error']}")
     if refused and not accepted:
         raise ClientError("None of the files was accepted.")
+    _warn_of_low_balance(asked)
     return {"dataset_id": dataset["id"], "accepted": accepted, "refused": refused}
 
 
@@ -217,6 +227,7 @@ def predict(asked: Asked) -> Any:
         raise ClientError(f"That is more than {limit:g} tokens: no job was started.")
     started = asked.api.post("/api/v1/jobs/", {**choice, "maximum_tokens": quoted}, once=True)
     asked.say(f"Job {started['id']}")
+    _warn_of_low_balance(asked)
     return _followed(asked, started) if options.wait else started
 
 

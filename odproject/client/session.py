@@ -13,21 +13,37 @@ from pathlib import Path
 
 from odproject.client.errors import ClientError
 
+KEY_START = "odk_"
+
 
 @dataclass(frozen=True)
 class Session:
-    """Where somebody is logged in, and the tokens of now."""
+    """Where somebody is logged in, and the tokens of now; or an API key in place of `access`."""
 
     service: str
     email: str
     access: str
     refresh: str
 
+    @property
+    def is_of_a_key(self) -> bool:
+        """Whether it is an API key, which is not exchanged for another one."""
+        return self.access.startswith(KEY_START)
+
     def expires_within(self, seconds: float) -> bool:
-        """Whether the access token ends so soon, by this computer's clock."""
+        """Whether the access token ends so soon, by this computer's clock; a key tells nothing."""
+        if self.is_of_a_key:
+            return False
         payload = self.access.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         return float(claims["exp"]) - time.time() < seconds
+
+
+def session_of_key(service: str, key: str) -> Session:
+    """A session that is an API key; raises ClientError for what is none."""
+    if not (key.startswith(KEY_START) and key.isascii() and key.isprintable()):
+        raise ClientError(f"That is no API key: one begins with {KEY_START}.")
+    return Session(service, "", key, "")
 
 
 class SessionFile:

@@ -4,7 +4,8 @@ import { showAccount, showLogIn } from "./account.js";
 import { followOtherTabs, hasSession } from "./api.js";
 import { choiceChanges, listenToDatasets, refreshDatasets } from "./datasets.js";
 import { askAboutJobs, hearOfJobs, listenToJobs } from "./jobs.js";
-import { listenToLedger, refreshBalance, showPrices } from "./ledger.js";
+import { listenToKeys } from "./keys.js";
+import { hearOfBalance, listenToLedger, refreshBalance, showPrices } from "./ledger.js";
 import { follow } from "./live.js";
 import { listenToMedia, showMediaFiles } from "./media.js";
 import { announce, byId, listenToDialogs } from "./page.js";
@@ -18,9 +19,14 @@ function begin() {
   else showLogIn();
 }
 
+function hear(message) {
+  if (!hearOfBalance(message)) hearOfJobs(message);
+}
+
 function enter() {
   listenToDialogs();
   listenToLedger();
+  listenToKeys();
   listenToDatasets();
   listenToMedia();
   listenToUploads();
@@ -36,7 +42,7 @@ function enter() {
   showModels();
   // Another tab may have spent something meanwhile.
   document.addEventListener("visibilitychange", () => document.hidden || refreshBalance());
-  follow({ onMessage: hearOfJobs, poll: askAboutJobs });
+  follow({ onMessage: hear, poll: askAboutJobs });
 }
 
 begin();

@@ -4,6 +4,7 @@ import { ask, nextPath } from "./api.js";
 import { amount, announce, byId, element, moment, showAlert, signal, signedAmount } from "./page.js";
 
 const ASK_AGAIN_MS = 5000;
+const BALANCE = "/api/v1/balance/";
 const MOVEMENTS = "/api/v1/ledger/?page_size=25";
 const KINDS = {
   welcome: () => "Welcome gift",
@@ -26,12 +27,9 @@ export function availableTokens() {
 export async function refreshBalance() {
   const version = ++state.version;
   try {
-    const { available_tokens: available, held_tokens: held } = await ask("/api/v1/balance/");
+    const balance = await ask(BALANCE);
     if (version !== state.version) return;
-    state.available = available;
-    byId("balance").textContent = amount(available);
-    byId("available-tokens").textContent = amount(available);
-    byId("held-tokens").textContent = amount(held);
+    show(balance);
   } catch (refusal) {
     if (version !== state.version) return;
     announce(refusal.message);
@@ -41,6 +39,39 @@ export async function refreshBalance() {
   }
   balanceChanges.tell();
   if (byId("tokens").open) showNewestMovements();
+}
+
+function show({ available_tokens: available, held_tokens: held, alert_below_tokens: threshold }) {
+  state.available = available;
+  byId("balance").textContent = amount(available);
+  byId("available-tokens").textContent = amount(available);
+  byId("held-tokens").textContent = amount(held);
+  if (!byId("tokens").open) byId("threshold-tokens").value = threshold ?? "";
+  const isLow = threshold !== null && available < threshold;
+  const told = isLow ? `Your balance of ${amount(available)} tokens is below ${amount(threshold)}.` : "";
+  // Written only when it changes, because each writing is read out.
+  if (byId("low-balance").textContent !== told) showAlert("low-balance", told);
+}
+
+// Whether a message of the websocket was about the balance.
+export function hearOfBalance({ kind }) {
+  if (kind !== "balance.low") return false;
+  refreshBalance();
+  return true;
+}
+
+async function saveThreshold(event) {
+  event.preventDefault();
+  showAlert("threshold-alert", "");
+  const threshold = byId("threshold-tokens").value.trim();
+  const version = ++state.version;
+  try {
+    const balance = await ask(BALANCE, { method: "PATCH", keys: { alert_below_tokens: threshold || null } });
+    if (version === state.version) show(balance);
+    announce(threshold ? `You are told below ${threshold} tokens.` : "You are not told any more.");
+  } catch (refusal) {
+    showAlert("threshold-alert", refusal.message);
+  }
 }
 
 export async function showPrices() {
@@ -103,6 +134,7 @@ function noteOf({ kind, moved_tokens: moved, reason }) {
 }
 
 export function listenToLedger() {
+  byId("threshold").addEventListener("submit", saveThreshold);
   byId("open-tokens").addEventListener("click", () => {
     byId("tokens").showModal();
     refreshBalance();

@@ -256,7 +256,8 @@ def test_socket_of_a_key_and_of_its_ticket_closes_when_the_key_expires(customer)
         assert closed.value.rcvd.code == 1008
 
 
-def test_low_balance_is_told_to_who_has_set_a_threshold(customer):
+def test_low_balance_is_told_to_who_has_set_a_threshold(anonymous):
+    customer = anonymous.new_customer()
     dataset = customer.new_dataset()
     threshold = {"alert_below_tokens": customer.balance()}
     with customer.watch() as socket:
