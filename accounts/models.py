@@ -1,4 +1,4 @@
-"""Users, their sessions and API keys, their event streams, and tickets for websockets."""
+"""Users, their sessions and API keys, their event streams, who is told of them, and tickets."""
 
 from typing import Any, ClassVar
 
@@ -9,6 +9,18 @@ from django.db.models.functions import Upper
 from django.utils import timezone
 
 SESSION_CLAIM = "sid"  # of every token: the number of the log-in that it belongs to
+# What an event can be. Webhooks choose among them, so a new kind stands here first.
+EVENT_KINDS = (
+    "job.submitted",
+    "job.started",
+    "job.completed",
+    "job.failed",
+    "job.aborted",
+    "upload.accepted",
+    "dataset.blocked",
+    "dataset.restored",
+    "balance.topped_up",
+)
 
 
 class UserManager(BaseUserManager["User"]):
@@ -94,6 +106,61 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id}/{self.seq} {self.kind}"
+
+
+class Webhook(models.Model):
+    """An address that is sent a user's events: a reader of their stream that keeps its place.
+
+    Of each event nothing is kept here. Whoever delivers holds a lease with a number, and what came
+    of a message counts only under the number that it was taken with (`accounts.webhooks`).
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="webhooks")
+    url = models.CharField("address", max_length=500)
+    kinds = models.JSONField(default=list, help_text="Kinds of events; none are all.")
+    created_at = models.DateTimeField(default=timezone.now)
+    # As they are, because they have to sign: the service keeps nothing encrypted (docs/adr/0014).
+    secret = models.CharField(max_length=100)
+    former_secret = models.CharField(max_length=100, blank=True)
+    former_secret_ends_at = models.DateTimeField(null=True)
+    cursor_seq = models.PositiveBigIntegerField(
+        help_text="The number of the last event that was delivered or is not asked for."
+    )
+    off_since = models.DateTimeField(null=True)
+    off_reason = models.CharField(max_length=300, blank=True, help_text="Its owner reads it.")
+    last_attempt_at = models.DateTimeField("last attempt", null=True)
+    last_status = models.PositiveSmallIntegerField(null=True)
+    last_error = models.CharField(max_length=300, blank=True)
+    consecutive_failures = models.PositiveIntegerField("failures in a row", default=0)
+    failing_since = models.DateTimeField(null=True)
+    next_attempt_at = models.DateTimeField("next attempt", default=timezone.now)
+    test_requested_at = models.DateTimeField(null=True)
+    served_at = models.DateTimeField(null=True, help_text="When a message was last taken.")
+    leased_until = models.DateTimeField(null=True)
+    lease_number = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(off_since__isnull=True, off_reason="")
+                | (models.Q(off_since__isnull=False) & ~models.Q(off_reason="")),
+                name="webhook_is_off_for_a_reason",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(failing_since__isnull=True, consecutive_failures=0)
+                | models.Q(failing_since__isnull=False, consecutive_failures__gt=0),
+                name="webhook_fails_since_its_first_failure",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(former_secret_ends_at__isnull=True, former_secret="")
+                | (models.Q(former_secret_ends_at__isnull=False) & ~models.Q(former_secret="")),
+                name="former_secret_of_a_webhook_ends",
+            ),
+        ]
+        permissions = [("switch_off_webhook", "Can switch off a webhook")]
+
+    def __str__(self) -> str:
+        return f"webhook {self.pk} of user {self.user_id}"
 
 
 class Session(models.Model):

@@ -1,11 +1,12 @@
-"""Reads of users, their sessions and keys, and events."""
+"""Reads of users, their sessions and keys, events and webhooks."""
 
 from datetime import datetime
 
-from django.db.models import BooleanField, Case, Q, QuerySet, Value, When
+from django.db.models import BooleanField, Case, F, Q, QuerySet, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from accounts.models import ApiKey, Event, EventStream, Session, User
+from accounts.models import ApiKey, Event, EventStream, Session, User, Webhook
 from accounts.presence import Presence
 from odproject.core.errors import NotFoundError
 
@@ -88,3 +89,28 @@ def api_key_by_id(*, user: User, key_id: int) -> ApiKey:
     if key is None:
         raise ApiKeyNotFoundError(f"You have no API key {key_id}.")
     return key
+
+
+class WebhookNotFoundError(NotFoundError):
+    """The user has no webhook of this number."""
+
+    code = "webhook_not_found"
+    title = "Webhook not found"
+
+
+def webhooks_of(*, user: User) -> QuerySet[Webhook]:
+    """The user's webhooks, each with the number of the newest event (`last_seq`)."""
+    return with_last_seq(Webhook.objects.filter(user=user))
+
+
+def webhook_by_id(*, user: User, webhook_id: int) -> Webhook:
+    """One of them; raises WebhookNotFoundError (404)."""
+    webhook = webhooks_of(user=user).filter(pk=webhook_id).first()
+    if webhook is None:
+        raise WebhookNotFoundError(f"You have no webhook {webhook_id}.")
+    return webhook
+
+
+def with_last_seq(webhooks: QuerySet[Webhook]) -> QuerySet[Webhook]:
+    """Webhooks with the number of their user's newest event, 0 when there is none."""
+    return webhooks.annotate(last_seq=Coalesce(F("user__eventstream__last_seq"), 0))

@@ -1,8 +1,10 @@
-"""The shapes of requests about users."""
+"""The shapes of requests about users, and of an event wherever it is told whole."""
 
 from typing import Any
 
 from rest_framework import serializers
+
+from accounts.models import Event
 
 
 class NewEmailField(serializers.EmailField):
@@ -43,3 +45,14 @@ class LoginSerializer(serializers.Serializer[Any]):
 
     email = serializers.CharField(max_length=254)
     password = serializers.CharField(max_length=1024, trim_whitespace=False)
+
+
+class EventSerializer(serializers.ModelSerializer[Event]):
+    """An event of the user's stream."""
+
+    payload = serializers.DictField(read_only=True)
+
+    class Meta:
+        model = Event
+        fields = ("seq", "kind", "payload", "created_at")
+        read_only_fields = fields

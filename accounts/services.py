@@ -20,6 +20,7 @@ from rest_framework_simplejwt.tokens import RefreshToken
 
 from accounts import limits
 from accounts.models import (
+    EVENT_KINDS,
     SESSION_CLAIM,
     ApiKey,
     Event,
@@ -31,7 +32,7 @@ from accounts.models import (
 from accounts.presence import Presence
 from accounts.selectors import is_still_here
 from odproject.core.errors import ConflictError, DomainError, FieldError
-from odproject.core.publishing import publish_on_commit
+from odproject.core.publishing import EVERY_STREAM, publish_on_commit
 
 
 class EmailTakenError(ConflictError):
@@ -293,12 +294,14 @@ def append_event(*, user_id: int, kind: str, payload: Mapping[str, Any]) -> Even
     """
     if not transaction.get_connection().in_atomic_block:
         raise RuntimeError("An event belongs to the transaction of what it reports.")
+    if kind not in EVENT_KINDS:
+        raise RuntimeError(f"Nobody could ask for events of the kind {kind}.")
     EventStream.objects.bulk_create([EventStream(user_id=user_id)], ignore_conflicts=True)
     stream = EventStream.objects.filter(user_id=user_id)
     stream.update(last_seq=F("last_seq") + 1)
     seq = stream.values_list("last_seq", flat=True).get()
     event = Event.objects.create(user_id=user_id, seq=seq, kind=kind, payload=dict(payload))
-    publish_on_commit(user_id, {"type": "event.hint", "seq": seq})
+    publish_on_commit(user_id, {"type": "event.hint", "seq": seq}, also_to=[EVERY_STREAM])
     return event
 
 

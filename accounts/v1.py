@@ -15,7 +15,7 @@ from accounts import services
 from accounts.authentication import SessionRequired
 from accounts.models import Event, User
 from accounts.presence import Presence
-from accounts.serializers import NewEmailField
+from accounts.serializers import EventSerializer, NewEmailField
 from odproject.core.api import client_address, validated
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
 
@@ -54,17 +54,6 @@ class RefreshSerializer(serializers.Serializer[Any]):
     """A refresh token."""
 
     refresh = serializers.CharField(max_length=4096)
-
-
-class EventSerializer(serializers.ModelSerializer[Event]):
-    """An event of the user's stream."""
-
-    payload = serializers.DictField(read_only=True)
-
-    class Meta:
-        model = Event
-        fields = ("seq", "kind", "payload", "created_at")
-        read_only_fields = fields
 
 
 class TicketSerializer(serializers.Serializer[Any]):

@@ -349,8 +349,15 @@ if NUM_PROXIES:  # so that links to the next page are https where requests are
 MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)
 MAX_UNFINISHED_JOBS_PER_USER = env_int("OD_MAX_UNFINISHED_JOBS_PER_USER", 100)
 MAX_STORED_BYTES_PER_USER = env_int("OD_MAX_STORED_BYTES_PER_USER", 100 * 1024**3)
+MAX_WEBHOOKS_PER_USER = env_int("OD_MAX_WEBHOOKS_PER_USER", 5)
 # How long the content of what its owner has deleted stays in the storage, and counts there.
 KEEP_DELETED = timedelta(days=env_float("OD_KEEP_DELETED_DAYS", 1))
+
+# -- webhooks ------------------------------------------------------------------------------------
+WEBHOOK_SECONDS = env_float("OD_WEBHOOK_SECONDS", 10)  # of a message, its answer included
+WEBHOOKS_AT_ONCE = env_int("OD_WEBHOOKS_AT_ONCE", 16, at_least=1)
+# Whoever can name an address inside could have the service speak to what trusts it.
+WEBHOOKS_ANYWHERE = env_bool("OD_WEBHOOKS_ANYWHERE", False)
 
 # -- limits --------------------------------------------------------------------------------------
 MAX_ARCHIVE_FILES = env_int("OD_MAX_ARCHIVE_FILES", 5_000)

@@ -95,6 +95,14 @@ TABLE = [
     Row("DELETE", "/api/v1/api-keys/{key_id}", (401, 404, 204, 404)),
     Row("GET", "/api/v1/events", USERS),
     Row("POST", "/api/v1/websocket-tickets", USERS_MAKE),
+    # /api/v1/: webhooks.
+    Row("GET", "/api/v1/webhooks", USERS),
+    Row("POST", "/api/v1/webhooks", USERS_MAKE, {"url": "https://8.8.8.8/hook"}),
+    Row("GET", "/api/v1/webhooks/{webhook_id}", ITS_OWNER),
+    Row("PATCH", "/api/v1/webhooks/{webhook_id}", ITS_OWNER, {"active": False}),
+    Row("DELETE", "/api/v1/webhooks/{webhook_id}", (401, 404, 204, 404)),
+    Row("POST", "/api/v1/webhooks/{webhook_id}/rotate-secret", ITS_OWNER),
+    Row("POST", "/api/v1/webhooks/{webhook_id}/test", (401, 404, 202, 404)),
     # /api/v1/: tokens to spend.
     Row("GET", "/api/v1/balance", USERS),
     Row("PATCH", "/api/v1/balance", USERS, {"alert_below_tokens": 50}),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from accounts.models import User
+from accounts.webhooks import create_webhook
 from datasets.models import MediaFile
 from inference import services, submission
 from inference.models import FrameResult, Job, JobFile, WorkUnit
@@ -27,6 +28,7 @@ class Things:
     pending_job_id: int
     other_job_id: int
     key_id: int
+    webhook_id: int
     export_format: str = "coco"
 
 
@@ -51,7 +53,10 @@ def _find_a_car(job: Job, media_file: MediaFile) -> None:
 
 
 def make_things(owner: User, media_root: Path) -> Things:
-    """A dataset with a picture, and jobs: one that found something in it, another, one waits."""
+    """A dataset with a picture, and jobs: one that found something in it, another, one waits.
+
+    And a webhook, whose address needs nobody to look it up.
+    """
     dataset = make_dataset(owner)
     picture = image_bytes("JPEG", noise((16, 12)))
     media_file = add_media_file(dataset, content=picture)
@@ -77,4 +82,5 @@ def make_things(owner: User, media_root: Path) -> Things:
         other_job_id=other.pk,
         version_id=job.model_version_id,
         key_id=key_of(owner)[0].pk,
+        webhook_id=create_webhook(user=owner, url="https://8.8.8.8/hook").pk,
     )

@@ -133,6 +133,105 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="Webhook",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("url", models.CharField(max_length=500, verbose_name="address")),
+                (
+                    "kinds",
+                    models.JSONField(default=list, help_text="Kinds of events; none are all."),
+                ),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("secret", models.CharField(max_length=100)),
+                ("former_secret", models.CharField(blank=True, max_length=100)),
+                ("former_secret_ends_at", models.DateTimeField(null=True)),
+                (
+                    "cursor_seq",
+                    models.PositiveBigIntegerField(
+                        help_text="The number of the last event that was delivered or is not asked for."
+                    ),
+                ),
+                ("off_since", models.DateTimeField(null=True)),
+                (
+                    "off_reason",
+                    models.CharField(blank=True, help_text="Its owner reads it.", max_length=300),
+                ),
+                ("last_attempt_at", models.DateTimeField(null=True, verbose_name="last attempt")),
+                ("last_status", models.PositiveSmallIntegerField(null=True)),
+                ("last_error", models.CharField(blank=True, max_length=300)),
+                (
+                    "consecutive_failures",
+                    models.PositiveIntegerField(default=0, verbose_name="failures in a row"),
+                ),
+                ("failing_since", models.DateTimeField(null=True)),
+                (
+                    "next_attempt_at",
+                    models.DateTimeField(
+                        default=django.utils.timezone.now, verbose_name="next attempt"
+                    ),
+                ),
+                ("test_requested_at", models.DateTimeField(null=True)),
+                (
+                    "served_at",
+                    models.DateTimeField(help_text="When a message was last taken.", null=True),
+                ),
+                ("leased_until", models.DateTimeField(null=True)),
+                ("lease_number", models.PositiveBigIntegerField(default=0)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="webhooks",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+            ],
+            options={
+                "permissions": [("switch_off_webhook", "Can switch off a webhook")],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("off_reason", ""), ("off_since__isnull", True)),
+                            models.Q(
+                                ("off_since__isnull", False),
+                                models.Q(("off_reason", ""), _negated=True),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="webhook_is_off_for_a_reason",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("consecutive_failures", 0), ("failing_since__isnull", True)),
+                            models.Q(
+                                ("consecutive_failures__gt", 0), ("failing_since__isnull", False)
+                            ),
+                            _connector="OR",
+                        ),
+                        name="webhook_fails_since_its_first_failure",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(
+                                ("former_secret", ""), ("former_secret_ends_at__isnull", True)
+                            ),
+                            models.Q(
+                                ("former_secret_ends_at__isnull", False),
+                                models.Q(("former_secret", ""), _negated=True),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="former_secret_of_a_webhook_ends",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="Session",
             fields=[
                 (

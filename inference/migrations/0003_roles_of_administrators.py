@@ -1,6 +1,7 @@
 """Roles that a superuser can give to an administrator, as groups.
 
-Support reads accounts, the ledger and jobs, and tops up; it sees no picture of a user.
+Support reads accounts, the ledger and jobs, tops up and switches off webhooks; it sees no picture
+of a user.
 Moderators see datasets with their pictures, flag, block and restore them; they see no money.
 
 Django makes permissions only after all migrations have run, so the ones of the roles are made
@@ -14,6 +15,7 @@ ROLES = {
     "Support": (
         ("accounts", "user", ("view_user",)),
         ("accounts", "apikey", ("view_apikey",)),
+        ("accounts", "webhook", ("view_webhook", "switch_off_webhook")),
         ("billing", "account", ("top_up",)),
         ("billing", "transfer", ("view_transfer",)),
         ("billing", "hold", ("view_hold",)),
