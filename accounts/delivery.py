@@ -84,16 +84,18 @@ class Dispatcher:
         self._patiently(self._note_ends)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def step(self) -> None:
+    def step(self) -> int:
         """Note what has come to its end, and begin with what is due as far as there are threads.
 
-        Raises DatabaseError and InterfaceError; what could not be noted is kept for the next time.
+        Returns how many messages are under way. Raises DatabaseError and InterfaceError; what could
+        not be noted is kept for the next time.
         """
         self._note_ends()
         while len(self._under_way) < self._at_once and (delivery := claim_delivery()):
             future = self._pool.submit(self._send, delivery)
             self._under_way[future] = delivery
             future.add_done_callback(lambda _: self.wake.set())
+        return len(self._under_way)
 
     def _note_ends(self) -> None:
         for future in [one for one in self._under_way if one.done()]:
@@ -105,7 +107,7 @@ class Dispatcher:
                 record_failure(delivery=delivery, error=outcome.error, status=outcome.status)
             del self._under_way[future]
 
-    def _patiently(self, work: Callable[[], None]) -> None:
+    def _patiently(self, work: Callable[[], object]) -> None:
         try:
             work()
         except (DatabaseError, InterfaceError) as error:
