@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image for every role: web, worker, sweeper, migrate. It runs as a user without rights.
+# One image for every role: web, worker, sweeper, webhooks, migrate. It runs as a user without rights.
 #
 #   docker build -t odproject .                                      CUDA build of torch
 #   docker build -t odproject --build-arg TORCH_INDEX_URL=<index> .  for example PyTorch's index

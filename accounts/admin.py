@@ -1,4 +1,4 @@
-"""Groups, which are the roles of administrators; API keys; and administrators' own passwords."""
+"""Groups, which are the roles of administrators; their own passwords; API keys and webhooks."""
 
 from typing import Any, cast
 
@@ -6,14 +6,17 @@ from django import forms
 from django.contrib import admin
 from django.contrib.auth.models import Group
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseBase
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from accounts.api_keys import ApiKeyEndedError
-from accounts.models import ApiKey, User
+from accounts.models import ApiKey, User, Webhook
+from accounts.selectors import with_last_seq
 from accounts.services import revoke_api_key, revoke_sessions
-from odproject.core.admin import ActingAdmin, ObjectAction, ReadOnlyAdmin, badge
+from accounts.webhooks import switch_off_webhook
+from odproject.core.admin import ActingAdmin, ObjectAction, ReadOnlyAdmin, ReasonForm, badge
 
 admin.site.unregister(Group)
 
@@ -99,6 +102,69 @@ class ApiKeyAdmin(ReadOnlyAdmin[ApiKey]):
             return badge("revoked", "bad")
         is_over = key.expires_at is not None and key.expires_at <= timezone.now()
         return badge("expired") if is_over else badge("living", "good")
+
+
+class SwitchOffForm(ReasonForm):
+    """Why a webhook is switched off."""
+
+    readers = "The owner of the webhook reads this."
+
+
+def _switch_off(actor: User, webhook: Webhook, answers: dict[str, Any]) -> str:
+    switch_off_webhook(webhook=webhook, reason=answers["reason"])
+    return f"The webhook was switched off: {answers['reason']}"
+
+
+@admin.register(Webhook)
+class WebhookAdmin(ReadOnlyAdmin[Webhook]):
+    """Webhooks and how their deliveries go; their secrets are nobody's but their owners'."""
+
+    object_actions = (
+        ObjectAction(
+            name="switch-off",
+            title="Switch the webhook off",
+            permission="accounts.switch_off_webhook",
+            form_class=SwitchOffForm,
+            explain=lambda webhook: (
+                f"Nothing more is sent to {webhook.url} until {webhook.user} switches it on again."
+            ),
+            act=_switch_off,
+            is_fitting=lambda webhook: webhook.off_since is None,
+            is_dangerous=True,
+        ),
+    )
+    list_display = (
+        *("id", "user", "url", "status", "backlog", "consecutive_failures"),
+        *("last_status", "last_attempt_at"),
+    )
+    search_fields = ("user__email", "url")
+    search_help_text = "Search by the user's e-mail address or the webhook's"
+    ordering = ("-pk",)
+    list_select_related = ("user",)
+    fields = (
+        *list_display[1:],
+        *("kinds", "created_at", "last_error", "next_attempt_at", "off_since", "off_reason"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Webhook]:
+        """Webhooks with the number of their user's newest event."""
+        return with_last_seq(super().get_queryset(request))
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """No question about a secret, which letter by letter would tell it."""
+        return "secret" not in lookup and super().lookup_allowed(lookup, value, request)
+
+    @admin.display
+    def status(self, webhook: Webhook) -> SafeString:
+        """Whether it is on, and whether its last message was taken."""
+        if webhook.off_since is not None:
+            return badge("off", "bad")
+        return badge("failing", "odd") if webhook.consecutive_failures else badge("on", "good")
+
+    @admin.display
+    def backlog(self, webhook: Webhook) -> int:
+        """Events after the last one that was delivered."""
+        return int(webhook.last_seq - webhook.cursor_seq)  # type: ignore[attr-defined]
 
 
 def change_own_password(request: HttpRequest) -> HttpResponseBase:

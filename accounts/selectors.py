@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from django.db.models import BooleanField, Case, F, Q, QuerySet, Value, When
+from django.db.models import BooleanField, Case, Count, F, Q, QuerySet, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -109,6 +109,16 @@ def webhook_by_id(*, user: User, webhook_id: int) -> Webhook:
     if webhook is None:
         raise WebhookNotFoundError(f"You have no webhook {webhook_id}.")
     return webhook
+
+
+def waiting_and_failing_webhooks() -> tuple[int, int]:
+    """Of the webhooks that are on: how many have events to send, how many failed the last time."""
+    on = with_last_seq(Webhook.objects.filter(off_since__isnull=True, user__is_active=True))
+    counts = on.aggregate(
+        waiting=Count("pk", filter=Q(last_seq__gt=F("cursor_seq"))),
+        failing=Count("pk", filter=Q(consecutive_failures__gt=0)),
+    )
+    return counts["waiting"], counts["failing"]
 
 
 def with_last_seq(webhooks: QuerySet[Webhook]) -> QuerySet[Webhook]:

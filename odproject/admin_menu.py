@@ -12,6 +12,7 @@ GROUPS = {
     "People": (
         ("Users", "accounts_user", "", "accounts.view_user", "group"),
         ("API keys", "accounts_apikey", "", "accounts.view_apikey", "key"),
+        ("Webhooks", "accounts_webhook", "", "accounts.view_webhook", "webhook"),
     ),
     "Money": (
         ("Ledger", "billing_transfer", "", "billing.view_transfer", "receipt_long"),

@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from accounts.selectors import waiting_and_failing_webhooks
 from inference.load import Load, load_now
 from odproject.core.api import only_read, plain_problem
 from odproject.core.room import free_bytes
@@ -47,6 +48,9 @@ class _Figures(Collector):
         yield _by_state("jobs_ended_last_hour", "Jobs that ended within an hour.", load.ended_jobs)
         yield _by_state("work_units", "Work units of such jobs that are left.", load.units)
         yield from _gauges(load)
+        waiting, failing = waiting_and_failing_webhooks()
+        yield _gauge("webhooks_waiting", "Webhooks with events that wait to be sent.", waiting)
+        yield _gauge("webhooks_failing", "Webhooks that failed at their last attempt.", failing)
         if isinstance(default_storage, FileSystemStorage):
             room = free_bytes(Path(default_storage.location))
             yield _gauge("storage_free_bytes", "Room on the disk of uploads and results.", room)

@@ -157,6 +157,7 @@ def service_environment(data_dir: Path, overrides: Mapping[str, str]) -> dict[st
         "OD_WEB_PROCESSES": "1",
         "OD_ADMIN_EMAIL": ADMIN_EMAIL,
         "OD_ADMIN_PASSWORD": ADMIN_PASSWORD,
+        "OD_WEBHOOKS_ANYWHERE": "true",  # receivers of tests are on this machine
         # Tests that are killed take the service with them.
         "OD_DIE_WITH_PARENT": str(os.getpid()),
         **overrides,

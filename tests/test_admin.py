@@ -19,8 +19,9 @@ from django.urls import reverse
 from PIL import Image
 from rest_framework.test import APIClient
 
-from accounts.models import Event, Session, User
+from accounts.models import Event, Session, User, Webhook
 from accounts.services import log_in
+from accounts.webhooks import create_webhook, rotate_secret
 from billing import ledger
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
@@ -29,7 +30,7 @@ from inference import queue, registry, services, submission
 from inference.models import Job, ModelVersion, WorkerHeartbeat
 from inference.pipeline.weights_file import WeightsFacts
 from inference.selectors import settlement_breaches
-from tests.clients import key_of
+from tests.clients import client_of, key_of
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.screenshots import admin_pages
 
@@ -39,6 +40,7 @@ ROLES = ("superuser", "Support", "Moderators", "none", "user")
 LISTS = {
     "accounts/user": {"superuser", "Support"},
     "accounts/apikey": {"superuser", "Support"},
+    "accounts/webhook": {"superuser", "Support"},
     "auth/group": {"superuser"},
     "billing/transfer": {"superuser", "Support"},
     "billing/hold": {"superuser", "Support"},
@@ -82,6 +84,11 @@ def owner() -> User:
 
 
 @pytest.fixture
+def webhook(owner) -> Webhook:
+    return create_webhook(user=owner, url="https://8.8.8.8/hook")
+
+
+@pytest.fixture
 def dataset(owner) -> Dataset:
     return make_dataset(owner)
 
@@ -119,7 +126,7 @@ def hidden_key(page: bytes) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_reaches_the_lists_and_pages_that_are_its_own(role, job, media_file):
+def test_each_role_reaches_the_lists_and_pages_that_are_its_own(role, job, media_file, webhook):
     WorkerHeartbeat.objects.create(name="w", last_seen_at=job.created_at)
     key_of(job.user)
     browser = browser_of(administrator(role))
@@ -157,6 +164,7 @@ def test_front_page_lists_only_what_the_role_can_read(role):
 
 ACTIONS = {
     ("user", "top-up"): {"superuser", "Support"},
+    ("webhook", "switch-off"): {"superuser", "Support"},
     ("dataset", "flag"): {"superuser", "Moderators"},
     ("dataset", "block"): {"superuser", "Moderators"},
     ("dataset", "restore"): {"superuser", "Moderators"},
@@ -166,8 +174,8 @@ ACTIONS = {
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_acts_only_where_it_may(role, owner, dataset, job):
-    objects = {"user": owner, "dataset": dataset, "job": job}
+def test_each_role_acts_only_where_it_may(role, owner, dataset, job, webhook):
+    objects = {"user": owner, "dataset": dataset, "job": job, "webhook": webhook}
     browser = browser_of(administrator(role))
     transfers = Transfer.objects.count()
     for (kind, name), roles in ACTIONS.items():
@@ -180,6 +188,7 @@ def test_each_role_acts_only_where_it_may(role, owner, dataset, job):
     # Asking changes nothing, and a refused answer changes nothing either.
     job.refresh_from_db()
     dataset.refresh_from_db()
+    assert Webhook.objects.get().off_since is None
     assert Transfer.objects.count() == transfers
     assert (job.state, dataset.blocked_at, dataset.flagged_at) == ("Pending", None, None)
     assert not ModerationAction.objects.exists()
@@ -220,7 +229,7 @@ def test_roles_hold_no_permission_that_is_not_theirs():
         "view_mediafile",
         "view_moderationaction",
     }
-    assert held["Support"] - {"top_up"} == {
+    assert held["Support"] - {"top_up", "switch_off_webhook"} == {
         name for name in held["Support"] if name.startswith("view_")
     }
     assert "view_mediafile" not in held["Support"]
@@ -918,6 +927,43 @@ def test_nobody_asks_about_the_hash_of_a_password(lookup):
     answer = spy.get("/admin/accounts/user/", {lookup: boss.password[:20]})
     assert answer.status_code == 400
     assert spy.get("/admin/accounts/user/", {"email": boss.email}).status_code == 200
+
+
+# -- webhooks ------------------------------------------------------------------------------------
+
+
+def test_webhook_that_is_switched_off_tells_its_owner_why(owner, webhook):
+    browser = browser_of(administrator("Support"))
+    page = f"/admin/accounts/webhook/{webhook.pk}/change/"
+    assert "Switch the webhook off" in browser.get(page).content.decode()
+    answer = browser.post(asking_page(webhook, "switch-off"), {"reason": "It floods its receiver."})
+    assert (answer.status_code, answer["Location"]) == (302, page)
+    told = client_of(owner).get(f"/api/v1/webhooks/{webhook.pk}/").json()
+    assert (told["active"], told["off_reason"]) == (False, "It floods its receiver.")
+    assert LogEntry.objects.get().get_change_message() == (
+        "The webhook was switched off: It floods its receiver."
+    )
+    assert "Switch the webhook off" not in browser.get(page).content.decode()
+    again = browser.post(asking_page(webhook, "switch-off"), {"reason": "again"})
+    assert "is switched off already" in again.content.decode()
+    assert Webhook.objects.get().off_reason == "It floods its receiver."
+
+
+def test_secret_of_a_webhook_is_neither_shown_nor_guessed(admin, webhook):
+    rotate_secret(webhook=webhook)
+    row = Webhook.objects.get()
+    browser = browser_of(admin)
+    pages = ("", f"{webhook.pk}/change/", f"{webhook.pk}/history/", f"{webhook.pk}/switch-off/")
+    for page in pages:
+        shown = browser.get(f"/admin/accounts/webhook/{page}").content.decode()
+        assert row.secret not in shown
+        assert row.former_secret not in shown
+    assert webhook.url in browser.get("/admin/accounts/webhook/").content.decode()
+    for lookup in ("secret", "secret__startswith", "former_secret__regex"):
+        answer = browser.get("/admin/accounts/webhook/", {lookup: row.secret[:9]})
+        assert answer.status_code == 400, lookup
+    for place in ("accounts/user/?webhooks__secret", "billing/hold/?user__webhooks__secret"):
+        assert browser.get(f"/admin/{place}__startswith=whsec_").status_code == 400, place
 
 
 @pytest.mark.parametrize(

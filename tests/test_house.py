@@ -31,10 +31,16 @@ def test_imports_go_one_way():
     assert checked.returncode == 0
 
 
-def test_web_process_loads_no_network():
+@pytest.mark.parametrize(
+    "process",
+    ["import odproject.asgi", "import django; django.setup(); import accounts.delivery"],
+    ids=["web", "webhooks"],
+)
+def test_process_that_detects_nothing_loads_no_network(process, monkeypatch):
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "odproject.settings")
     loaded = run(
         "-c",
-        "import sys, odproject.asgi\n"
+        f"import sys\n{process}\n"
         "print(sorted({'torch', 'ultralytics', 'cv2', 'av'} & set(sys.modules)))",
     )
     assert loaded.stdout.strip() == "[]", loaded.stderr

@@ -9,6 +9,14 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 from rest_framework.test import APIClient
 
+from accounts.models import Webhook
+from accounts.webhooks import (
+    claim_delivery,
+    create_webhook,
+    record_failure,
+    record_success,
+    switch_off_webhook,
+)
 from inference import queue, services, submission
 from inference.models import Job, WorkerHeartbeat, WorkUnit
 from tests.clients import client_of
@@ -69,6 +77,8 @@ class TestFigures:
             "workers": 0,
             "oldest_pending_job_seconds": 0,
             "overdue_leases": 0,
+            "webhooks_waiting": 0,
+            "webhooks_failing": 0,
         }
 
     def test_work_is_counted_by_its_state(self, user):
@@ -108,6 +118,20 @@ class TestFigures:
         ]:
             WorkerHeartbeat.objects.create(name=name, loaded_weights=weights, last_seen_at=seen)
         assert figures()["workers"] == 1
+
+    def test_webhooks_that_wait_or_fail_are_counted_until_they_are_switched_off(self, user):
+        for number in range(3):
+            create_webhook(user=user, url=f"https://8.8.8.8/{number}")
+        create_webhook(user=make_user(), url="https://8.8.8.8/")
+        submit(user)
+        record_success(delivery=claim_delivery(), status=200)
+        record_failure(delivery=claim_delivery(), error="no")
+        found = figures()
+        assert (found["webhooks_waiting"], found["webhooks_failing"]) == (2, 1)
+        for webhook in Webhook.objects.all():
+            switch_off_webhook(webhook=webhook, reason="enough")
+        found = figures()
+        assert (found["webhooks_waiting"], found["webhooks_failing"]) == (0, 0)
 
     def test_jobs_of_the_past_are_not_looked_through(self):
         with CaptureQueriesContext(connection) as queries:

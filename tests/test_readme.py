@@ -3,13 +3,18 @@
 Only the address is another one: tests serve on a free port.
 """
 
+import contextlib
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -58,10 +63,11 @@ def journey(service, tmp_path_factory) -> tuple[str, str, Path]:
     return done.stdout.rpartition("TOKEN ")[2].strip(), done.stdout, folder
 
 
-def start_another_job(service, token: str) -> None:
+def start_another_job(service, token: str) -> int:
     keys = {"datasetName": "street", "modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
     headers = {"Authorization": f"Bearer {token}"}
-    httpx.post(f"{service.base_url}/inference/", json=keys, headers=headers).raise_for_status()
+    answer = httpx.post(f"{service.base_url}/inference/", json=keys, headers=headers)
+    return int(answer.raise_for_status().json()["jobId"])
 
 
 def test_journey_with_curl_ends_with_annotated_pictures(journey):
@@ -106,6 +112,54 @@ def test_python_client_hears_of_a_job(service, journey):
         reader.join()
         client.stdout.close()
     assert "Hello, ann@example.org!" in heard[0]
+
+
+def kinds_and_jobs(events: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(event["kind"], event["payload"]["job_id"]) for event in events]
+
+
+def test_python_receiver_hears_of_a_job_and_believes_nobody_else(service, journey):
+    token, _, _ = journey
+    (code,) = code_after("Webhooks", "python")
+    place = '("localhost", 8000)'
+    assert place in code
+    with socket.create_server(("localhost", 0)) as listener:  # whose port is free then
+        port = listener.getsockname()[1]
+    url = f"http://localhost:{port}/"
+    with contextlib.ExitStack() as opened:
+        headers = {"Authorization": f"Bearer {token}"}
+        client = opened.enter_context(
+            httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers)
+        )
+        webhook = client.post("/webhooks/", json={"url": url}).raise_for_status().json()
+        opened.callback(client.delete, f"/webhooks/{webhook['id']}/")
+        receiver = opened.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-uc", code.replace(place, f'("localhost", {port})')],
+                env={**os.environ, "secret": webhook["secret"]},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+        opened.callback(receiver.kill)
+        killer = threading.Timer(SECONDS, receiver.kill)  # which ends the lines below
+        killer.start()
+        opened.callback(killer.cancel)
+        job_id = start_another_job(service, token)
+        events, ended = [], ("job.completed", job_id)
+        while ended not in kinds_and_jobs(events):
+            events.append(json.loads(receiver.stdout.readline()))
+        forged = {"webhook-id": "a", "webhook-timestamp": str(int(time.time()))}
+        forged["webhook-signature"] = "v1,Zm9yZ2Vk"
+        assert httpx.post(url, json=events[0], headers=forged).status_code == 401
+        listed = client.get(f"/events/?since={events[0]['seq'] - 1}").json()["results"]
+        receiver.kill()
+        assert receiver.stdout.read() == ""
+    # The last job of the journey may still be at work.
+    kinds = [kind for kind, job in kinds_and_jobs(events) if job == job_id]
+    assert kinds == ["job.submitted", "job.started", "job.completed"]
+    assert events == listed[: len(events)]
 
 
 def test_command_line_ends_with_annotated_pictures(service, tmp_path):

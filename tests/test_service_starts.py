@@ -11,7 +11,8 @@ def test_ready_service_names_its_address_and_its_children(service):
     assert service.get("/readyz") == (200, b'{"status": "ready"}')
     assert service.base_url == service.up["url"]
     assert service.ws_url == f"ws://127.0.0.1:{service.up['port']}"
-    assert set(service.up["children"]) == {"postgres", "redis", "web-1", "worker-1", "sweeper"}
+    children = {"postgres", "redis", "web-1", "worker-1", "sweeper", "webhooks"}
+    assert set(service.up["children"]) == children
 
 
 def test_page_may_load_nothing_from_elsewhere_and_run_nothing_inline(service):

@@ -4,7 +4,7 @@
 
 For machines without a Docker engine. The steps run in a throw-away copy of this machine's file
 system (an overlay in memory, seen by nobody else), the roles then as the user that the Dockerfile
-names and in a network of their own: migrate, web, worker and beat with their commands,
+names and in a network of their own: migrate, web, worker, beat and webhooks with their commands,
 environments and health checks, up to a finished job. Only mounting needs root, as a Docker engine
 does. The embedded PostgreSQL and Redis stand in for the two images that are not ours.
 """
@@ -87,6 +87,7 @@ class Image:
         )
 
 
+ROLES = ("web", "worker", "beat", "webhooks")
 RUN_BY_DEFAULT = {"ENTRYPOINT": "entrypoint", "CMD": "command"}
 
 
@@ -175,9 +176,9 @@ def run_roles(image: Image, engines: Engines, folder: Path) -> None:
     if done.returncode:
         raise StepError(f"migrate ended with {done.returncode}")
     with contextlib.ExitStack() as running:
-        for name in ("web", "worker", "beat"):
+        for name in ROLES:
             running.enter_context(_started(image, services[name], engines, folder / f"{name}.log"))
-        for name in ("web", "worker", "beat"):
+        for name in ROLES:
             check = health_command(image, services[name])
             _, environment = role(image, services[name], engines)
             if check:

@@ -101,7 +101,8 @@ def test_torch_of_another_index_is_the_version_of_the_requirements():
 
 
 def test_every_service_is_as_compose_understands_it(compose):
-    assert set(compose["services"]) == {"postgres", "redis", "migrate", "web", "worker", "beat"}
+    roles = {"migrate", "web", "worker", "beat", "webhooks"}
+    assert set(compose["services"]) == {"postgres", "redis", *roles}
     for name, service in compose["services"].items():
         assert set(service) <= SERVICE_KEYS, name
         assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")

@@ -10,6 +10,7 @@ LISTS = (
     "/admin/accounts/user/1/change/",
     "/admin/accounts/user/1/top-up/",
     "/admin/accounts/apikey/",
+    "/admin/accounts/webhook/",
     "/admin/auth/group/",
     "/admin/auth/group/1/change/",
     "/admin/billing/transfer/",

@@ -2,8 +2,8 @@
 
 Starts, in this order and each when the one before is ready: PostgreSQL and Redis (unless the
 environment names others), the migrations, the package's models and the administrator's account,
-the web processes, the workers and the sweeper. What dies is started again; what is stopped
-leaves nothing behind.
+the web processes, the workers, the sweeper and who delivers webhooks. What dies is started again;
+what is stopped leaves nothing behind.
 
 Environment:
 
@@ -269,7 +269,15 @@ def _worker_specs(environment: Mapping[str, str]) -> list[ChildSpec]:
         env=environment,
         cwd=settings.BASE_DIR,
     )
-    return [*workers, sweeper]
+    webhooks = ChildSpec(
+        name="webhooks",
+        stage=WORKERS,
+        argv=_manage("deliver_webhooks"),
+        env=environment,
+        cwd=settings.BASE_DIR,
+        grace_seconds=20.0,  # what is under way is brought to its end
+    )
+    return [*workers, sweeper, webhooks]
 
 
 def _with_own_temporary_folder(environment: Mapping[str, str], name: str) -> dict[str, str]:
