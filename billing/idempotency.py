@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -104,8 +104,12 @@ class KeyedRequest:
         return KeptAnswer.objects.filter(user_id=self.user_id, route=self.route, key=self.key)
 
 
-def answered_once(request: Request, act: Callable[[], Response]) -> Response:
+def answered_once(
+    request: Request, act: Callable[[], Response], *, said: Mapping[str, Any] | None = None
+) -> Response:
     """What `act` answers in a transaction, or what it answered to the same key before.
+
+    `said` is what the request says, where that is not in its body.
 
     Raises InvalidIdempotencyKeyError (400), IdempotencyKeyInUseError (409) and
     IdempotencyConflictError (422), and what `act` raises.
@@ -115,12 +119,14 @@ def answered_once(request: Request, act: Callable[[], Response]) -> Response:
         with transaction.atomic():
             return keep(act())
 
-    return kept_by_act(request, act_and_keep)
+    return kept_by_act(request, act_and_keep, said=said)
 
 
-def kept_by_act(request: Request, act: Callable[[Keep], Response]) -> Response:
+def kept_by_act(
+    request: Request, act: Callable[[Keep], Response], *, said: Mapping[str, Any] | None = None
+) -> Response:
     """As `answered_once`, for work that opens its transaction itself and keeps the answer there."""
-    keyed = _keyed(request)
+    keyed = _keyed(request, said)
     if keyed is None:
         return act(lambda response: response)
     with _alone(f"{keyed.user_id} {keyed.route} {keyed.key}"):
@@ -136,7 +142,7 @@ def _oldest_kept(now: datetime | None = None) -> datetime:
     return (now or timezone.now()) - timedelta(hours=settings.IDEMPOTENCY_KEY_HOURS)
 
 
-def _keyed(request: Request) -> KeyedRequest | None:
+def _keyed(request: Request, said: Mapping[str, Any] | None) -> KeyedRequest | None:
     key = request.headers.get(HEADER)
     if key is None:
         return None
@@ -146,11 +152,11 @@ def _keyed(request: Request) -> KeyedRequest | None:
         user_id=cast(User, request.user).pk,
         route=f"{request.method} {request.path.rstrip('/')}",
         key=key,
-        fingerprint=_fingerprint(request_keys(request)),
+        fingerprint=_fingerprint(request_keys(request) if said is None else said),
     )
 
 
-def _fingerprint(keys: dict[str, Any]) -> str:
+def _fingerprint(keys: Mapping[str, Any]) -> str:
     """The SHA-256 of a request's keys, and of the content of its files."""
 
     def described(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 
@@ -63,6 +63,54 @@ class Upload(models.Model):
 
     def __str__(self) -> str:
         return self.file_name
+
+
+class ResumableUpload(models.Model):
+    """A file that arrives piece by piece, and what became of it once it was whole."""
+
+    class State(models.TextChoices):
+        RECEIVING = "receiving"
+        RECEIVED = "received", "received, but not accepted yet"
+        ACCEPTED = "accepted"
+
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="resumable_uploads")
+    file_name = models.CharField(max_length=255)
+    metadata = models.CharField(max_length=4096, blank=True, help_text="As its client sent it.")
+    length_bytes = models.BigIntegerField()
+    offset_bytes = models.BigIntegerField(default=0, help_text="So many have arrived.")
+    upload = models.OneToOneField(Upload, on_delete=models.PROTECT, null=True)
+    expires_at = models.DateTimeField(db_index=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(length_bytes__gte=1), name="resumable_upload_is_not_empty"
+            ),
+            models.CheckConstraint(
+                condition=Q(offset_bytes__gte=0, offset_bytes__lte=F("length_bytes")),
+                name="resumable_upload_offset_lies_within_its_length",
+            ),
+            models.CheckConstraint(
+                condition=Q(upload__isnull=True) | Q(offset_bytes=F("length_bytes")),
+                name="resumable_upload_is_accepted_only_when_it_is_whole",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.file_name
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte has arrived."""
+        return self.offset_bytes == self.length_bytes
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        if self.upload_id is not None:
+            return self.State.ACCEPTED
+        return self.State.RECEIVED if self.is_whole else self.State.RECEIVING
 
 
 class MediaFile(models.Model):

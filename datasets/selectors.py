@@ -1,4 +1,4 @@
-"""Reads of datasets and media files."""
+"""Reads of datasets, their uploads and media files."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,12 @@ from django.db.models import (
     Sum,
 )
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 from accounts.models import User
 from billing.selectors import Breach, breaches_of
-from datasets.models import Dataset, MediaFile, Upload
+from datasets import partial_files
+from datasets.models import Dataset, MediaFile, ResumableUpload, Upload
 from odproject.core.aggregates import figure_of
 from odproject.core.errors import DomainError, NotFoundError
 
@@ -45,6 +47,13 @@ class UploadNotFoundError(NotFoundError):
 
     code = "upload_not_found"
     title = "Upload not found"
+
+
+class ResumableUploadNotFoundError(NotFoundError):
+    """The user's dataset has no resumable upload of this number, or it has expired."""
+
+    code = "resumable_upload_not_found"
+    title = "Resumable upload not found"
 
 
 class DatasetBlockedError(DomainError):
@@ -192,10 +201,50 @@ def upload_by_id(*, user: User, dataset_id: int, upload_id: int) -> Upload:
     return upload
 
 
+def _resumable_uploads(*, user: User) -> QuerySet[ResumableUpload]:
+    return ResumableUpload.objects.filter(
+        dataset__user=user, dataset__deleted_at__isnull=True, expires_at__gt=timezone.now()
+    )
+
+
+def resumable_upload_by_id(
+    *, user: User, dataset_id: int, resumable_upload_id: int
+) -> ResumableUpload:
+    """An upload by pieces into one of the user's live datasets, which has not expired.
+
+    Raises ResumableUploadNotFoundError (404).
+    """
+    rows = _resumable_uploads(user=user)
+    found = rows.filter(pk=resumable_upload_id, dataset_id=dataset_id).first()
+    if found is None:
+        raise ResumableUploadNotFoundError(
+            f"You have no resumable upload {resumable_upload_id} in a dataset {dataset_id}."
+        )
+    return found
+
+
+def unfinished_uploads(*, user: User) -> QuerySet[ResumableUpload]:
+    """The uploads by pieces into the user's live datasets that were not accepted yet."""
+    return _resumable_uploads(user=user).filter(upload__isnull=True)
+
+
+def received_bytes(resumable_upload: ResumableUpload) -> int:
+    """How much of an upload is there: as the row says, unless its disk has lost some of it."""
+    noted_bytes = resumable_upload.offset_bytes
+    if resumable_upload.upload_id is not None:
+        return noted_bytes
+    return min(noted_bytes, partial_files.size_bytes(resumable_upload.pk))
+
+
 def stored_bytes(*, user: User) -> int:
-    """What the user's files take, deleted ones that are still stored included; thumbnails not."""
+    """What the user's files take, and what unfinished uploads were promised.
+
+    Deleted files that are still stored are included, thumbnails are not.
+    """
     files = MediaFile.objects.filter(IS_STORED, dataset__user=user)
-    return files.aggregate(total=Sum("size_bytes"))["total"] or 0
+    taken = files.aggregate(total=Sum("size_bytes"))
+    promised = unfinished_uploads(user=user).aggregate(total=Sum("length_bytes"))
+    return (taken["total"] or 0) + (promised["total"] or 0)
 
 
 def flagged_dataset_count() -> int:

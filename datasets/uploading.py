@@ -164,10 +164,11 @@ class StorageQuotaError(QuotaExceededError):
     title = "Too much stored"
 
 
-def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
+def refuse_above_quota(*, user: User, more_bytes: int) -> None:
     """Raise StorageQuotaError (409) if the user may not store so many bytes more.
 
-    What was deleted counts until it has left the storage.
+    What was deleted counts until it has left the storage. So does what unfinished uploads were
+    promised.
     """
     quota = settings.MAX_STORED_BYTES_PER_USER
     if not quota:
@@ -175,8 +176,8 @@ def _refuse_above_quota(*, user: User, more_bytes: int) -> None:
     stored_bytes = selectors.stored_bytes(user=user)
     if stored_bytes + more_bytes > quota:
         raise StorageQuotaError(
-            f"One user stores at most {quota} bytes. You store {stored_bytes}, what was deleted "
-            f"a short while ago included, and this upload would add {more_bytes}.",
+            f"One user stores at most {quota} bytes. You store {stored_bytes}, unfinished uploads "
+            f"and what was deleted lately included, and this upload would add {more_bytes}.",
             quota=quota,
         )
 
@@ -193,11 +194,17 @@ def media_limits() -> MediaLimits:
 
 
 def upload_content(
-    *, user: User, dataset_id: int, content: UploadedFile[Any], answer: Callable[[Upload], Answer]
+    *,
+    user: User,
+    dataset_id: int,
+    content: UploadedFile[Any],
+    answer: Callable[[Upload], Answer],
+    promised_bytes: int = 0,
 ) -> Answer:
     """Take in one image, one video or a zip of them, and charge what was accepted.
 
     It takes minutes, in which the dataset may get another name: so it is known by its number.
+    `promised_bytes` of the user's quota are kept for this upload already.
 
     Returns what `answer` makes of the upload, in the transaction that charges it, so that an
     answer can be kept with its effect.
@@ -206,7 +213,8 @@ def upload_content(
     and StorageUnavailableError (503); none leaves a trace.
     """
     selectors.open_dataset(user=user, dataset_id=dataset_id)
-    _refuse_above_quota(user=user, more_bytes=1)  # one who has filled it waits for no decoder
+    # One who has filled it waits for no decoder.
+    refuse_above_quota(user=user, more_bytes=1 - promised_bytes)
     limits = media_limits()
     with storing("this upload"), contextlib.ExitStack() as stack:
         try:
@@ -227,6 +235,7 @@ def upload_content(
                     inspection=inspection,
                     stored=stored,
                     prices=prices,
+                    promised_bytes=promised_bytes,
                 )
                 return answer(upload)
         except MediaError as error:
@@ -255,7 +264,7 @@ def _inspect(path: Path, name: str, folder: Path, limits: MediaLimits, purse: Pu
     found costs far more than there is.
     """
     inspection = Inspection()
-    with Inspector(limits=limits, hidden=Path(settings.DATA_DIR)) as inspector:
+    with Inspector(limits=limits, hidden=Path(settings.DATA_DIR), shown=path) as inspector:
         # Nothing more is asked here: to tell what a file is can take long, and only the child is
         # limited.
         if not is_zip(path):
@@ -384,12 +393,13 @@ def _record(
     inspection: Inspection,
     stored: list[StoredFile],
     prices: PriceList,
+    promised_bytes: int,
 ) -> Upload:
     """The rows, the charge and the event of an upload, in the caller's transaction."""
     lock_user(user=user)
     dataset = selectors.open_dataset(user=user, dataset_id=dataset_id, locked=True)
     more_bytes = sum(one.size_bytes for one in inspection.accepted)
-    _refuse_above_quota(user=user, more_bytes=more_bytes)
+    refuse_above_quota(user=user, more_bytes=more_bytes - promised_bytes)
     cost_hundredths = inspection.price_hundredths(prices)
     upload = Upload.objects.create(
         dataset=dataset,

@@ -27,6 +27,7 @@ if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
     )
 
 _UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?|/api/v1/models/?", re.ASCII)
+_PIECES = re.compile(r"/api/v1/datasets/[0-9]+/resumable-uploads/[0-9]+/?", re.ASCII)
 _FORMS = re.compile(r"/admin/inference/modelversion/add/")
 _WHOLE_RESULTS = re.compile(
     r"/inference/(result|content/[0-9]+)/?|/api/v1/jobs/[0-9]+/(exports/[a-z]+|annotated-zip)/?",
@@ -43,9 +44,14 @@ def refuses_large_body(path: str, authorization: str, cookies: str) -> int:
     """
     if _FORMS.fullmatch(path):
         return 0 if has_upload_pass(cookies, path=path) else 401
-    if not _UPLOADS.fullmatch(path):
+    if not (_UPLOADS.fullmatch(path) or _PIECES.fullmatch(path)):
         return 413
     return 401 if _signed_user_id(authorization) is None else 0
+
+
+def takes_broken_bodies(method: str, path: str) -> bool:
+    """Whether what has come of a body counts, when its connection breaks before the end."""
+    return method == "PATCH" and _PIECES.fullmatch(path) is not None
 
 
 def _signed_user_id(authorization: str) -> str | None:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from a2wsgi.wsgi import Body, build_environ
 
-from odproject.core.environ import BEGUN_AT
+from odproject.core.environ import BEGUN_AT, LATER
 from odproject.fair_threads import FairThreads
 
 SPOOLED_BODY = "odproject.spooled_body"
@@ -69,7 +69,8 @@ class Bridge:
 
     Requests go through `threads` threads; those that take long have threads of their own.
     `slow_kind` tells from the ASGI scope which kind one is of, None for the others, and
-    `slow_threads` how many each kind has. For those, whom `asker` tells apart take turns.
+    `slow_threads` how many each kind has; one that turns out to take long names its kind itself
+    (`LATER`). For those, whom `asker` tells apart take turns.
     """
 
     def __init__(
@@ -98,15 +99,27 @@ class Bridge:
             raise ValueError(f"This application answers http, not {scope['type']}.")
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
+        rest = await self._run(exchange, self.slow_kind(scope), scope)
+        if later := exchange.environ.pop(LATER, ""):
+            exchange.empty_body()
+            rest = await self._run(exchange, later, scope)
+        if isinstance(rest, bytes):
+            await exchange.send_whole(rest)
+        elif rest is not None:
+            await self._send_file(exchange, rest, loop)
+
+    async def _run(
+        self, exchange: "_Exchange", kind: str | None, scope: Scope
+    ) -> bytes | FileResponse | None:
+        """Run the application in the threads of a kind, when there is one for it."""
         run = partial(contextvars.copy_context().run, exchange.run)
-        kind = self.slow_kind(scope)
         work: Future[bytes | FileResponse | None]
         if kind is None:
             work = self.threads.submit(run)
         else:
             work = self.slow_threads[kind].submit(self.asker(scope), run)
         try:
-            rest = await asyncio.wrap_future(work)
+            return await asyncio.wrap_future(work)
         except asyncio.CancelledError:
             # The client left long ago. What has not begun never will; a view that runs ends by
             # itself, and nobody wants its file.
@@ -115,10 +128,6 @@ class Bridge:
             else:
                 work.add_done_callback(_close_unwanted)
             raise
-        if isinstance(rest, bytes):
-            await exchange.send_whole(rest)
-        elif rest is not None:
-            await self._send_file(exchange, rest, loop)
 
     async def _send_file(
         self, exchange: "_Exchange", response: FileResponse, loop: asyncio.AbstractEventLoop
@@ -172,6 +181,10 @@ class _Exchange:
         body = self.environ["wsgi.input"]
         if isinstance(body, io.IOBase) or hasattr(body, "close"):
             body.close()
+
+    def empty_body(self) -> None:
+        """Have the application called again with nothing to read."""
+        self.environ |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -228,6 +241,7 @@ def _environ_of(scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop)
     environ["wsgi.errors"] = sys.stderr
     environ["wsgi.file_wrapper"] = FileResponse
     extensions = scope.get("extensions") or {}
+    environ[LATER] = ""
     environ[BEGUN_AT] = extensions.get(BEGUN_AT)
     spooled = extensions.pop(SPOOLED_BODY, None)
     if spooled is not None:

@@ -9,6 +9,7 @@ What is added to Daphne:
   (`odproject.bridge`); Daphne would copy it into memory, and Twisted would parse it there too;
 - a body above a limit is refused with 413 while it streams in, and one for which the disk has no
   room with 507; only a client with a token may send more than a small one, and only an upload;
+- what has come of a body whose connection breaks reaches the application where it counts;
 - sending waits for the reader; one without progress is cut off, and so is a head that trickles;
 - a websocket whose client sends faster than it is heard, or does not read, is closed;
 - a refusal is a problem document; no header names the server;
@@ -53,13 +54,18 @@ from twisted.web.http import HTTPChannel
 from odproject.bridge import SPOOLED_BODY, ASGIApplication, ClientDisconnectedError
 from odproject.core.environ import BEGUN_AT
 from odproject.core.process import die_with_parent
-from odproject.core.room import MIN_FREE_BYTES, ROOM_CHECK_BYTES, has_room_for
+from odproject.core.room import (
+    MAX_REQUEST_BYTES,
+    MIN_FREE_BYTES,
+    ROOM_CHECK_BYTES,
+    has_room_for,
+)
 from odproject.supervisor import SupervisorError, bind_sockets
 
 Judge = Callable[[str, str, str], int]
+TakesBrokenBodies = Callable[[str, str], bool]
 logger = logging.getLogger("odproject.serve")
 
-GIBIBYTE = 1024**3
 MEBIBYTE = 1024**2
 MULTIPART_OVERHEAD_BYTES = MEBIBYTE
 MAX_UPGRADE_BODY_BYTES = 0
@@ -78,7 +84,7 @@ _PARSED_TYPES = (b"application/x-www-form-urlencoded", b"application/json", b"te
 class Limits:
     """What the server bears: sizes of bodies in bytes, patience with clients in seconds."""
 
-    max_request_bytes: int = 2 * GIBIBYTE
+    max_request_bytes: int = MAX_REQUEST_BYTES
     max_parsed_bytes: int = 10 * MEBIBYTE
     min_free_bytes: int = MIN_FREE_BYTES
     stalled_reader_seconds: float = STALLED_READER_SECONDS
@@ -141,7 +147,9 @@ def origin_form(target: bytes) -> bytes:
 class Channel(HTTPChannel):
     """One HTTP connection. It refuses bodies early and tells writers when to wait."""
 
-    _path: bytes  # of the request whose head was read last
+    _path: bytes  # of the request whose head was read last, as the two others
+    _command: bytes
+    _version: bytes
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,6 +211,11 @@ class Channel(HTTPChannel):
         self._expects_head = True
         if not self.refused:
             super().allContentReceived()
+
+    def broken_off(self, request: "Request") -> None:
+        """Run a request of whose body the rest will never come, if its kind is taken like that."""
+        if self.factory.server.takes_broken_body(method=self._command, address=self._path):
+            request.requestReceived(self._command, self._path, self._version)
 
     def has_room_for(self, length_bytes: int) -> bool:
         """Tell whether the disk keeps its reserve; a small body is not worth the question."""
@@ -307,6 +320,7 @@ class Request(WebRequest):
         self.body_limit_bytes = 0
         self.large_body_refusal = 0
         self.begun_at = 0.0  # seconds since the epoch
+        self.is_received = False
         self.received_bytes = 0
         self.room_check_at_bytes = ROOM_CHECK_BYTES
 
@@ -340,7 +354,8 @@ class Request(WebRequest):
             self.content = None
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Run the request once its body is complete on the disk."""
+        """Run the request once its body is complete on the disk, or has broken off."""
+        self.is_received = True
         try:
             self.content.flush()
         except OSError:
@@ -349,6 +364,12 @@ class Request(WebRequest):
             )
             return
         super().requestReceived(command, path, version)
+
+    def connectionLost(self, reason: Any) -> None:
+        """Hand over what has come of a body that breaks off, where it counts."""
+        if self.received_bytes and not self.is_received and self.content is not None:
+            self.http_channel.broken_off(self)
+        super().connectionLost(reason)
 
     def process(self) -> Any:
         """Hand the request to the application."""
@@ -436,8 +457,10 @@ class Server(DaphneServer):
         sockets: Sequence[socket.socket],
         limits: Limits,
         judge: Judge | None = None,
+        takes_broken_bodies: TakesBrokenBodies | None = None,
     ) -> None:
         self._judge = judge
+        self._takes_broken_bodies = takes_broken_bodies
         super().__init__(
             application,
             endpoints=["inherited"],
@@ -454,8 +477,14 @@ class Server(DaphneServer):
         """Ask the application why it wants no large body from this client; 0 when it does."""
         if self._judge is None:
             return 0
-        path = address.partition(b"?")[0].decode("latin-1")
+        path = _path_of(address)
         return self._judge(path, authorization.decode("latin-1"), cookies.decode("latin-1"))
+
+    def takes_broken_body(self, *, method: bytes, address: bytes) -> bool:
+        """Ask the application whether it takes what has come of such a body, without the rest."""
+        if self._takes_broken_bodies is None:
+            return False
+        return self._takes_broken_bodies(method.decode("latin-1"), _path_of(address))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -582,6 +611,10 @@ class Server(DaphneServer):
         ]
 
 
+def _path_of(address: bytes) -> str:
+    return address.partition(b"?")[0].decode("latin-1")
+
+
 class _EmptyBody:
     """Stands in for a body that the application reads from its file."""
 
@@ -607,12 +640,18 @@ def _log_failures(event: dict[str, Any]) -> None:
         logger.error("A connection failed: %s", failure.getTraceback())
 
 
-def _load_application(path: str) -> tuple[ASGIApplication, Judge | None]:
-    """Return an application and, where its module has one, the judge of who may send much."""
+def _load_application(
+    path: str,
+) -> tuple[ASGIApplication, Judge | None, TakesBrokenBodies | None]:
+    """Return an application and, where its module has them, its judges.
+
+    The first tells who may send much, the second what counts although it broke off.
+    """
     name, _, attribute = path.partition(":")
     module = importlib.import_module(name)
     application: ASGIApplication = getattr(module, attribute)
-    return application, getattr(module, "refuses_large_body", None)
+    judge = getattr(module, "refuses_large_body", None)
+    return application, judge, getattr(module, "takes_broken_bodies", None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -633,8 +672,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SupervisorError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one sentence for the terminal
         return 1
-    application, judge = _load_application(options.application)
-    Server(application, sockets, Limits.from_environment(), judge).run()
+    application, judge, takes_broken_bodies = _load_application(options.application)
+    Server(application, sockets, Limits.from_environment(), judge, takes_broken_bodies).run()
     return 0
 
 

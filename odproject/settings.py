@@ -327,6 +327,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "JobState": "inference.models.Job.State",
         "JobFileState": "inference.models.JobFile.State",
+        "ResumableUploadState": "datasets.models.ResumableUpload.State",
     },
 }
 
@@ -349,6 +350,7 @@ if NUM_PROXIES:  # so that links to the next page are https where requests are
 MAX_DATASETS_PER_USER = env_int("OD_MAX_DATASETS_PER_USER", 1_000)
 MAX_UNFINISHED_JOBS_PER_USER = env_int("OD_MAX_UNFINISHED_JOBS_PER_USER", 100)
 MAX_STORED_BYTES_PER_USER = env_int("OD_MAX_STORED_BYTES_PER_USER", 100 * 1024**3)
+MAX_UNFINISHED_UPLOADS_PER_USER = env_int("OD_MAX_UNFINISHED_UPLOADS_PER_USER", 20)
 MAX_WEBHOOKS_PER_USER = env_int("OD_MAX_WEBHOOKS_PER_USER", 5)
 # How long the content of what its owner has deleted stays in the storage, and counts there.
 KEEP_DELETED = timedelta(days=env_float("OD_KEEP_DELETED_DAYS", 1))
@@ -372,8 +374,11 @@ CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4, at_least=1)
 # The same, for whole results of jobs.
 CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2, at_least=1)
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
+# Of one file, however it comes; the server, which reads it for itself, limits a body by it.
+MAX_UPLOAD_BYTES = env_int("OD_MAX_REQUEST_BYTES", room.MAX_REQUEST_BYTES)
+# A resumable upload that gets no byte for so long is removed.
+RESUMABLE_UPLOAD_HOURS = env_float("OD_RESUMABLE_UPLOAD_HOURS", 24)
 # What the server reads for itself (`odproject.serve`) is named here where it makes no sense.
-env_int("OD_MAX_REQUEST_BYTES", 1)
 env_int("OD_MAX_PARSED_BYTES", 1)
 env_float("OD_STALLED_READER_SECONDS", 1)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # fields that are not files
@@ -383,6 +388,9 @@ FILE_UPLOAD_TEMP_DIR = env("TMPDIR") or None
 
 # -- media ---------------------------------------------------------------------------------------
 MEDIA_ROOT = DATA_DIR / "media"
+# Of resumable uploads, until they are whole: a disk that all web processes and the sweeper share,
+# whatever the storage of media is.
+PARTIAL_FILES_ROOT = DATA_DIR / "partial-files"
 MEDIA_URL = "/media/"  # never served: content goes through views that check the owner
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -149,4 +149,5 @@ def quick_passwords(settings) -> None:
 def media_root(settings, tmp_path: Path) -> Path:
     """Every test stores media in a folder of its own."""
     settings.MEDIA_ROOT = tmp_path / "media"
+    settings.PARTIAL_FILES_ROOT = tmp_path / "partial-files"
     return settings.MEDIA_ROOT

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from odproject.bridge import Bridge
+from odproject.core.environ import LATER
 
 PIECE = b"x" * 65536
-counts = {"calls": 0, "produced_bytes": 0, "closed": 0, "websockets_ended": 0}
+counts = {"calls": 0, "produced_bytes": 0, "closed": 0, "websockets_ended": 0, "broken_bytes": 0}
 release = threading.Event()
 
 
@@ -43,6 +44,7 @@ def _body_facts(environ: dict[str, Any]) -> bytes:
         "script_name": environ["SCRIPT_NAME"],
         "query": environ["QUERY_STRING"],
         "begun_at": environ["odproject.begun_at"],
+        "thread": threading.current_thread().name.partition("_")[0],
         "in_memory": not hasattr(environ["wsgi.input"], "fileno")
         or type(environ["wsgi.input"]).__name__ == "BytesIO",
     }
@@ -70,7 +72,17 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
         return [b"waited"]
     if path == "/release":
         release.set()
-    return [_body_facts(environ)]
+    if path == "/later" and environ.get(LATER) == "":
+        environ[LATER] = "waiting"  # and nobody gets what is answered now
+    facts = _body_facts(environ)
+    if path == "/broken":
+        counts["broken_bytes"] += json.loads(facts)["length"]
+    return [facts]
+
+
+def takes_broken_bodies(method: str, path: str) -> bool:
+    """Those of one route count."""
+    return (method, path) == ("PATCH", "/broken")
 
 
 _http = Bridge(

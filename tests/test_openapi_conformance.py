@@ -58,6 +58,7 @@ def application(environ, start_response):
 document = json.loads(json.dumps(SchemaGenerator().get_schema(request=None, public=True)))
 schema = schemathesis.openapi.from_dict(document)
 schema.app = application
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 # The cases that are counted out one by one are hundreds where a body has options.
 schema.config.phases.coverage.enabled = False
 

@@ -174,6 +174,7 @@ def test_body_reaches_the_application_whole_and_never_through_memory(web):
         "path": "/a",
         "script_name": "",
         "query": "b=c",
+        "thread": "web",
         "in_memory": False,
     }
     assert web.peak_memory_bytes() - before < 16 * MEBIBYTE
@@ -189,6 +190,43 @@ def test_chunked_body_is_announced_to_the_application_with_its_length(web):
     facts = json.loads(body)
     assert (facts["length"], facts["announced"]) == (9, "9")
     assert facts["sha256"] == hashlib.sha256(b"abcabcabc").hexdigest()
+
+
+@pytest.mark.parametrize("framing", ["announced", "chunked"])
+@pytest.mark.parametrize(("method", "counts"), [("PATCH", True), ("POST", False)])
+def test_what_has_come_of_a_body_counts_where_the_application_says_so(
+    own_web, framing, method, counts
+):
+    web = own_web()
+    is_chunked = framing == "chunked"
+    length = "Transfer-Encoding: chunked" if is_chunked else "Content-Length: 1000000"
+    kind = "Content-Type: application/offset+octet-stream"
+    piece = os.urandom(300_000)
+    with web.connect() as connection:
+        connection.sendall(head(method, "/broken", kind, length))
+        connection.sendall(chunked(piece) if is_chunked else piece)
+    assert wait_until(lambda: web.spool_files() == [], timeout_seconds=PATIENCE_SECONDS)
+    expected = 300_000 if counts else 0
+    assert wait_until(
+        lambda: web.counts()["broken_bytes"] == expected, timeout_seconds=PATIENCE_SECONDS
+    )
+
+
+def test_refused_body_does_not_count_however_it_ends(own_web):
+    web = own_web()
+    too_long = f"Content-Length: {MAX_REQUEST_BYTES + 2 * MEBIBYTE}"
+    kind = "Content-Type: application/offset+octet-stream"
+    assert web.exchange(head("PATCH", "/broken", kind, too_long), b"x" * 1000)[0] == 413
+    assert web.counts()["broken_bytes"] == 0
+
+
+def test_request_that_turns_out_to_take_long_is_run_again_by_threads_for_that(web):
+    answer = web.exchange(
+        head("POST", "/later", MULTIPART, "Content-Length: 3", "Connection: close"), b"abc"
+    )
+    facts = json.loads(answer[2])
+    assert (answer[0], facts["length"], facts["announced"]) == (200, 0, "0")
+    assert facts["thread"] == "waiting"
 
 
 def test_body_of_a_client_that_would_like_http2_is_taken(web):

@@ -43,6 +43,7 @@ class Row:
     path: str
     statuses: tuple[int, int, int, int]
     body: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -54,6 +55,9 @@ USERS = (401, 200, 200, 200)
 USERS_MAKE = (401, 201, 201, 201)
 ITS_OWNER = (401, 404, 200, 404)
 ADMINISTRATORS = (302, 302, 302, 200)  # others are sent to the log-in page
+PIECES = "/api/v1/datasets/{dataset_id}/resumable-uploads"
+TUS = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Offset": "0"}
+STREAM = {"Content-Type": "application/offset+octet-stream"}
 CREDENTIALS = {"email": OWNER, "password": PASSWORD}
 TABLE = [
     # Pages, health and documents.
@@ -119,6 +123,11 @@ TABLE = [
     Row("GET", "/api/v1/datasets/{dataset_id}/uploads", ITS_OWNER),
     Row("POST", "/api/v1/datasets/{dataset_id}/uploads", (401, 404, 201, 404), {"file": PICTURE}),
     Row("GET", "/api/v1/datasets/{dataset_id}/uploads/{upload_id}", ITS_OWNER),
+    Row("GET", PIECES, ITS_OWNER),
+    Row("POST", PIECES, (401, 404, 201, 404), headers=TUS),
+    Row("GET", PIECES + "/{resumable_upload_id}", ITS_OWNER),
+    Row("PATCH", PIECES + "/{resumable_upload_id}", (401, 404, 204, 404), headers=TUS | STREAM),
+    Row("DELETE", PIECES + "/{resumable_upload_id}", (401, 404, 204, 404), headers=TUS),
     Row("GET", "/api/v1/media-files/{media_file_id}", ITS_OWNER),
     Row("DELETE", "/api/v1/media-files/{media_file_id}", (401, 404, 204, 404)),
     Row("GET", "/api/v1/media-files/{media_file_id}/content", ITS_OWNER),
@@ -238,7 +247,10 @@ def ask(client: APIClient, row: Row, path: str, body: dict[str, Any]) -> Any:
     call = getattr(client, row.method.lower())
     if row.method == "GET":
         return call(path)
-    return call(path, body, format="multipart" if has_file else "json")
+    kind = row.headers.get("Content-Type")
+    if kind is not None:
+        return call(path, b"", content_type=kind, headers=row.headers)
+    return call(path, body, format="multipart" if has_file else "json", headers=row.headers)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)

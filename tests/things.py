@@ -7,7 +7,8 @@ import numpy as np
 
 from accounts.models import User
 from accounts.webhooks import create_webhook
-from datasets.models import MediaFile
+from datasets.models import Dataset, MediaFile, ResumableUpload
+from datasets.resumable import create_resumable_upload
 from inference import services, submission
 from inference.models import FrameResult, Job, JobFile, WorkUnit
 from tests.clients import key_of
@@ -29,6 +30,7 @@ class Things:
     other_job_id: int
     key_id: int
     webhook_id: int
+    resumable_upload_id: int
     export_format: str = "coco"
 
 
@@ -49,6 +51,12 @@ def _find_a_car(job: Job, media_file: MediaFile) -> None:
         confidences=np.array([0.9], "<f4").tobytes(),
         boxes_xyxy=np.arange(4).astype("<f4").tobytes(),
         class_counts={"car": 1},
+    )
+
+
+def _begin_upload(user: User, dataset: Dataset) -> ResumableUpload:
+    return create_resumable_upload(
+        user=user, dataset_id=dataset.pk, length_bytes=5, file_name="a.mp4", metadata=""
     )
 
 
@@ -80,6 +88,7 @@ def make_things(owner: User, media_root: Path) -> Things:
         file_id=file.pk,
         pending_job_id=_submit(owner).pk,
         other_job_id=other.pk,
+        resumable_upload_id=_begin_upload(owner, dataset).pk,
         version_id=job.model_version_id,
         key_id=key_of(owner)[0].pk,
         webhook_id=create_webhook(user=owner, url="https://8.8.8.8/hook").pk,

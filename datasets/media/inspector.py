@@ -52,12 +52,20 @@ class Inspector:
 
     A context manager for use by one thread at a time. The child starts with the first file, lives
     until the block ends, and dies at once with the thread that started it. Of what is in the folder
-    `hidden` it can read nothing but temporary files.
+    `hidden` it can read nothing but temporary files and the one that is `shown`.
     """
 
-    def __init__(self, *, limits: MediaLimits = DEFAULT_LIMITS, hidden: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: MediaLimits = DEFAULT_LIMITS,
+        hidden: Path | None = None,
+        shown: Path | None = None,
+    ) -> None:
         self._limits = limits
-        self._hidden = hidden
+        # As the child takes them: what is hidden, then what of it is not.
+        folders = [] if hidden is None else [hidden, Path(tempfile.gettempdir()), shown]
+        self._folders = [str(one) for one in folders if one is not None]
         self._child: subprocess.Popen[bytes] | None = None
         self._received = b""
 
@@ -131,7 +139,7 @@ class Inspector:
                 "datasets.media.inspector_child",
                 str(os.getpid()),
                 json.dumps(asdict(self._limits)),
-                *([] if self._hidden is None else [str(self._hidden), tempfile.gettempdir()]),
+                *self._folders,
             ],
             bufsize=0,
             stdin=subprocess.PIPE,

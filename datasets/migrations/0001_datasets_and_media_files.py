@@ -104,6 +104,70 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="ResumableUpload",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("file_name", models.CharField(max_length=255)),
+                (
+                    "metadata",
+                    models.CharField(
+                        blank=True, help_text="As its client sent it.", max_length=4096
+                    ),
+                ),
+                ("length_bytes", models.BigIntegerField()),
+                (
+                    "offset_bytes",
+                    models.BigIntegerField(default=0, help_text="So many have arrived."),
+                ),
+                ("expires_at", models.DateTimeField(db_index=True)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "dataset",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="resumable_uploads",
+                        to="datasets.dataset",
+                    ),
+                ),
+                (
+                    "upload",
+                    models.OneToOneField(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        to="datasets.upload",
+                    ),
+                ),
+            ],
+            options={
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("length_bytes__gte", 1)),
+                        name="resumable_upload_is_not_empty",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("offset_bytes__gte", 0),
+                            ("offset_bytes__lte", models.F("length_bytes")),
+                        ),
+                        name="resumable_upload_offset_lies_within_its_length",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("upload__isnull", True),
+                            ("offset_bytes", models.F("length_bytes")),
+                            _connector="OR",
+                        ),
+                        name="resumable_upload_is_accepted_only_when_it_is_whole",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="MediaFile",
             fields=[
                 (

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 MIN_FREE_BYTES = 512 * 1024**2  # where OD_MIN_FREE_BYTES is not set
+MAX_REQUEST_BYTES = 2 * 1024**3  # where OD_MAX_REQUEST_BYTES is not set
 ROOM_CHECK_BYTES = 16 * 1024**2  # what grows is looked at again after so much
 
 

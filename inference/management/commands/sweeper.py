@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from accounts.limits import forget_old_attempts
 from billing.idempotency import forget_old_answers
+from datasets.resumable import remove_expired_uploads
 from datasets.uploading import remove_orphaned_uploads
 from inference.cleaning import (
     forget_silent_workers,
@@ -41,12 +42,13 @@ def _clean() -> None:
     older_than = timezone.now() - ORPHAN_AGE
     removed = remove_orphaned_uploads(older_than=older_than)
     removed += remove_orphaned_results(older_than=older_than)
+    removed += remove_expired_uploads()
     forget_silent_workers(before=database_now() - SILENT_WORKER_AGE)
     forget_old_answers()
     forget_old_attempts()
     call_command("clearsessions")
     if removed:
-        logger.info("Removed %s orphaned files", removed)
+        logger.info("Removed %s files without a use", removed)
 
 
 class Command(BaseCommand):
