@@ -1,7 +1,6 @@
 """Resumable uploads in /api/v1/: the protocol of tus 1.0.0, and JSON beside it."""
 
 import base64
-import binascii
 import re
 from pathlib import PurePosixPath
 from typing import Any, cast
@@ -323,21 +322,20 @@ def _whole_number(request: Request, name: str) -> int:
 
 def _file_name(metadata: str) -> str:
     """What the metadata call the file, without folders; raises InvalidHeaderError (400)."""
-    values: dict[str, bytes] = {}
-    longest = ResumableUpload._meta.get_field("metadata").max_length
-    if longest is not None and len(metadata) > longest:
+    longest = ResumableUpload._meta.get_field("metadata").max_length or 0
+    if len(metadata) > longest:
         raise InvalidHeaderError.of("Upload-Metadata", f"At most {longest} characters are kept.")
-    for pair in metadata.split(",") if metadata else ():
-        key, _, value = pair.strip().partition(" ")
-        if not _METADATA_KEY.fullmatch(key) or key in values:
-            detail = "Each pair begins with a key of its own, in ASCII and without spaces."
-            raise InvalidHeaderError.of("Upload-Metadata", detail)
-        try:
+    values: dict[str, bytes] = {}
+    try:
+        for pair in metadata.split(",") if metadata else ():
+            key, _, value = pair.strip().partition(" ")
+            if not _METADATA_KEY.fullmatch(key) or key in values:
+                detail = "Each pair begins with a key of its own, in ASCII and without spaces."
+                raise InvalidHeaderError.of("Upload-Metadata", detail)
             values[key] = base64.b64decode(value, validate=True)
-            name = values.get("filename", b"").decode()
-        except (binascii.Error, ValueError) as error:
-            detail = f"The value of {key} must be base64, that of filename UTF-8 in it."
-            raise InvalidHeaderError.of("Upload-Metadata", detail) from error
-    name = values.get("filename", b"").decode()
+        name = values.get("filename", b"").decode()
+    except ValueError as error:
+        detail = "Values must be base64, and that of filename UTF-8 in it."
+        raise InvalidHeaderError.of("Upload-Metadata", detail) from error
     last = printable(PurePosixPath(name.replace("\\", "/")).name)[-255:]
     return UNNAMED if last in {"", ".."} else last

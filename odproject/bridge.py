@@ -102,28 +102,32 @@ class Bridge:
         rest = await self._run(exchange, self.slow_kind(scope), scope)
         if later := exchange.environ.pop(LATER, ""):
             exchange.empty_body()
-            rest = await self._run(exchange, later, scope)
+            rest = await self._run(exchange, later, scope, has_begun=True)
         if isinstance(rest, bytes):
             await exchange.send_whole(rest)
         elif rest is not None:
             await self._send_file(exchange, rest, loop)
 
     async def _run(
-        self, exchange: "_Exchange", kind: str | None, scope: Scope
+        self, exchange: "_Exchange", kind: str | None, scope: Scope, *, has_begun: bool = False
     ) -> bytes | FileResponse | None:
-        """Run the application in the threads of a kind, when there is one for it."""
+        """Run the application in the threads of a kind, when there is one for it.
+
+        What has begun is not left half done, whether its client waits or not.
+        """
         run = partial(contextvars.copy_context().run, exchange.run)
         work: Future[bytes | FileResponse | None]
         if kind is None:
             work = self.threads.submit(run)
         else:
             work = self.slow_threads[kind].submit(self.asker(scope), run)
+        end = asyncio.wrap_future(work)
         try:
-            return await asyncio.wrap_future(work)
+            return await (asyncio.shield(end) if has_begun else end)
         except asyncio.CancelledError:
             # The client left long ago. What has not begun never will; a view that runs ends by
             # itself, and nobody wants its file.
-            if work.cancel():
+            if not has_begun and work.cancel():
                 exchange.discard_body()
             else:
                 work.add_done_callback(_close_unwanted)

@@ -1,5 +1,6 @@
 """The server of the port: bodies, readers and sockets within limits, over real connections."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -10,14 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from odproject.bridge import Bridge
+from odproject.core.environ import LATER
 from odproject.engines import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -227,6 +232,41 @@ def test_request_that_turns_out_to_take_long_is_run_again_by_threads_for_that(we
     facts = json.loads(answer[2])
     assert (answer[0], facts["length"], facts["announced"]) == (200, 0, "0")
     assert facts["thread"] == "waiting"
+
+
+def test_what_was_put_off_is_done_although_its_client_has_left():
+    calls: list[str] = []
+    busy, is_free, done = threading.Event(), threading.Event(), threading.Event()
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        calls.append(threading.current_thread().name.partition("_")[0])
+        if LATER in environ:
+            environ[LATER] = "slow"
+            busy.set()
+        else:
+            done.set()
+        return []
+
+    bridge = Bridge(application, 1, slow_threads={"slow": 1}, slow_kind=lambda scope: None)
+    bridge.slow_threads["slow"].submit("somebody", is_free.wait)
+    scope = {"type": "http", "method": "PATCH", "path": "/", "query_string": b"", "headers": []}
+    scope |= {"server": ("localhost", 80), "scheme": "http", "http_version": "1.1"}
+
+    async def leave_while_it_waits() -> None:
+        async def nothing(*_: Any) -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        request = asyncio.create_task(bridge(scope, nothing, nothing))
+        while not busy.is_set() or not bridge.slow_threads["slow"]._waiting:
+            await asyncio.sleep(0.01)
+        request.cancel()
+        await asyncio.wait([request])
+
+    asyncio.run(leave_while_it_waits())
+    is_free.set()
+    assert done.wait(PATIENCE_SECONDS)
+    assert calls == ["web", "slow"]
 
 
 def test_body_of_a_client_that_would_like_http2_is_taken(web):
