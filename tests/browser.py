@@ -57,6 +57,12 @@ def drawn_image(path: Path, seed: int = 7, size_wh: tuple[int, int] = (1280, 720
     return path
 
 
+def large_image(path: Path) -> Path:
+    """Write a picture of 22 MiB, which goes in pieces."""
+    Image.new("RGB", (3000, 2600), "grey").save(path, format="BMP")
+    return path
+
+
 def drawn_video(path: Path, frame_count: int, size_wh: tuple[int, int] = (640, 360)) -> Path:
     """Write a drawn street on which vehicles drive as an MP4 of 25 frames a second."""
     with VideoWriter(path, size_wh) as writer:

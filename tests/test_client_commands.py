@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from odproject.client.__main__ import run
-from odproject.client.api import Api
+from odproject.client.api import PIECE_BYTES, Api, _Watched
 from odproject.client.commands import Asked, described, download, local_name
-from odproject.client.session import SessionFile
+from odproject.client.session import SessionFile, session_path
+from odproject.engines import wait_until
 from tests import mediafiles
-from tests.browser import PASSWORD, drawn_image
+from tests.browser import PASSWORD, drawn_image, large_image
 
 pytestmark = pytest.mark.service
 
@@ -277,6 +278,44 @@ def test_interrupted_upload_says_what_was_accepted(terminal):
     assert (out, error) == ("", told)
     (dataset,) = terminal.document("datasets")
     assert dataset["image_count"] == 1
+
+
+def test_large_upload_goes_on_in_the_next_command_and_is_charged_once(terminal):
+    picture = large_image(terminal.folder / "large.bmp")
+    sent, whole_pieces = [], _Watched.pieces
+
+    def press_ctrl_c_in_the_second(self, length_bytes):
+        sent.append(self.tell())
+        for number, data in enumerate(whole_pieces(self, length_bytes)):
+            if len(sent) == 2 and number == 16:
+                raise KeyboardInterrupt
+            yield data
+
+    terminal.monkeypatch.setattr(_Watched, "pieces", press_ctrl_c_in_the_second)
+    _, error = terminal.type("upload", "street", "large.bmp", status=130)
+    told = "Interrupted in large.bmp, which goes on there the next time."
+    assert error == f"\n{told} Accepted before it: 0 files.\n"
+    assert terminal.document("balance")["available_tokens"] == 1000
+    (dataset,) = terminal.document("datasets")
+    places = f"/api/v1/datasets/{dataset['id']}/resumable-uploads/"
+
+    def arrived() -> int:
+        with Api(SessionFile(session_path())) as service:
+            (found,) = service.every(places)
+        return found["offset_bytes"]
+
+    # What came of the second piece counts, as soon as the service has seen that it broke.
+    assert wait_until(lambda: arrived() > PIECE_BYTES, timeout_seconds=30)
+    begun = arrived()
+    assert begun < 2 * PIECE_BYTES
+    out, _ = terminal.type("upload", "street", "large.bmp")
+    assert out == "1 file accepted for 0.75 tokens\n"
+    assert sent == [0, PIECE_BYTES, begun, begun + PIECE_BYTES]
+    assert terminal.document("balance")["available_tokens"] == 999.25
+    with Api(SessionFile(session_path())) as service:
+        (media_file,) = service.every(f"/api/v1/datasets/{dataset['id']}/media-files/")
+        assert list(service.every(places)) == []
+    assert media_file["size_bytes"] == picture.stat().st_size
 
 
 def test_interrupted_wait_says_that_the_job_goes_on(terminal):

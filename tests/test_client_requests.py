@@ -5,6 +5,7 @@ The service is played by a function here; `test_client_commands.py` asks the rea
 
 import base64
 import json
+import os
 import stat
 import time
 from collections.abc import Callable
@@ -323,6 +324,116 @@ class TestUploads:
             assert b'filename="a.jpg"' in request.content
         assert sum(counted) == path.stat().st_size
         assert len({one.headers["Idempotency-Key"] for one in played.requests}) == 1
+
+
+class PlayedTus:
+    """The half of tus that the client needs; `refusals` are what the next PATCHes get instead."""
+
+    def __init__(self, length_bytes: int) -> None:
+        self.received = b""
+        self.length_bytes = length_bytes
+        self.created = 0
+        self.offsets: list[int] = []
+        self.refusals: list[httpx.Response | BaseException] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"id": 5})
+        assert request.headers["Tus-Resumable"] == "1.0.0"
+        if request.method == "POST":
+            self.created += 1
+            self.received = b""
+            assert request.headers["Upload-Length"] == str(self.length_bytes)
+            assert request.headers["Upload-Metadata"] == "filename YS5tcDQ="
+            return httpx.Response(201, headers={"Location": f"/there/{self.created}/"})
+        if not request.url.path.endswith(f"/{self.created}/"):
+            return httpx.Response(404)
+        if request.method == "PATCH":
+            self.offsets.append(int(request.headers["Upload-Offset"]))
+            if self.refusals:
+                refusal = self.refusals.pop(0)
+                if isinstance(refusal, BaseException):
+                    self.received += request.content[:1]  # which came before it broke
+                    raise refusal
+                return refusal
+            assert self.offsets[-1] == len(self.received)
+            self.received += request.content
+        headers = {
+            "Upload-Offset": str(len(self.received)),
+            "Upload-Length": str(self.length_bytes),
+        }
+        if request.method == "PATCH" and len(self.received) == self.length_bytes:
+            headers["Location"] = "/api/v1/datasets/7/uploads/5/"
+        return httpx.Response(204 if request.method == "PATCH" else 200, headers=headers)
+
+
+def refusal(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "detail": "No."})
+
+
+class TestUploadsInPieces:
+    CONTENT = b"0123456789"
+
+    @pytest.fixture(autouse=True)
+    def small_pieces(self, monkeypatch):
+        monkeypatch.setattr("odproject.client.api.LARGE_BYTES", 10)
+        monkeypatch.setattr("odproject.client.api.PIECE_BYTES", 4)
+
+    @pytest.fixture
+    def path(self, tmp_path) -> Path:
+        path = tmp_path / "a.mp4"
+        path.write_bytes(self.CONTENT)
+        return path
+
+    def test_piece_that_broke_is_sent_from_where_it_broke(self, session_file, path):
+        tus = PlayedTus(10)
+        busy, late = refusal(423, "upload_busy"), refusal(409, "upload_offset_conflict")
+        tus.refusals = [httpx.WriteError("broken"), busy, late]
+        counted: list[int] = []
+        played = Played(tus)
+        assert played.api(session_file).upload(7, path, counted.append) == {"id": 5}
+        assert tus.received == self.CONTENT
+        assert tus.offsets == [0, 1, 1, 1, 5, 9]
+        assert sum(counted) == 10
+        assert tus.created == 1
+        assert session_file.begun_uploads() == {}
+
+    def test_later_command_goes_on_where_an_earlier_one_ended(self, session_file, path):
+        tus = PlayedTus(10)
+        tus.refusals = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            Played(tus).api(session_file).upload(7, path, lambda count: None)
+        assert list(session_file.begun_uploads().values()) == ["/there/1/"]
+        assert Played(tus).api(session_file).upload(7, path, lambda count: None) == {"id": 5}
+        assert tus.received == self.CONTENT
+        assert tus.created == 1
+        # What was taken may be taken once more.
+        assert Played(tus).api(session_file).upload(7, path, lambda count: None) == {"id": 5}
+        assert tus.created == 2
+
+    @pytest.mark.parametrize("change", ["another dataset", "another content", "expired"])
+    def test_what_is_another_upload_begins_anew(self, session_file, path, change):
+        tus = PlayedTus(10)
+        tus.refusals = [refusal(402, "insufficient_tokens")]
+        with pytest.raises(RefusalError):
+            Played(tus).api(session_file).upload(7, path, lambda count: None)
+        if change == "another content":
+            os.utime(path, ns=(0, 0))
+        if change == "expired":
+            tus.created = 8
+        dataset_id = 8 if change == "another dataset" else 7
+        before = tus.created
+        Played(tus).api(session_file).upload(dataset_id, path, lambda count: None)
+        assert tus.created == before + 1
+        assert tus.received == self.CONTENT
+
+    @pytest.mark.parametrize(("status", "goes_on"), [(402, True), (507, True), (422, False)])
+    def test_only_a_file_at_fault_is_forgotten(self, session_file, path, status, goes_on):
+        tus = PlayedTus(10)
+        tus.refusals = [refusal(status, "no")]
+        with pytest.raises(RefusalError, match="No"):
+            Played(tus).api(session_file).upload(7, path, lambda count: None)
+        assert len(session_file.begun_uploads()) == int(goes_on)
 
 
 class Breaking(httpx.SyncByteStream):

@@ -1,7 +1,9 @@
 """`/api/v1/` as a client should use it: with fresh tokens, patience, and keys against repeats."""
 
+import base64
 import contextlib
 import email.message
+import json
 import os
 import time
 import uuid
@@ -20,6 +22,11 @@ TRIES = 6
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 RENEW_BEFORE_SECONDS = 60.0
+LARGE_BYTES = 16 * 1024**2  # from here on a file goes in pieces
+PIECE_BYTES = 8 * 1024**2
+SENT_BYTES = 64 * 1024
+TUS = {"Tus-Resumable": "1.0.0"}
+FINAL_STATUSES = {400, 404, 413, 415, 422}  # of an upload in pieces that cannot go on
 TIMEOUT = httpx.Timeout(30.0, read=600.0, write=600.0)  # an upload is inspected for minutes
 
 Answer = TypeVar("Answer")
@@ -100,9 +107,12 @@ class Api:
     def upload(self, dataset_id: int, path: Path, on_bytes: Callable[[int], object]) -> Any:
         """Upload a file, which is charged once, and return the report.
 
-        `on_bytes` hears how many more bytes were sent, and of fewer when they are sent again.
-        Raises OSError where the file cannot be read.
+        A large one goes on where it broke off, in an earlier command too. `on_bytes` hears how many
+        more bytes were sent, and of fewer when they are sent again. Raises OSError where the file
+        cannot be read.
         """
+        if path.stat().st_size >= LARGE_BYTES:
+            return self._upload_in_pieces(dataset_id, path, on_bytes)
         with path.open("rb") as content:
             report = self._ask(
                 "POST",
@@ -111,6 +121,71 @@ class Api:
                 headers={"Idempotency-Key": uuid.uuid4().hex},
             )
         return _document(report)
+
+    def _upload_in_pieces(
+        self, dataset_id: int, path: Path, on_bytes: Callable[[int], object]
+    ) -> Any:
+        """Upload by the protocol tus."""
+        about = path.stat()
+        what = [dataset_id, str(path.resolve()), about.st_size, about.st_mtime_ns]
+        mark = json.dumps([self._session.service, self._session.email, *what])
+        place = self._begun_at(mark) or self._begin(dataset_id, path, about.st_size)
+        self._file.note_upload(mark, place)
+        with path.open("rb") as content:
+            watched = _Watched(content, on_bytes)
+            try:
+                answer = self._patiently(lambda: self._send_piece(place, watched))
+                while "Location" not in answer.headers:
+                    answer = self._patiently(lambda: self._send_piece(place, watched))
+            except RefusalError as refusal:
+                if refusal.status in FINAL_STATUSES:  # else it can go on
+                    self._file.note_upload(mark, None)
+                raise
+        report = self.get(answer.headers["Location"])
+        self._file.note_upload(mark, None)
+        return report
+
+    def _begun_at(self, mark: str) -> str | None:
+        """Where an earlier command began the same, if the service still knows it."""
+        place = self._file.begun_uploads().get(mark)
+        if place is not None:
+            try:
+                self._ask("HEAD", place, headers=TUS)
+            except RefusalError as refusal:
+                if refusal.status != 404:
+                    raise
+                return None
+        return place
+
+    def _begin(self, dataset_id: int, path: Path, length_bytes: int) -> str:
+        name = base64.b64encode(sent_name(path).encode()).decode()
+        headers = {
+            "Upload-Length": str(length_bytes),
+            "Upload-Metadata": f"filename {name}",
+            "Idempotency-Key": uuid.uuid4().hex,
+        }
+        places = f"/api/v1/datasets/{dataset_id}/resumable-uploads/"
+        begun = self._ask("POST", places, headers={**TUS, **headers})
+        return str(begun.headers["Location"])
+
+    def _send_piece(self, place: str, content: "_Watched") -> httpx.Response:
+        """Send what comes next by what the service has, which a broken try may have added to."""
+        has = _accepted(self._http.head(place, headers={**TUS, **self._authorization()}))
+        offset, length = (int(has.headers[f"Upload-{name}"]) for name in ("Offset", "Length"))
+        content.seek(offset)
+        piece_bytes = min(PIECE_BYTES, length - offset)
+        headers = {
+            "Upload-Offset": str(offset),
+            "Content-Type": "application/offset+octet-stream",
+            "Content-Length": str(piece_bytes),
+        }
+        return _accepted(
+            self._http.patch(
+                place,
+                content=content.pieces(piece_bytes),
+                headers={**TUS, **headers, **self._authorization()},
+            )
+        )
 
     def download(self, path: str, destination: Path, **params: Any) -> str:
         """Save a file, going on where a connection broke, and return the name it has there.
@@ -257,6 +332,12 @@ class _Watched:
         position = self._file.seek(offset, whence)
         self._on_bytes(position - before)
         return position
+
+    def pieces(self, length_bytes: int) -> Iterator[bytes]:
+        """So many bytes from here on, as they are sent."""
+        while length_bytes and (data := self.read(min(length_bytes, SENT_BYTES))):
+            length_bytes -= len(data)
+            yield data
 
     def tell(self) -> int:
         return self._file.tell()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from odproject.client.api import Api, sent_name
+from odproject.client.api import LARGE_BYTES, Api, sent_name
 from odproject.client.errors import ClientError, InterruptedCommandError, RefusalError
 
 ENDED_STATES = ("Completed", "Failed", "Aborted")
@@ -127,7 +127,9 @@ def upload(asked: Asked) -> Any:
                 report = {"accepted": [], "refused": [_refused(path, error)]}
             except KeyboardInterrupt:
                 count = plural(len(accepted), "file")
-                told = f"Interrupted in {path}, of which nobody knows. Accepted before it: {count}."
+                is_large = path.stat().st_size >= LARGE_BYTES
+                end = "which goes on there the next time" if is_large else "of which nobody knows"
+                told = f"Interrupted in {path}, {end}. Accepted before it: {count}."
                 raise InterruptedCommandError(told) from None
             accepted += report["accepted"]
             refused += report["refused"]

@@ -2,6 +2,9 @@
 
 import httpx
 
+# Of requests that come before another one has ended.
+PASSING_CODES = {"idempotency_key_in_use", "upload_offset_conflict"}
+
 
 class ClientError(Exception):
     """What was asked for did not happen; the text says why."""
@@ -43,4 +46,4 @@ class RefusalError(ClientError):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may be accepted a little later."""
-        return self.status in {429, 502, 503, 504} or self.code == "idempotency_key_in_use"
+        return self.status in {423, 429, 502, 503, 504} or self.code in PASSING_CODES

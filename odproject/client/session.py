@@ -1,4 +1,4 @@
-"""Who is logged in where: the tokens on disk, which all commands of a user share."""
+"""What all commands of a user share on disk: the tokens, and where large uploads have got to."""
 
 import base64
 import contextlib
@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from odproject.client.errors import ClientError
 
 KEY_START = "odk_"
+MOST_BEGUN_UPLOADS = 100  # the oldest are forgotten: the service keeps them for a day
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,7 @@ class SessionFile:
     def write(self, session: Session) -> None:
         """Replace the session as a whole."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=self._path.parent)  # which only its owner may read
-        with os.fdopen(handle, "w") as file:
-            json.dump(asdict(session), file)
-        Path(name).replace(self._path)
+        _replace(self._path, asdict(session))
 
     def forget(self) -> None:
         """Log out here."""
@@ -79,6 +78,36 @@ class SessionFile:
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    # -- where large uploads go on, should they break off
+
+    def begun_uploads(self) -> dict[str, str]:
+        """The addresses of uploads that have begun, by what their files were."""
+        try:
+            return {str(mark): str(place) for mark, place in json.loads(self._uploads.read_text())}
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}  # none yet, or not ours
+
+    def note_upload(self, mark: str, place: str | None) -> None:
+        """Note where the upload of a file is, or with None that it has ended."""
+        with self.in_turn():
+            begun = self.begun_uploads()
+            begun.pop(mark, None)
+            if place is not None:
+                begun[mark] = place
+            _replace(self._uploads, list(begun.items())[-MOST_BEGUN_UPLOADS:])
+
+    @property
+    def _uploads(self) -> Path:
+        return self._path.with_suffix(".uploads")
+
+
+def _replace(path: Path, document: Any) -> None:
+    """Write a file as a whole, which only its owner may read."""
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(document, file)
+    Path(name).replace(path)
 
 
 def session_path() -> Path:
