@@ -52,6 +52,13 @@ class OffsetConflictError(ConflictError):
     title = "Not the offset of the upload"
 
 
+class UploadAcceptedError(ConflictError):
+    """There is nothing to give up: the file was accepted, and paid."""
+
+    code = "upload_accepted"
+    title = "The upload was accepted"
+
+
 def create_resumable_upload(
     *, user: User, dataset_id: int, length_bytes: int, file_name: str, metadata: str
 ) -> ResumableUpload:
@@ -184,12 +191,14 @@ class _WholeFile(UploadedFile[Any]):
 
 
 def give_up_resumable_upload(*, user: User, dataset_id: int, resumable_upload_id: int) -> None:
-    """Forget an upload and what has arrived of it; one that was accepted stays accepted.
+    """Forget an upload and what has arrived of it.
 
-    Raises ResumableUploadNotFoundError (404), UploadBusyError (423) and StorageUnavailableError
-    (503).
+    Raises ResumableUploadNotFoundError (404), UploadAcceptedError (409), UploadBusyError (423) and
+    StorageUnavailableError (503).
     """
     with _held(user, dataset_id, resumable_upload_id) as (found, _):
+        if found.upload_id is not None:
+            raise UploadAcceptedError("The file was accepted, and is in the dataset.")
         found.delete()
         partial_files.remove(resumable_upload_id)
 

@@ -269,7 +269,7 @@ class ResumableUploadView(TusView):
 
     @extend_schema(parameters=[TUS_RESUMABLE], responses={204: None})
     def delete(self, request: Request, dataset_id: int, resumable_upload_id: int) -> Response:
-        """Give it up and forget what has arrived; what was accepted stays."""
+        """Give it up and forget what has arrived; 409 if it was accepted."""
         give_up_resumable_upload(
             user=cast(User, request.user),
             dataset_id=dataset_id,

@@ -383,15 +383,17 @@ def test_confined_process_reads_nothing_of_the_service_but_what_it_is_shown(tmp_
 
 
 @pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
-def test_inspector_opens_temporary_files_and_none_of_the_folder_that_is_hidden(
+def test_inspector_opens_temporary_files_and_what_is_shown_of_the_folder_that_is_hidden(
     tmp_path, image, monkeypatch
 ):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     shutil.copy(image, temporary / "upload")
-    with Inspector(hidden=tmp_path) as inspector:
+    shown = Path(shutil.copy(image, tmp_path / "shown"))
+    with Inspector(hidden=tmp_path, shown=shown) as inspector:
         assert inspector.inspect(temporary / "upload").kind == "image"
+        assert inspector.inspect(shown).kind == "image"
         with pytest.raises(PermissionError):
             inspector.inspect(image)
 

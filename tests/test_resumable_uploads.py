@@ -186,11 +186,12 @@ class TestProtocol:
         assert tus.head(place).status_code == 404
         assert tus.patch(place, 7, PICTURE[7:]).status_code == 404
 
-    def test_accepted_file_stays_when_its_upload_is_forgotten(self, tus):
+    def test_accepted_file_cannot_be_given_up(self, tus):
+        """Whoever cancels too late learns so, and does not pay for a second one."""
         place = tus.begun()
         report = tus.patch(place, 0, PICTURE)["Location"]
-        assert tus.delete(place).status_code == 204
-        assert tus.http.get(report).json()["cost_tokens"] == 0.75
+        assert_refused(tus.delete(place), 409, "upload_accepted", "in the dataset")
+        assert tus.http.get(place).json()["upload_url"] == report
 
     @pytest.mark.parametrize("version", [{}, {"Tus-Resumable": "0.2.2"}, {"Tus-Resumable": ""}])
     def test_another_version_is_412_and_changes_nothing(self, tus, version):
