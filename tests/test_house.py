@@ -98,6 +98,9 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
         "    may('/api/v1/models/', good, ''), may('/upload/', '', ''), \\\n"
         "    may('/upload/', wrong, ''), may('/upload/', 'Bearer x.y.z', ''), \\\n"
         "    may('/datasets/', good, ''), may('/upload/x', good, '')\n"
+        "pieces = '/api/v1/datasets/1/resumable-uploads/'\n"
+        "tokens += may(f'{pieces}2/', good, ''), may(f'{pieces}2', wrong, ''), \\\n"
+        "    may(pieces, good, '')\n"
         "passes = may(form, '', f'a=1; {cookie}'), may(form, good, ''), may(form, '', other), \\\n"
         "    may('/admin/', '', cookie), may('/upload', '', cookie)\n"
         "keys = may('/upload', f'bearer  {key}', ''), may('/upload', f'Bearer {key}0', ''), \\\n"
@@ -106,8 +109,27 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
     )
     given = [int(one) for one in judged.stdout.split()]
     assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413], judged.stderr
-    assert given[8:13] == [0, 401, 401, 413, 401]
-    assert given[13:] == [0, 401, 401, 413]
+    assert given[8:11] == [0, 401, 413]
+    assert given[11:16] == [0, 401, 401, 413, 401]
+    assert given[16:] == [0, 401, 401, 413]
+
+
+def test_only_a_piece_of_an_upload_counts_without_its_end():
+    pieces = "/api/v1/datasets/1/resumable-uploads/2/"
+    requests = [
+        ("PATCH", pieces),
+        ("PATCH", pieces.rstrip("/")),
+        ("POST", pieces),
+        ("PATCH", "/api/v1/datasets/1/"),
+        ("POST", "/api/v1/datasets/1/uploads/"),
+    ]
+    judged = run(
+        "-c",
+        "from odproject.asgi import takes_broken_bodies\n"
+        f"for method, path in {requests!r}:\n"
+        "    print(takes_broken_bodies(method, path))",
+    )
+    assert judged.stdout.split() == ["True"] * 2 + ["False"] * 3, judged.stderr
 
 
 def test_uploads_and_whole_results_keep_to_threads_of_their_own():

@@ -606,7 +606,7 @@ def client_patch(tus, place, offset, content):
     cuts=st.lists(st.integers(1, LENGTH - 1), unique=True, max_size=6).map(sorted),
     noises=st.lists(st.tuples(st.integers(0, 6), st.integers(0, LENGTH + 5)), max_size=6),
 )
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_way_a_file_is_cut_it_is_the_same_file_for_one_charge(
     db, media_root, cuts, noises
 ):
