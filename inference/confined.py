@@ -1,4 +1,4 @@
-"""One task for a child process that can hurt nobody, and its answer.
+"""One task for a child process that can hurt nobody, and its answers.
 
 For what opens a stranger's file outside the inspector of uploads: weights, which are code in
 disguise, and media of which a picture is drawn in the web process's stead.
@@ -6,6 +6,7 @@ disguise, and media of which a picture is drawn in the web process's stead.
 
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ _ENVIRONMENT = {
 class ChildLimits:
     """What the child may use; `seconds` of real time include some for loading libraries.
 
-    Of what is in the folder `hidden` it can read nothing but the file of its task.
+    Of what is in the folder `hidden` it can read nothing but the files of its task.
     """
 
     memory_bytes: int
@@ -68,10 +70,39 @@ def answer_of_child(
 
     Raises ConfinedChildError and ChildUnavailableError.
     """
+    deadline = time.monotonic() + limits.seconds
+    with _child_at_work(module, task, [path], limits) as child:
+        line = _bounded_output(child, deadline)
+    return _parsed(line, child.returncode)
+
+
+def answers_of_child(
+    module: str, task: dict[str, Any], paths: Sequence[Path], limits: ChildLimits
+) -> Iterator[dict[str, Any]]:
+    """As `answer_of_child`, of a module that calls `serve_each`: its answers as it gives them.
+
+    They end when the child has ended, of whatever. Closing the iterator ends the child.
+    """
+    deadline = time.monotonic() + limits.seconds
+    with _child_at_work(module, task, paths, limits) as child:
+        received = b""
+        while data := _some_output(child, deadline):
+            received += data
+            while b"\n" in received:
+                line, _, received = received.partition(b"\n")
+                yield _parsed(line, child.returncode)
+            _check_size(received)
+
+
+@contextlib.contextmanager
+def _child_at_work(
+    module: str, task: dict[str, Any], paths: Sequence[Path], limits: ChildLimits
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that was given its task; it does not outlive the block."""
     with tempfile.TemporaryDirectory(prefix="od-child-") as folder:
         full_task = {
             **task,
-            "path": str(path.absolute()),
+            "paths": [str(path.absolute()) for path in paths],
             "folder": folder,
             "memory_bytes": limits.memory_bytes,
             "cpu_seconds": limits.cpu_seconds,
@@ -93,10 +124,9 @@ def answer_of_child(
         with child:
             try:
                 _hand_over(child, full_task)
-                line = _bounded_output(child, time.monotonic() + limits.seconds)
+                yield child
             finally:
                 child.kill()
-    return _parsed(line, child.returncode)
 
 
 def picture_of(answer: dict[str, Any]) -> bytes:
@@ -124,18 +154,25 @@ def _hand_over(child: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
 
 def _bounded_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
     """All that the child says; raises ConfinedChildError for too late or too much."""
-    assert child.stdout is not None
     received = b""
-    while True:
-        left_seconds = deadline - time.monotonic()
-        if left_seconds <= 0 or not select.select([child.stdout], [], [], left_seconds)[0]:
-            raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
-        data = os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
-        if not data:
-            return received
+    while data := _some_output(child, deadline):
         received += data
-        if len(received) > _MAX_ANSWER_BYTES:
-            raise crashed("it said too much")
+        _check_size(received)
+    return received
+
+
+def _some_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """What the child says next, nothing at its end; raises ConfinedChildError for too late."""
+    assert child.stdout is not None
+    left_seconds = deadline - time.monotonic()
+    if left_seconds <= 0 or not select.select([child.stdout], [], [], left_seconds)[0]:
+        raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
+    return os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
+
+
+def _check_size(received: bytes) -> None:
+    if len(received) > _MAX_ANSWER_BYTES:
+        raise crashed("it said too much")
 
 
 def _parsed(line: bytes, status: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class _Named:
+class Named:
     """A file of a job under the name that it has in an export, without an extension.
 
     No two have the same, not even on a disk that tells no small letter from a capital: `car.jpg`
@@ -78,6 +78,7 @@ class _Named:
 
     @property
     def is_video(self) -> bool:
+        """Whether it has frames."""
         return self.media_file.media_type == MediaFile.MediaType.VIDEO
 
     def frame_stem(self, frame: FrameResult) -> str:
@@ -106,7 +107,7 @@ def _path_of(name: str) -> PurePosixPath:
 
 def _named_files(
     job: Job, folder_name: Callable[[str], str] = lambda name: name
-) -> Iterator[_Named]:
+) -> Iterator[Named]:
     """The files of a job in upload order; `folder_name` says what a folder of theirs is called."""
 
     def path_of(name: str) -> PurePosixPath:
@@ -121,14 +122,15 @@ def _named_files(
     for file in files.iterator(chunk_size=200):
         stem = path_of(file.media_file.name).with_suffix("")
         if file.media_file.media_type == MediaFile.MediaType.VIDEO:
-            yield _Named(file.media_file, videos.take(folder_name("_".join(stem.parts))))
+            yield Named(file.media_file, videos.take(folder_name("_".join(stem.parts))))
         else:
-            yield _Named(file.media_file, pictures.take(str(stem)))
+            yield Named(file.media_file, pictures.take(str(stem)))
 
 
-def _frames(
+def frames_of(
     job: Job, folder_name: Callable[[str], str] = lambda name: name
-) -> Iterator[tuple[_Named, FrameResult]]:
+) -> Iterator[tuple[Named, FrameResult]]:
+    """Every frame of a job with its file, in the order of files and frames."""
     for named in _named_files(job, folder_name):
         for frame in frame_results(job=job, media_file=named.media_file):
             yield named, frame
@@ -139,7 +141,7 @@ def _frames(
 
 def jsonl(job: Job, wanted: Wanted) -> Iterator[bytes]:
     """A line for every frame, with its objects as the API shows them."""
-    for named, frame in _frames(job):
+    for named, frame in frames_of(job):
         line = {
             "file": named.media_file.name,
             "media_file_id": frame.media_file_id,
@@ -174,20 +176,28 @@ def csv_table(job: Job, wanted: Wanted) -> Iterator[bytes]:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(CSV_COLUMNS)
-    for named, frame in _frames(job):
+    for named, frame in frames_of(job):
         for one in displayed_objects(frame, job.class_names, wanted):
-            place = (
-                named.media_file.name,
-                frame.media_file_id,
-                frame.frame_index,
-                round(frame.time_seconds, 6),
-            )
-            what = (one["class"], one["name"], one["confidence"])
-            rows.writerow((*place, *what, *one["box"].values(), one.get("track_id")))
+            rows.writerow(csv_row(named, frame, one))
         yield text.getvalue().encode()
         text.seek(0)
         text.truncate()
     yield text.getvalue().encode()
+
+
+def csv_row(named: Named, frame: FrameResult, one: dict[str, Any]) -> tuple[Any, ...]:
+    """A detection of a frame, as `displayed_objects` has it, in CSV_COLUMNS."""
+    return (
+        named.media_file.name,
+        frame.media_file_id,
+        frame.frame_index,
+        round(frame.time_seconds, 6),
+        one["class"],
+        one["name"],
+        one["confidence"],
+        *one["box"].values(),
+        one.get("track_id"),
+    )
 
 
 # -- COCO ----------------------------------------------------------------------------------------
@@ -212,13 +222,13 @@ def coco(job: Job, wanted: Wanted) -> Iterator[bytes]:
         ],
     }
     yield json.dumps(head)[:-1].encode() + b', "images": ['
-    yield from _joined(_coco_image(named, frame) for named, frame in _frames(job))
+    yield from _joined(_coco_image(named, frame) for named, frame in frames_of(job))
     yield b'], "annotations": ['
     yield from _joined(_coco_annotations(job, wanted))
     yield b"]}\n"
 
 
-def _coco_image(named: _Named, frame: FrameResult) -> dict[str, Any]:
+def _coco_image(named: Named, frame: FrameResult) -> dict[str, Any]:
     return {
         "id": frame.pk,
         "file_name": named.frame_file(frame),
@@ -232,7 +242,7 @@ def _coco_image(named: _Named, frame: FrameResult) -> dict[str, Any]:
 
 def _coco_annotations(job: Job, wanted: Wanted) -> Iterator[dict[str, Any]]:
     number = 0
-    for _, frame in _frames(job):
+    for _, frame in frames_of(job):
         for one in displayed_objects(frame, job.class_names, wanted):
             number += 1
             x1, y1, x2, y2 = one["box"].values()
@@ -272,13 +282,13 @@ def yolo(job: Job, wanted: Wanted) -> Iterator[bytes]:
     table = csv.writer(listed, lineterminator="\n")
     table.writerow(("image", "file", "media_file_id", "frame_number"))
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
-        archive.writestr(_zip_info(job, "data.yaml"), _data_yaml(job))
-        for named, frame in _frames(job, _yolo_folder):
-            label = _zip_info(job, f"labels/{named.frame_stem(frame)}.txt")
+        archive.writestr(zip_info(job, "data.yaml"), _data_yaml(job))
+        for named, frame in frames_of(job, _yolo_folder):
+            label = zip_info(job, f"labels/{named.frame_stem(frame)}.txt")
             archive.writestr(label, _yolo_lines(named.media_file, frame, wanted))
             yield pipe.take()
-        with archive.open(_zip_info(job, "files.csv"), "w", force_zip64=True) as target:
-            for named, frame in _frames(job, _yolo_folder):
+        with archive.open(zip_info(job, "files.csv"), "w", force_zip64=True) as target:
+            for named, frame in frames_of(job, _yolo_folder):
                 image = f"images/{named.frame_file(frame)}"
                 original = (named.media_file.name, frame.media_file_id, frame.frame_index)
                 table.writerow((image, *original))
@@ -328,7 +338,7 @@ def _mot(job: Job, wanted: Wanted) -> Iterator[bytes]:
         for named in _named_files(job):
             if not named.is_video:
                 continue
-            text = _zip_info(job, f"{named.stem}.txt")
+            text = zip_info(job, f"{named.stem}.txt")
             with archive.open(text, "w", force_zip64=True) as target:
                 for frame in frame_results(job=job, media_file=named.media_file):
                     target.write(_mot_lines(frame, wanted).encode())
@@ -351,9 +361,10 @@ def _mot_lines(frame: FrameResult, wanted: Wanted) -> str:
     )
 
 
-def _zip_info(job: Job, name: str) -> zipfile.ZipInfo:
+def zip_info(job: Job, name: str, *, compress_type: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
+    """A member of an archive of a job: as old as the job, and for everybody to read."""
     info = zipfile.ZipInfo(name, date_time=job.created_at.timetuple()[:6])
-    info.compress_type = zipfile.ZIP_DEFLATED
+    info.compress_type = compress_type
     info.external_attr = 0o644 << 16
     return info
 

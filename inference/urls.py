@@ -27,5 +27,6 @@ urlpatterns = [
     re_path(rf"^api/v1/jobs/{JOB}/frame-results/?$", v1.FrameResultsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-files/{FILE}/?$", v1.AnnotatedFileView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/annotated-zip/?$", v1.AnnotatedZipView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/exports/crops/?$", v1.CropsView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/exports/{EXPORT}/?$", v1.ExportView.as_view()),
 ]

@@ -18,6 +18,7 @@ from billing.idempotency import answered_once
 from billing.prices import tokens
 from datasets.models import MediaFile
 from inference import results, selectors, services, submission
+from inference.crops import crops
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job, JobFile, progress_percent
 from inference.pipeline.options import DISPLAY_CONFIDENCE
@@ -518,13 +519,52 @@ class ExportView(APIView):
         job = _finished_job(request, job_id)
         export = EXPORTS.get(export_format)
         if export is None:
-            raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}.")
+            raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}, crops.")
         keys = validated_query(ExportQuerySerializer, request)
         class_ids = selectors.class_ids_named(job=job, names=keys["class_name"])
         return spooled_response(
+            request,
             export.write(job, selectors.Wanted(keys["minimum_confidence"], class_ids)),
             content_type=export.content_type,
             file_name=f"job-{job.pk}{export.suffix}",
+        )
+
+
+class CropsQuerySerializer(ExportQuerySerializer):
+    """What crops can be narrowed to, and how much lies around an object."""
+
+    padding = serializers.FloatField(
+        min_value=0,
+        max_value=1,
+        default=0.1,
+        help_text="The share of its width and height by which a box grows on each side.",
+    )
+
+
+class CropsView(APIView):
+    """The objects that a job found, each as a small picture."""
+
+    refusals = (409, 507)
+
+    @extend_schema(
+        parameters=[CropsQuerySerializer],
+        responses={(200, "application/zip"): OpenApiTypes.BINARY},
+    )
+    def get(self, request: Request, job_id: int) -> FileResponse:
+        """A zip with a folder of JPEGs for each class, and `crops.csv`, when the job has ended.
+
+        The table has a row for every object, with its picture or the problem with its file. More
+        than 20,000 objects are refused, if nobody has set another limit.
+        """
+        job = _finished_job(request, job_id)
+        keys = validated_query(CropsQuerySerializer, request)
+        class_ids = selectors.class_ids_named(job=job, names=keys["class_name"])
+        wanted = selectors.Wanted(keys["minimum_confidence"], class_ids)
+        return spooled_response(
+            request,
+            crops(job, wanted, padding=keys["padding"]),
+            content_type="application/zip",
+            file_name=f"job-{job.pk}.crops.zip",
         )
 
 
@@ -546,6 +586,7 @@ class AnnotatedZipView(APIView):
         """A zip of the annotated files of a job that has ended, aborted and failed ones too."""
         job = _finished_job(request, job_id)
         return spooled_response(
+            request,
             results.annotated_zip(job),
             content_type="application/zip",
             file_name=f"job-{job.pk}.zip",

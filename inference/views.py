@@ -54,7 +54,7 @@ class JobResultView(APIView):
         job_id = validated(JobIdSerializer, request)["jobId"]
         job = selectors.completed_job(user=cast(User, request.user), job_id=job_id)
         pieces = (piece.encode() for piece in results.result_json(job))
-        return spooled_response(pieces, content_type="application/json")
+        return spooled_response(request, pieces, content_type="application/json")
 
 
 class AnnotatedZipView(APIView):
@@ -64,6 +64,7 @@ class AnnotatedZipView(APIView):
         """The annotated files of a completed job, as a zip."""
         job = selectors.completed_job(user=cast(User, request.user), job_id=job_id)
         return spooled_response(
+            request,
             results.annotated_zip(job),
             content_type="application/zip",
             file_name=f"job-{job.pk}.zip",

@@ -29,6 +29,7 @@ if settings.SECRET_KEY == settings.INSECURE_SECRET_KEY and not settings.DEBUG:
 _UPLOADS = re.compile(r"/upload/?|/api/v1/datasets/[0-9]+/uploads/?|/api/v1/models/?", re.ASCII)
 _PIECES = re.compile(r"/api/v1/datasets/[0-9]+/resumable-uploads/[0-9]+/?", re.ASCII)
 _FORMS = re.compile(r"/admin/inference/modelversion/add/")
+_CROPS = re.compile(r"/api/v1/jobs/[0-9]+/exports/crops/?", re.ASCII)
 _WHOLE_RESULTS = re.compile(
     r"/inference/(result|content/[0-9]+)/?|/api/v1/jobs/[0-9]+/(exports/[a-z]+|annotated-zip)/?",
     re.ASCII,
@@ -69,13 +70,15 @@ def _signed_user_id(authorization: str) -> str | None:
 
 
 def slow_kind(scope: Scope) -> str | None:
-    """Of a request that takes up to minutes: decoding an upload, or all that a job has found."""
+    """Of a request that takes up to minutes: decoding files, or all that a job has found."""
     method, path = scope["method"], scope["path"]
     if method == "POST" and (_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path)):
         return "upload"
-    if method in ("GET", "HEAD") and _WHOLE_RESULTS.fullmatch(path):
-        return "result"
-    return None
+    if method not in ("GET", "HEAD"):
+        return None
+    if _CROPS.fullmatch(path):
+        return "crops"
+    return "result" if _WHOLE_RESULTS.fullmatch(path) else None
 
 
 def asker(scope: Scope) -> str:
@@ -90,6 +93,7 @@ _http = Bridge(
     slow_threads={
         "upload": settings.CONCURRENT_INSPECTIONS,
         "result": settings.CONCURRENT_RESULTS,
+        "crops": settings.CONCURRENT_CROPS,
     },
     slow_kind=slow_kind,
     asker=asker,

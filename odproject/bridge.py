@@ -15,6 +15,7 @@ import asyncio
 import contextvars
 import io
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 
 from a2wsgi.wsgi import Body, build_environ
 
-from odproject.core.environ import BEGUN_AT, LATER
+from odproject.core.environ import BEGUN_AT, CLIENT_LEFT, LATER
 from odproject.fair_threads import FairThreads
 
 SPOOLED_BODY = "odproject.spooled_body"
@@ -125,8 +126,9 @@ class Bridge:
         try:
             return await (asyncio.shield(end) if has_begun else end)
         except asyncio.CancelledError:
-            # The client left long ago. What has not begun never will; a view that runs ends by
-            # itself, and nobody wants its file.
+            # The client left long ago. What has not begun never will; a view that runs may look
+            # whether it is wanted, or ends by itself, and nobody wants its file.
+            exchange.environ[CLIENT_LEFT].set()
             if not has_begun and work.cancel():
                 exchange.discard_body()
             else:
@@ -247,6 +249,7 @@ def _environ_of(scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop)
     extensions = scope.get("extensions") or {}
     environ[LATER] = ""
     environ[BEGUN_AT] = extensions.get(BEGUN_AT)
+    environ[CLIENT_LEFT] = threading.Event()
     spooled = extensions.pop(SPOOLED_BODY, None)
     if spooled is not None:
         environ["wsgi.input"] = spooled

@@ -373,6 +373,10 @@ WEB_THREADS = env_int("OD_WEB_THREADS", 16, at_least=1)  # in each web process
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4, at_least=1)
 # The same, for whole results of jobs.
 CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2, at_least=1)
+# And for crops, for which a child decodes a job's files again.
+CONCURRENT_CROPS = env_int("OD_CONCURRENT_CROPS", 2, at_least=1)
+MAX_CROPS = env_int("OD_MAX_CROPS", 20_000, at_least=1)  # of one request
+CROPS_SECONDS = env_int("OD_CROPS_SECONDS", 480, at_least=1)  # less than clients wait
 MIN_FREE_BYTES = env_int("OD_MIN_FREE_BYTES", room.MIN_FREE_BYTES)
 # Of one file, however it comes; the server, which reads it for itself, limits a body by it.
 MAX_UPLOAD_BYTES = env_int("OD_MAX_REQUEST_BYTES", room.MAX_REQUEST_BYTES)

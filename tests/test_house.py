@@ -142,6 +142,8 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
         ("GET", "/inference/content/12/"),
         ("GET", "/api/v1/jobs/12/exports/coco/"),
         ("HEAD", "/api/v1/jobs/12/annotated-zip"),
+        ("GET", "/api/v1/jobs/12/exports/crops/"),
+        ("HEAD", "/api/v1/jobs/12/exports/crops"),
         ("GET", "/api/v1/models/"),
         ("GET", "/api/v1/jobs/12/"),
         ("GET", "/api/v1/jobs/12/frame-results/"),
@@ -153,7 +155,12 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
         f"for method, path in {requests!r}:\n"
         "    print(slow_kind({'method': method, 'path': path}))",
     )
-    assert judged.stdout.split() == ["upload"] * 4 + ["result"] * 4 + ["None"] * 4, judged.stderr
+    assert judged.stdout.split() == [
+        *["upload"] * 4,
+        *["result"] * 4,
+        *["crops"] * 2,
+        *["None"] * 4,
+    ], judged.stderr
 
 
 def test_users_take_turns_there_and_requests_without_a_living_token_share_one():

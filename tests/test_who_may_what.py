@@ -162,6 +162,7 @@ TABLE = [
         ITS_OWNER,
     ),
     Row("GET", "/api/v1/jobs/{job_id}/exports/{export_format}", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{job_id}/exports/crops", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-zip", ITS_OWNER),
     # The other job has not ended; that is for its owner to know.
     Row("GET", "/api/v1/jobs/{job_id}/comparison?with={pending_job_id}", (401, 404, 409, 404)),

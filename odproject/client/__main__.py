@@ -220,7 +220,7 @@ def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentPars
         action="append",
         default=[],
         metavar="FORMAT",
-        help="coco, yolo, csv, jsonl or mot, in place of annotated files (repeatable)",
+        help="coco, yolo, csv, jsonl, mot or crops, in place of annotated files (repeatable)",
     )
     one.add_argument("--minimum-confidence", type=float, metavar="C", help="of an export")
     one.add_argument(

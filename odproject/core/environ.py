@@ -8,3 +8,6 @@ LATER = "odproject.later"
 
 What it answers then is the answer. So what has turned out to take long leaves the thread to others.
 """
+
+CLIENT_LEFT = "odproject.client_left"
+"""An event that is set once nobody waits for the answer any more."""

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from odproject.core.api import PROBLEM_CONTENT_TYPE, framework_problem
+from odproject.core.environ import CLIENT_LEFT
 from odproject.core.errors import DomainError, NotFoundError
 from odproject.core.room import ROOM_CHECK_BYTES, has_room_for
 from odproject.core.text import printable
@@ -52,6 +53,14 @@ class StoredFileMissingError(NotFoundError):
     title = "The file is gone"
 
 
+class NobodyWaitsError(DomainError):
+    """The client has gone away; this is told to the log only."""
+
+    status = 499
+    code = "nobody_waits"
+    title = "Nobody waits for the answer"
+
+
 def open_stored(stored_name: str) -> BinaryIO:
     """A stored file to read; raises StoredFileMissingError (404)."""
     try:
@@ -80,25 +89,30 @@ def storing(what: str) -> Iterator[None]:
 
 
 def spooled_response(
-    pieces: Iterable[bytes], *, content_type: str, file_name: str = ""
+    request: Request, pieces: Iterator[bytes], *, content_type: str, file_name: str = ""
 ) -> FileResponse:
     """What an iterator makes, through a temporary file, in constant memory.
 
     The file is sent at the reader's pace without holding the thread that made it, so that slow
-    readers do not keep others from an answer. Raises StorageFullError (507), also before it takes
-    the reserve of the disk, and StorageUnavailableError (503).
+    readers do not keep others from an answer. Where the client goes away the iterator is closed
+    and nothing is left. Raises StorageFullError (507), also before it takes the reserve of the
+    disk, and StorageUnavailableError (503).
     """
+    has_left = getattr(request.META.get(CLIENT_LEFT), "is_set", bool)
     written_bytes, check_at_bytes = 0, ROOM_CHECK_BYTES
     # The response closes it.
     spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY_BYTES)  # noqa: SIM115
     try:
-        for piece in pieces:
-            written_bytes += len(piece)
-            with storing("so large an answer"):
-                if written_bytes >= check_at_bytes:
-                    check_at_bytes = written_bytes + ROOM_CHECK_BYTES
-                    keep_reserve(ROOM_CHECK_BYTES)
-                spooled.write(piece)
+        with contextlib.closing(pieces):  # type: ignore[type-var]
+            for piece in pieces:
+                if has_left():
+                    raise NobodyWaitsError
+                written_bytes += len(piece)
+                with storing("so large an answer"):
+                    if written_bytes >= check_at_bytes:
+                        check_at_bytes = written_bytes + ROOM_CHECK_BYTES
+                        keep_reserve(ROOM_CHECK_BYTES)
+                    spooled.write(piece)
         with storing("so large an answer"):
             length_bytes = spooled.tell()
             spooled.seek(0)

@@ -11,7 +11,7 @@ const LOWEST_PERCENT = 5;
 const HIGHEST_PERCENT = 95;
 const STEP_PERCENT = 5;
 const ADDRESS_MS = 60000; // how long a download may take to begin
-const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", mot: "MOTChallenge" };
+const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", mot: "MOTChallenge", crops: "Crops" };
 
 const views = new WeakMap(); // the element with a job's results -> what is known of them
 
