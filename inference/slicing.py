@@ -36,13 +36,13 @@ def network_looks(
     return max(1, round(parts * side**2 / DEFAULT_IMAGE_SIZE**2))
 
 
-def sampled_count(frame_count: int, *, stride: int = 1) -> int:
+def sampled_count(frame_count: int, *, stride: int) -> int:
     """How many of so many frames are looked at when every `stride`-th is."""
     return -(-frame_count // stride)
 
 
 def frame_ranges(
-    *, frame_count: int, seek_indexes: Sequence[int], max_frames: int, stride: int = 1
+    *, frame_count: int, seek_indexes: Sequence[int], max_frames: int, stride: int
 ) -> list[FrameRange]:
     """The ranges in which a video of `frame_count` frames is looked at, in order, without gaps.
 

@@ -148,7 +148,9 @@ def download_everything(page: Page, card) -> None:
     with zipfile.ZipFile(downloading.value.path()) as archive:
         assert archive.namelist() == ["street.jpg", "a.mp4"]
         assert archive.testzip() is None
-    card.get_by_role("combobox", name="Format of the boxes").select_option("CSV")
+    formats = card.get_by_role("combobox", name="Format of the boxes")
+    expect(formats.locator("option")).to_have_text(["COCO", "YOLO", "CSV", "JSON lines", "Crops"])
+    formats.select_option("CSV")
     with page.expect_download() as downloading:
         card.get_by_role("button", name="Download boxes").click()
     assert downloading.value.suggested_filename == f"job-{number_of(card)}.csv"

@@ -110,10 +110,14 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
         "street.jpg",
     ]
 
-    found = terminal.document("download", job["id"], "--export", "coco", "--export", "csv")
+    exports = ("--export", "coco", "--export", "csv", "--export", "crops")
+    found = terminal.document("download", job["id"], *exports)
     assert found == [
-        f"job-{job['id']}/job-{job['id']}{suffix}" for suffix in (".coco.json", ".csv")
+        f"job-{job['id']}/job-{job['id']}{suffix}"
+        for suffix in (".coco.json", ".csv", ".crops.zip")
     ]
+    with zipfile.ZipFile(found[2]) as crops:
+        assert "car/street_frame_000000_object_001.jpg" in crops.namelist()
     every = json.loads(Path(found[0]).read_text())["annotations"]
     narrowed = terminal.document(
         *("download", job["id"], "--export", "coco", "--minimum-confidence", 0.99, "--to", "less")

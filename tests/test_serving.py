@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from odproject.bridge import Bridge
-from odproject.core.environ import LATER
+from odproject.core.environ import CLIENT_LEFT, LATER
 from odproject.engines import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -552,6 +552,31 @@ def test_what_takes_long_waits_for_its_like_and_holds_up_nothing_else(own_web):
         assert web.counts()["calls"] == 2
         assert web.get("/release")[0] == 200
         assert [parsed(read_all(one))[2] for one in slow] == [b"waited"] * len(slow)
+
+
+def test_view_hears_that_nobody_waits_for_its_answer_any_more():
+    begun, heard = threading.Event(), threading.Event()
+
+    def wsgi(environ, start_response):
+        begun.set()
+        if environ[CLIENT_LEFT].wait(PATIENCE_SECONDS):
+            heard.set()
+        start_response("200 OK", [])
+        return []
+
+    async def ask_and_leave():
+        bridge = Bridge(wsgi, 1, slow_threads={}, slow_kind=lambda scope: None)
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        scope |= {"http_version": "1.1", "scheme": "http", "root_path": ""}
+        asking = asyncio.create_task(bridge(scope, asyncio.Queue().get, lambda message: None))
+        assert await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
+        assert not heard.is_set()
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask_and_leave())
+    assert heard.wait(PATIENCE_SECONDS)
 
 
 def test_reader_without_progress_is_cut_off_and_the_thread_is_free_again(own_web):
