@@ -386,6 +386,17 @@ def test_files_go_to_few_children_and_large_ones_to_one_each(user, dataset, tmp_
     assert given == [5, 2, 2, 1, 1, 1, 1, 1, 1]
 
 
+def test_child_that_cannot_be_started_is_no_fault_of_the_files(
+    user, dataset, tmp_path, monkeypatch
+):
+    picture = add_picture(dataset, tmp_path, drawn())
+    job = submitted(user)
+    found(job, picture, (CAR, 0.9, (8, 8, 16, 16)))
+    monkeypatch.setattr(confined, "sys", SimpleNamespace(executable=str(tmp_path / "nothing")))
+    answer = client_of(user).get(path_of(ended(job)))
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
 # -- what is asked for ---------------------------------------------------------------------------
 
 

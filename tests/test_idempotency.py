@@ -26,6 +26,7 @@ from tests.mediafiles import image_bytes, noise
 from tests.threads import in_threads
 
 PICTURE = image_bytes("PNG", noise((16, 12)))
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +263,20 @@ class TestScope:
         effect.send("k")
         assert effect.send("k", client=client_of(make_user())).status_code == 404
 
+    def test_key_has_up_to_two_hundred_characters(self):
+        effect = job_v1()
+        assert effect.send("!" * 100 + "~" * 100).status_code == 202
+
+    def test_key_is_free_for_others_once_its_request_is_at_its_end(self, committed_sessions):
+        effect = job_v1()
+        user_id = Dataset.objects.get().user_id
+        effect.send("done")
+        delete_dataset(user=Dataset.objects.get().user, dataset_id=Dataset.objects.get().pk)
+        assert effect.send("refused").status_code == 404
+        for key in ("done", "refused"):
+            name = f"{user_id} POST /api/v1/jobs {key}"
+            assert committed_sessions.execute(TRY_LOCK, [name]).fetchone() == (True,)
+
     def test_old_answers_are_forgotten(self):
         effect = job_v1()
         effect.send("k")
@@ -277,6 +292,17 @@ def test_answer_is_kept_in_a_transaction_only(db):
             keyed.keep(None)
     finally:
         transaction.get_connection().in_atomic_block = True
+
+
+@pytest.mark.usefixtures("committed_db")
+def test_lock_ends_with_a_session_that_is_lost_and_the_next_one_is_a_new_one(committed_sessions):
+    with idempotency._alone("n"):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (pid,) = cursor.fetchone()
+        committed_sessions.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+    assert committed_sessions.execute(TRY_LOCK, ["n"]).fetchone() == (True,)
+    assert KeptAnswer.objects.count() == 0
 
 
 THREADS = 50
