@@ -32,6 +32,10 @@ def test_range_ends_at_the_last_seek_point_that_fits():
     ]
 
 
+def test_rest_that_fits_is_cut_no_more():
+    assert ranges(1000, [500, 700]) == [FrameRange(0, 500, 500), FrameRange(500, 1000, 500)]
+
+
 def test_range_grows_to_the_next_seek_point_where_none_fits():
     assert ranges(2000, [900, 1300]) == [
         FrameRange(0, 900, 900),
