@@ -20,6 +20,7 @@ EVENT_KINDS = (
     "dataset.blocked",
     "dataset.restored",
     "balance.topped_up",
+    "balance.low",
 )
 
 

@@ -10,10 +10,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts import selectors, webhooks
+from accounts.authentication import SessionRequired
 from accounts.models import EVENT_KINDS, User, Webhook
 from odproject.core.api import StrictSerializer, validated
 from odproject.core.listing import Pages, StrictFilters
 from odproject.core.outbound import MAX_URL_LENGTH
+
+TOLD_ONCE = {"Cache-Control": "no-store"}
 
 
 class WebhookSerializer(serializers.ModelSerializer[Webhook]):
@@ -101,6 +104,7 @@ class ChangeWebhookSerializer(StrictSerializer):
 class WebhooksView(generics.ListAPIView[Webhook]):
     """The user's webhooks."""
 
+    permission_classes = (SessionRequired,)
     serializer_class = WebhookSerializer
     pagination_class = Pages
     filter_backends = (StrictFilters,)
@@ -133,12 +137,14 @@ class WebhooksView(generics.ListAPIView[Webhook]):
         return Response(
             _with_secret(user, made.pk),
             status=201,
-            headers={"Location": f"/api/v1/webhooks/{made.pk}/"},
+            headers={"Location": f"/api/v1/webhooks/{made.pk}/", **TOLD_ONCE},
         )
 
 
 class WebhookView(APIView):
     """One webhook."""
+
+    permission_classes = (SessionRequired,)
 
     @extend_schema(responses=WebhookSerializer)
     def get(self, request: Request, webhook_id: int) -> Response:
@@ -170,16 +176,20 @@ class WebhookView(APIView):
 class RotateSecretView(APIView):
     """Another secret."""
 
+    permission_classes = (SessionRequired,)
+
     @extend_schema(request=None, responses=WebhookWithSecretSerializer)
     def post(self, request: Request, webhook_id: int) -> Response:
         """Make a new secret; for a day messages are signed with the former one too."""
         user = cast(User, request.user)
         webhooks.rotate_secret(webhook=selectors.webhook_by_id(user=user, webhook_id=webhook_id))
-        return Response(_with_secret(user, webhook_id))
+        return Response(_with_secret(user, webhook_id), headers=TOLD_ONCE)
 
 
 class TestView(APIView):
     """A message to try the receiver with."""
+
+    permission_classes = (SessionRequired,)
 
     @extend_schema(request=None, responses={202: WebhookSerializer})
     def post(self, request: Request, webhook_id: int) -> Response:

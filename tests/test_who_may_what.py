@@ -288,7 +288,7 @@ def test_what_is_anothers_is_refused_as_what_does_not_exist(row, clients, values
 
 
 # What concerns the account itself, which programs with a key leave alone.
-OF_SESSIONS = ("/api/v1/api-keys", "/api/v1/tokens/revoke")
+OF_SESSIONS = ("/api/v1/api-keys", "/api/v1/tokens/revoke", "/api/v1/webhooks")
 FOR_KEYS = [row for row in TABLE if row.statuses[0] == 401]
 
 

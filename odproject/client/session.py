@@ -75,6 +75,7 @@ class SessionFile:
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
         """Wait for other commands that exchange tokens: each refresh token is good for one."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
