@@ -127,14 +127,14 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
 
 def test_key_takes_the_place_of_a_password_and_a_low_balance_is_told(terminal, monkeypatch):
     path = Path(os.environ["OD_SESSION_FILE"])
-    service = Api(SessionFile(path))
-    key = service.post("/api/v1/api-keys/", {"name": "nightly"})["key"]
+    with Api(SessionFile(path)) as api:
+        key = api.post("/api/v1/api-keys/", {"name": "nightly"})["key"]
+        api.log_out()
     httpx.patch(
         f"{terminal.service_url}/api/v1/balance/",
         headers={"Authorization": f"Bearer {key}"},
         json={"alert_below_tokens": 1000},
     ).raise_for_status()
-    service.log_out()
     out, _ = terminal.type("login", "--key", "--service", terminal.service_url, password=key)
     assert out.startswith(f"Logged in at {terminal.service_url} as typist-")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

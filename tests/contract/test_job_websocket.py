@@ -240,7 +240,8 @@ def test_key_opens_a_socket_until_it_is_revoked(customer):
         assert receive(kept, 1, timeout=120)
 
 
-def test_socket_of_a_key_and_of_its_ticket_closes_when_the_key_expires(customer):
+def test_socket_of_a_key_and_of_its_ticket_closes_when_the_key_expires(anonymous):
+    customer = anonymous.new_customer()
     _, key = new_key(customer, expires_at=(datetime.now(UTC) + timedelta(seconds=8)).isoformat())
     program = replace(customer, token=key)
     ticket = program.send("POST", "/api/v1/websocket-tickets/").json()["ticket"]
