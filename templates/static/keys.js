@@ -21,7 +21,7 @@ async function showKeys() {
 function keyRow(key) {
   const about = key.is_read_only ? `odk_${key.prefix}… reading only` : `odk_${key.prefix}…`;
   const name = element("th", { scope: "row" }, key.name, element("code", { textContent: about }));
-  const used = element("td", { textContent: key.last_used_at ? moment(key.last_used_at) : "never" });
+  const used = element("td", { textContent: key.last_used_at ? moment(key.last_used_at) : "never used" });
   const expires = element("td", { textContent: key.expires_at ? moment(key.expires_at) : "never" });
   const revoker = button("Revoke", () => revoke(key), "quiet danger");
   revoker.setAttribute("aria-label", `Revoke ${key.name}`);
