@@ -29,7 +29,6 @@ from odproject.core.outbound import require_public
 
 TEST_KIND = "webhook.test"
 FORMER_SECRET_LIFE = timedelta(days=1)
-LOOK_UP_SECONDS = 3.0  # of a name, while its owner waits
 # What is left of a lease after a message is what the database may take to note its end.
 LEASE_SLACK_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 5.0
@@ -157,7 +156,7 @@ def switch_off_webhook(*, webhook: Webhook, reason: str) -> None:
 
 
 def _judge(url: str) -> None:
-    require_public(url, anywhere=settings.WEBHOOKS_ANYWHERE, seconds=LOOK_UP_SECONDS)
+    require_public(url, anywhere=settings.WEBHOOKS_ANYWHERE)
 
 
 def _in_order(kinds: Sequence[str]) -> list[str]:

@@ -481,6 +481,50 @@ class TestFailures:
 
 
 @pytest.mark.django_db
+class TestRunning:
+    @pytest.fixture(autouse=True)
+    def one_transaction(self, monkeypatch):
+        """Which a renewed connection would end."""
+        monkeypatch.setattr(delivery, "close_old_connections", lambda: None)
+
+    def test_stop_brings_what_is_under_way_to_its_end_and_begins_nothing(self, user):
+        webhook = make_webhook(user)
+        happen(user, 2)
+        begun = []
+
+        def receive(message):
+            begun.append(message.seq)
+            dispatcher.is_stopping = True
+            return TAKEN
+
+        dispatcher = Dispatcher(at_once=1, send_one=receive)
+        dispatcher.run()
+        after = told(webhook)
+        assert (begun, after.cursor_seq, after.leased_until) == ([1], 1, None)
+
+    def test_database_that_is_away_is_waited_for(self, user, monkeypatch):
+        webhook = make_webhook(user)
+        happen(user)
+        claims = []
+
+        def claim():
+            claims.append(1)
+            if len(claims) == 1:
+                dispatcher.wake.set()  # so that it looks again at once
+                raise OperationalError("the server closed the connection unexpectedly")
+            return claim_delivery()
+
+        def receive(message):
+            dispatcher.is_stopping = True
+            return TAKEN
+
+        monkeypatch.setattr(delivery, "claim_delivery", claim)
+        dispatcher = Dispatcher(at_once=1, send_one=receive)
+        dispatcher.run()
+        assert told(webhook).cursor_seq == 1
+
+
+@pytest.mark.django_db
 class TestMessagesToTry:
     def test_test_is_sent_next_and_moves_nothing(self, user):
         webhook = make_webhook(user)

@@ -33,6 +33,7 @@ IPAddress = IPv4Address | IPv6Address
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*", re.ASCII)
 _WRITTEN = re.compile(r"[!-\[\]-~]+", re.ASCII)  # without a backslash, which some take for a slash
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 # Of IPv6 only this is given to hosts of the public net. Outside lie loopback, link-local,
 # multicast and the addresses that wrap one of IPv4, by mapping (::ffff:0:0/96) or NAT64.
 _GLOBAL_UNICAST = ip_network("2000::/3")
@@ -140,24 +141,18 @@ def _is_host(host: str, *, is_bracketed: bool) -> bool:
         return False
 
 
-def require_public(url: str, *, anywhere: bool, seconds: float) -> None:
-    """Judge an address that will be sent to later.
+def require_public(url: str, *, anywhere: bool) -> None:
+    """Judge an address that will be sent to later, by itself: no name is looked up for it.
 
-    Raises UnfitUrlError (400), also for a name that leads to no public address. A name that
-    nobody could look up within `seconds` is not known to be bad: it is judged at each POST anyway.
+    Raises UnfitUrlError (400) for what `destination_of` refuses, for an address that is not public,
+    in whatever way it is written, and for a name that is none in public.
     """
     destination = destination_of(url, anywhere=anywhere)
     try:
-        addresses = _looked_up(destination, seconds)
-    except TimeoutError:
-        return
-    except socket.gaierror as error:
-        if error.errno == socket.EAI_AGAIN:
-            return
-        addresses = []
-    # The same sentence for a name that does not exist and for one of ours: it tells nobody which
-    # names there are inside.
-    if not _permitted(addresses, anywhere=anywhere):
+        is_fit = bool(_permitted(_addresses(destination, socket.AI_NUMERICHOST), anywhere=anywhere))
+    except socket.gaierror:
+        is_fit = anywhere or _is_public_name(destination.host)
+    if not is_fit:
         raise UnfitUrlError(_no_public_address(destination))
 
 
@@ -202,6 +197,10 @@ def _no_public_address(destination: Destination) -> str:
     return f"{destination.host} leads to no public address."
 
 
+def _is_public_name(host: str) -> bool:
+    return "." in host and not f".{host}".endswith(_PRIVATE_DOMAINS)
+
+
 def _looked_up(destination: Destination, seconds: float) -> list[IPAddress]:
     """The addresses of a host; raises socket.gaierror, and TimeoutError, which no resolver does.
 
@@ -210,17 +209,20 @@ def _looked_up(destination: Destination, seconds: float) -> list[IPAddress]:
     found: Future[list[IPAddress]] = Future()
 
     def look_up() -> None:
-        host = destination.host.encode()  # as text it would be checked as an international name
         try:
-            told = socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM)
-            found.set_result([ip_address(entry[4][0]) for entry in told])
+            found.set_result(_addresses(destination))
         except OSError as error:
             found.set_exception(error)
-        except ValueError:  # an address with a zone, which is not public
-            found.set_result([])
 
     threading.Thread(target=look_up, name="resolver", daemon=True).start()
     return found.result(timeout=seconds)
+
+
+def _addresses(destination: Destination, flags: int = 0) -> list[IPAddress]:
+    """What the resolver tells of a host; raises socket.gaierror."""
+    host = destination.host.encode()  # as text it would be checked as an international name
+    told = socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM, flags=flags)
+    return [ip_address(entry[4][0]) for entry in told]
 
 
 def _permitted(addresses: list[IPAddress], *, anywhere: bool) -> list[IPAddress]:
