@@ -24,6 +24,7 @@ from tests.browser import (
     drawn_image,
     drawn_video,
     drop_paths,
+    large_image,
     let_page_read,
     log_out,
     sign_up,
@@ -1228,6 +1229,58 @@ def test_upload_whose_connection_breaks_goes_on_when_it_is_back(page, service, t
     expect(page.locator("#media-files li")).to_have_count(2)
     assert len(keys) == 3
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_large_upload_goes_on_where_the_connection_or_the_page_broke_off(page, service, tmp_path):
+    keys: list[str] = []
+    offsets: list[int] = []
+
+    def break_second_and_hold_some(route: Route) -> None:
+        if route.request.method != "PATCH":
+            route.continue_()
+            return
+        offsets.append(int(route.request.headers["upload-offset"]))
+        if len(offsets) == 2:
+            route.abort("connectionreset")
+        elif len(offsets) not in (4, 7):
+            route.continue_()
+
+    def note(request) -> None:
+        if request.method == "POST" and request.url.endswith("/resumable-uploads/"):
+            keys.append(request.headers["idempotency-key"])
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Wavering")
+    picture = large_image(tmp_path / "large.bmp")
+    page.on("request", note)
+    page.route(re.compile(r"/resumable-uploads/\d+/$"), break_second_and_hold_some)
+    page.set_input_files("#files", picture)
+    while len(offsets) < 4:
+        page.wait_for_timeout(50)
+    expect(page.locator("#balance")).to_have_text("1,000")
+    page.on("dialog", lambda dialog: dialog.accept())  # whether to leave
+    page.reload()
+    page.get_by_role("heading", name="Wavering", exact=True).wait_for()
+    report = upload(page, picture)
+    expect(report.locator("h4")).to_have_text("1 file accepted for 0.75 tokens")
+    expect(page.locator("#balance")).to_have_text("999.25")
+    expect(page.locator("#media-files li")).to_have_count(1)
+    piece = 8 * 2**20
+    assert offsets == [0, piece, piece, 2 * piece, 2 * piece]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+    # What is known to be taken may be taken a second time; this time it is given up.
+    page.set_input_files("#files", picture)
+    while len(offsets) < 7:
+        page.wait_for_timeout(50)
+    with page.expect_response(lambda one: one.request.method == "DELETE") as given_up:
+        page.get_by_role("button", name="Cancel").click()
+    assert given_up.value.status == 204
+    expect(page.locator("#report li.refused")).to_contain_text("large.bmpRefused: Cancelled.")
+    assert offsets[5:] == [0, piece]
+    assert len(set(keys)) == 2
+    expect(page.locator("#balance")).to_have_text("999.25")
 
 
 def test_wait_for_the_connection_can_be_cancelled(page, service, tmp_path):

@@ -16,6 +16,14 @@ const FIRST_LOOK_MS = 1000;
 const LAST_LOOK_MS = 15000;
 const UNREACHABLE = "The service cannot be reached. Please try again in a moment.";
 const BROKEN_OFF = "The connection broke off.";
+const LARGE_BYTES = 16 * 2 ** 20; // from here on a file is sent in pieces
+const PIECE_BYTES = 8 * 2 ** 20;
+const PASSING_MS = 1000;
+const MOST_TRIES = 5; // to give up what is at work
+const TUS = { "Tus-Resumable": "1.0.0" };
+const PASSING = new Set(["upload_busy", "upload_offset_conflict"]);
+const KEPT = new Set([402, 403, 409, 503, 507]); // then the service keeps the pieces that it has
+const GONE = "What had arrived of it is gone. Choose the file again, and it begins anew.";
 const UNREADABLE =
   "The browser cannot read it. A folder? Zip it first. A file may have been moved, changed or deleted since.";
 
@@ -29,6 +37,7 @@ export class Refusal extends Error {
     super(message);
     this.status = status;
     this.code = code;
+    this.isCertain = false; // of an upload in pieces, which an earlier try cannot have ended
   }
 
   // Whether what was asked for may be done all the same, or be under way: a proxy that does not
@@ -40,8 +49,23 @@ export class Refusal extends Error {
 
   // Whether an earlier request under the same key stays in doubt: this one never came to it.
   get keepsDoubt() {
+    if (this.isCertain) return false;
     return this.isInDoubt || !this.status || this.status >= 500 || [401, 429].includes(this.status);
   }
+
+  // Whether the service keeps the pieces that it has: the same file goes on there.
+  get keepsBytes() {
+    return this.isCertain && KEPT.has(this.status);
+  }
+}
+
+function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+function certain(refusal) {
+  refusal.isCertain = !refusal.isInDoubt && ![401, 429].includes(refusal.status);
+  return refusal;
 }
 
 function refusalOf(status, text) {
@@ -171,7 +195,7 @@ async function renewedElsewhere(staleAccess) {
   const deadline = Date.now() + OTHER_TAB_MS;
   while (Date.now() < deadline) {
     if (session()?.access !== staleAccess) return true;
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await pause(100);
   }
   return false;
 }
@@ -220,8 +244,8 @@ export function newIdempotencyKey() {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-async function send(path, { method = "GET", keys = null, idempotencyKey = "" } = {}, access = "") {
-  const headers = access ? { Authorization: `Bearer ${access}` } : {};
+async function send(path, { method = "GET", keys = null, idempotencyKey = "", more = {} } = {}, access = "") {
+  const headers = access ? { ...more, Authorization: `Bearer ${access}` } : { ...more };
   if (idempotencyKey) headers["Idempotency-Key"] = idempotencyKey;
   const body = keys ? JSON.stringify(keys) : undefined;
   if (body) headers["Content-Type"] = "application/json";
@@ -268,35 +292,110 @@ async function tryToRead(file) {
   }
 }
 
-// XMLHttpRequest, because fetch tells nothing about the progress of an upload. `onProgress` is given
-// the share that was sent, and null when all was; `abortSignal` ends it, also before it is sent.
-export async function uploadFile(path, file, { abortSignal, onProgress, idempotencyKey }) {
+// Uploads a file, in one piece or, if it is large, in several. `onProgress` is given the share that
+// was sent, and null when all was, `onArrival` how many bytes the service has, as far as it tells;
+// `abortSignal` ends it, also before it is sent.
+export async function uploadFile(datasetPath, file, options) {
   await tryToRead(file);
-  const attempt = (access) =>
-    new Promise((resolve, reject) => {
-      let isSent = false; // then nobody can take it back: the service may have it
-      const cancel = () => reject(isSent ? new Refusal(BROKEN_OFF) : new Refusal("Cancelled.", 0, "cancelled"));
-      if (abortSignal.aborted) return cancel();
-      const upload = new XMLHttpRequest();
-      const body = new FormData();
-      body.append("file", file, file.name);
-      upload.upload.onprogress = (event) => {
-        if (event.lengthComputable) onProgress(event.loaded / event.total);
-      };
-      upload.upload.onload = () => {
-        isSent = true;
-        onProgress(null);
-      };
-      upload.onload = () => resolve({ status: upload.status, text: upload.responseText });
-      upload.onerror = () => reject(new Refusal(BROKEN_OFF));
-      upload.onabort = cancel;
-      abortSignal.addEventListener("abort", () => upload.abort());
-      upload.open("POST", path);
-      upload.setRequestHeader("Authorization", `Bearer ${access}`);
-      upload.setRequestHeader("Idempotency-Key", idempotencyKey);
-      upload.send(body);
-    });
-  const { status, text } = await withAccess(attempt);
+  if (file.size >= LARGE_BYTES) return uploadInPieces(`${datasetPath}resumable-uploads/`, file, options);
+  const { idempotencyKey, abortSignal, onProgress } = options;
+  const body = new FormData();
+  body.append("file", file, file.name);
+  const { status, text } = await sendBody("POST", `${datasetPath}uploads/`, body, {
+    headers: { "Idempotency-Key": idempotencyKey },
+    abortSignal,
+    onShare: onProgress,
+    onSent: () => onProgress(null),
+  });
   if (status === 201) return JSON.parse(text);
   throw refusalOf(status, text);
+}
+
+// By the protocol tus. The key leads to the same upload again, which goes on where it was.
+async function uploadInPieces(path, file, { idempotencyKey, ...options }) {
+  const name = btoa(String.fromCharCode(...new TextEncoder().encode(file.name)));
+  const more = { ...TUS, "Upload-Length": file.size, "Upload-Metadata": `filename ${name}` };
+  const begun = await request(path, { method: "POST", more, idempotencyKey });
+  const place = begun.headers.get("Location");
+  try {
+    for (;;) {
+      const reportPath = await sendPiece(place, file, options);
+      if (reportPath) return await ask(reportPath);
+    }
+  } catch (refusal) {
+    if (refusal.code === "cancelled") await giveUp(place);
+    throw refusal.code === "cancelled" ? certain(refusal) : refusal;
+  }
+}
+
+// What the service does not give up it may have had all of, and accepted.
+async function giveUp(place) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await request(place, { method: "DELETE", more: TUS });
+    } catch (refusal) {
+      if (refusal.code !== "upload_busy" || tries === MOST_TRIES) throw new Refusal(BROKEN_OFF);
+    }
+    await pause(PASSING_MS); // the piece that was cancelled is still on its way into the file
+  }
+}
+
+// Sends what comes next by what the service has, and returns where the report is after the last one.
+async function sendPiece(place, file, { abortSignal, onProgress, onArrival }) {
+  const { headers: known } = await request(place, { method: "HEAD", more: TUS }).catch((refusal) => {
+    throw refusal.status === 404 ? certain(new Refusal(GONE, 404)) : refusal;
+  });
+  const offset = Number(known.get("Upload-Offset"));
+  onArrival(offset);
+  const piece = file.slice(offset, offset + PIECE_BYTES);
+  const isLast = offset + piece.size === file.size;
+  if (!piece.size) onProgress(null); // all is there, and waits to be taken in
+  const headers = { ...TUS, "Upload-Offset": offset, "Content-Type": "application/offset+octet-stream" };
+  const answer = await sendBody("PATCH", place, piece, {
+    headers,
+    abortSignal,
+    onShare: (share) => onProgress((offset + share * piece.size) / file.size),
+    onSent: () => isLast && onProgress(null),
+    mayBeCancelled: !isLast,
+  });
+  if (answer.status === 204) return answer.location;
+  const refusal = refusalOf(answer.status, answer.text);
+  // What a connection that broke has left may still be on its way into the file.
+  if (!PASSING.has(refusal.code)) throw certain(refusal);
+  await pause(PASSING_MS);
+  return null;
+}
+
+// XMLHttpRequest, because fetch tells nothing about the progress of an upload.
+function sendBody(method, path, body, { headers, abortSignal, onShare, onSent, mayBeCancelled = false }) {
+  return withAccess(
+    (access) =>
+      new Promise((resolve, reject) => {
+        let isSent = false; // then nobody can take it back: the service may have it
+        const cancel = () => {
+          const isInDoubt = isSent && !mayBeCancelled;
+          reject(isInDoubt ? new Refusal(BROKEN_OFF) : new Refusal("Cancelled.", 0, "cancelled"));
+        };
+        if (abortSignal.aborted) return cancel();
+        const upload = new XMLHttpRequest();
+        upload.upload.onprogress = (event) => {
+          if (event.lengthComputable) onShare(event.loaded / event.total);
+        };
+        upload.upload.onload = () => {
+          isSent = true;
+          onSent();
+        };
+        upload.onload = () => {
+          const location = upload.getResponseHeader("Location");
+          resolve({ status: upload.status, text: upload.responseText, location });
+        };
+        upload.onerror = () => reject(new Refusal(BROKEN_OFF));
+        upload.onabort = cancel;
+        abortSignal.addEventListener("abort", () => upload.abort());
+        upload.open(method, path);
+        for (const [name, value] of Object.entries(headers)) upload.setRequestHeader(name, value);
+        upload.setRequestHeader("Authorization", `Bearer ${access}`);
+        upload.send(body);
+      }),
+  );
 }

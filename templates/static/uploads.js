@@ -19,7 +19,8 @@ const state = {
   reportedIds: new Set(), // the datasets that the report is about
   report: newReport(),
   retries: new Map(), // id of an upload -> its line in the report, while it may be tried again
-  doubtful: keptDoubts(), // keys of uploads that nobody knows the end of: none is paid twice
+  // Keys of uploads that nobody knows the end of, or that go on where they were: none is paid twice.
+  doubtful: keptDoubts(),
 };
 
 function newReport() {
@@ -81,7 +82,7 @@ function cancel() {
 
 function uploadOf(file, datasetId) {
   const id = JSON.stringify([datasetId, file.name, file.size, file.lastModified]);
-  return { id, file, datasetId, idempotencyKey: "" };
+  return { id, file, datasetId, idempotencyKey: "", arrivedBytes: 0 };
 }
 
 // Uploads a file and reports it. One in doubt keeps its key, also when the file is chosen anew, even
@@ -101,7 +102,8 @@ async function reportOne(one) {
       addReport(filename, { doubtful: [{ filename, error }] });
       offerRetry(one, "doubtful");
     } else {
-      state.doubtful.delete(one.id);
+      if (refusal.keepsBytes) state.doubtful.set(one.id, one.idempotencyKey);
+      else state.doubtful.delete(one.id);
       addReport(filename, { refused: [{ filename, error }] });
       if (refusal.status >= 500) offerRetry(one, "refused");
     }
@@ -135,9 +137,11 @@ async function uploadOne(one) {
   const { signal } = state.current;
   try {
     for (let tries = 1; ; tries++) {
+      const { arrivedBytes } = one;
       try {
         return await send(one, signal);
       } catch (refusal) {
+        if (one.arrivedBytes > arrivedBytes) tries = 1; // it has come further, however often it breaks
         if (refusal.status || !refusal.isInDoubt || tries === MOST_TRIES) throw refusal;
         state.doubtful.set(one.id, one.idempotencyKey);
         const isSent = false; // nobody waits for an answer, so this may be cancelled
@@ -152,14 +156,18 @@ async function uploadOne(one) {
   }
 }
 
-function send({ file, datasetId, idempotencyKey }, abortSignal) {
+function send(one, abortSignal) {
+  const { file, datasetId, idempotencyKey } = one;
   const onProgress = (share) => {
     const verb = share === null ? "Checking" : "Uploading";
     draw(() => drawProgress(`${verb} ${file.name}${whichText()}`, share));
   };
   onProgress(0);
-  const path = `/api/v1/datasets/${datasetId}/uploads/`;
-  return uploadFile(path, file, { abortSignal, onProgress, idempotencyKey });
+  const onArrival = (bytes) => {
+    one.arrivedBytes = bytes;
+  };
+  const path = `/api/v1/datasets/${datasetId}/`;
+  return uploadFile(path, file, { abortSignal, onProgress, onArrival, idempotencyKey });
 }
 
 function draw(drawing) {
