@@ -13,7 +13,7 @@ from billing.selectors import balance_hundredths
 from datasets.models import MediaFile
 from inference import queue, services, submission
 from inference.models import Job, JobFile, ModelVersion
-from inference.pipeline.options import DetectionOptions
+from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions
 from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 
@@ -180,6 +180,21 @@ def test_smallest_tiles_of_a_huge_picture_are_refused_with_its_name(dataset, pos
     )
     assert post({"tiling": {"tile": 640}}).status_code == 202
     assert post({"tiling": "auto"}).status_code == 202
+
+
+@pytest.mark.parametrize("image_size", [160, DEFAULT_IMAGE_SIZE])
+def test_picture_may_be_cut_into_so_many_parts_and_not_one_more(dataset, post, image_size):
+    """Itself whole is one of them."""
+    picture = MediaFile.objects.filter(dataset=dataset, name="a.jpg")
+    options = {"tiling": {"tile": 160, "overlap": 0.0}, "image_size": image_size}
+    picture.update(width=32 * 160, height=32 * 160)
+    answer = post(options)
+    assert faults(answer) == [("options.tiling", "too_many_tiles")]
+    assert (
+        "would be cut into 1,025 parts; choose tiles so large that no picture has more than 1,024."
+    ) in answer.json()["detail"]
+    picture.update(width=33 * 160, height=31 * 160)
+    assert post(options).status_code == 202
 
 
 def test_larger_inputs_leave_room_for_fewer_tiles(dataset, post):
