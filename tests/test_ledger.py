@@ -6,16 +6,19 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.utils import timezone
 
 from accounts.models import Event
 from billing import ledger
 from billing.models import Account, Hold, Transfer
-from billing.selectors import balance_hundredths, ledger_breaches
+from billing.selectors import INVARIANTS, balance_hundredths, ledger_breaches
 from billing.services import AdministratorsOnlyError, top_up_tokens
 from datasets.models import Upload
 from tests.factories import add_media_file, make_dataset, make_user
 
 pytestmark = pytest.mark.django_db
+
+BALANCES, ISSUED, HELD, FITTING = INVARIANTS
 
 
 def _held(user):
@@ -220,3 +223,44 @@ def test_check_ledger_finds_tokens_that_went_from_user_to_user(capsys):
         call_command("check_ledger")
     told = "BROKEN  every transfer is between two accounts of its kind and of one user"
     assert told in capsys.readouterr().out
+
+
+def _broken():
+    return [breach.invariant for breach in ledger_breaches()]
+
+
+def test_tokens_that_nobody_issued_are_found_with_the_account_that_has_them():
+    user = make_user()
+    account = ledger.open_accounts(user=user).available
+    Account.objects.filter(pk=account.pk).update(balance_hundredths=100_001)
+    balances, issued = ledger_breaches()
+    assert (balances.invariant, balances.rows) == (BALANCES, [(account.pk, 100_001, 100_000)])
+    assert (issued.invariant, issued.rows) == (ISSUED, [(100_000, 100_001, 0)])
+
+
+@pytest.mark.parametrize(
+    "change", [{"amount_hundredths": 299}, {"state": "settled", "settled_at": timezone.now()}]
+)
+def test_tokens_that_are_held_for_no_open_hold_are_found(change):
+    user = make_user()
+    ledger.place_hold(user=user, amount_hundredths=300, job_id=7)
+    ledger.charge_upload(user=user, amount_hundredths=75, upload_id=1)
+    assert _broken() == []
+    Hold.objects.update(**change)
+    assert _broken() == [HELD]
+
+
+@pytest.mark.parametrize(("kind", "is_another"), [("hold", True), ("release", False)])
+def test_transfer_to_another_user_or_of_another_kind_is_found_by_itself(kind, is_another):
+    source = ledger.open_accounts(user=make_user())
+    taker = ledger.open_accounts(user=make_user()) if is_another else source
+    for account, balance in ((source.available, 99_999), (taker.held, 1)):
+        Account.objects.filter(pk=account.pk).update(balance_hundredths=balance)
+    Transfer.objects.create(
+        source=source.available,
+        destination=taker.held,
+        amount_hundredths=1,
+        kind=kind,
+        idempotency_key="x",
+    )
+    assert _broken() == [HELD, FITTING]
