@@ -112,6 +112,11 @@ def test_letterbox_is_that_of_ultralytics(size_wh):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
 
 
+def test_picture_so_narrow_that_it_would_vanish_keeps_one_row_or_column():
+    assert Letterbox.fit((1000, 1), 320).resized_wh == (320, 1)
+    assert Letterbox.fit((1, 1000), 320).resized_wh == (1, 320)
+
+
 def test_boxes_are_clipped_to_the_image_after_they_suppressed_each_other():
     """Cut off at the border two neighbours overlap by half, as they are by a third only."""
     real_detector()  # sets Ultralytics' environment before its first import
