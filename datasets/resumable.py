@@ -108,6 +108,8 @@ def append_bytes(
     selectors.open_dataset(user=user, dataset_id=dataset_id)
     with _held(user, dataset_id, resumable_upload_id) as (found, file):
         there_bytes = selectors.received_bytes(found)
+        if offset_bytes == selectors.next_offset_bytes(found):
+            there_bytes = offset_bytes  # the last byte of a whole file may come again
         _refuse_misplaced(found, there_bytes, offset_bytes, length_bytes)
         found.offset_bytes = there_bytes
         if not length_bytes:

@@ -236,6 +236,19 @@ def received_bytes(resumable_upload: ResumableUpload) -> int:
     return min(noted_bytes, partial_files.size_bytes(resumable_upload.pk))
 
 
+def next_offset_bytes(resumable_upload: ResumableUpload) -> int:
+    """Where its client goes on: behind what is there, or before the last byte of a whole file.
+
+    To a client of tus the full length is the end, and one whose file was not accepted, for want of
+    tokens or because the connection broke, would never ask again.
+    """
+    there_bytes = received_bytes(resumable_upload)
+    asks_again = resumable_upload.upload_id is None and (
+        there_bytes == resumable_upload.length_bytes
+    )
+    return there_bytes - 1 if asks_again else there_bytes
+
+
 def stored_bytes(*, user: User) -> int:
     """What the user's files take, and what unfinished uploads were promised.
 

@@ -220,11 +220,14 @@ class ResumableUploadView(TusView):
         return Response(ResumableUploadSerializer(self._found(request)).data)
 
     def head(self, request: Request, dataset_id: int, resumable_upload_id: int) -> Response:
-        """How much has arrived."""
+        """Where to go on: behind what has arrived, but a byte earlier where all of it has.
+
+        The last byte of a file that was not accepted yet may come again, and has it tried again.
+        """
         found = self._found(request)
         headers = {
             **_progress(found),
-            "Upload-Offset": str(selectors.received_bytes(found)),
+            "Upload-Offset": str(selectors.next_offset_bytes(found)),
             "Upload-Length": str(found.length_bytes),
             "Cache-Control": "no-store",
         }

@@ -348,8 +348,8 @@ class TestRefusalsOfTheWholeFile:
         assert_refused(tus.patch(place, 0, PICTURE), 402, "insufficient_tokens")
         assert balance_hundredths(user=tus.user) == 50
         assert not MediaFile.objects.exists()
-        assert tus.http.get(place).json()["state"] == "received"
-        assert tus.offset(place) == LENGTH
+        told = tus.http.get(place).json()
+        assert (told["state"], told["offset_bytes"]) == ("received", LENGTH)
         assert_refused(tus.patch(place, LENGTH, b""), 402, "insufficient_tokens")
         top_up(
             user=tus.user,
@@ -359,6 +359,29 @@ class TestRefusalsOfTheWholeFile:
             key="a",
         )
         assert tus.patch(place, LENGTH, b"").status_code == 204
+        assert balance_hundredths(user=tus.user) == 75
+        assert files() == []
+
+    def test_client_that_knows_tus_only_tries_again_with_the_last_byte(self, tus):
+        """To it the full length is the end."""
+        charge_upload(user=tus.user, amount_hundredths=99_950, upload_id=1)
+        place = tus.begun()
+        assert_refused(tus.patch(place, 0, PICTURE), 402, "insufficient_tokens")
+        assert tus.offset(place) == LENGTH - 1
+        assert_refused(tus.patch(place, LENGTH - 1, PICTURE[-1:]), 402, "insufficient_tokens")
+        assert_refused(tus.patch(place, LENGTH - 2, PICTURE[-2:]), 409, "upload_offset_conflict")
+        assert_refused(tus.patch(place, LENGTH - 1, b"ab"), 413, "upload_too_large")
+        top_up(
+            user=tus.user,
+            amount_hundredths=100,
+            actor=make_user(staff=True),
+            reason="more",
+            key="a",
+        )
+        assert tus.patch(place, LENGTH - 1, PICTURE[-1:]).status_code == 204
+        assert tus.offset(place) == LENGTH
+        with MediaFile.objects.get().content.open() as content:
+            assert content.read() == PICTURE
         assert balance_hundredths(user=tus.user) == 75
         assert files() == []
 
