@@ -28,6 +28,7 @@ from tests.threads import in_threads
 
 PICTURE = image_bytes("PNG", noise((32, 32)))
 LENGTH = len(PICTURE)
+NO_UPLOAD = 10**9  # no row will have this number
 VERSION = {"Tus-Resumable": "1.0.0"}
 STREAM = "application/offset+octet-stream"
 
@@ -343,7 +344,7 @@ class TestHostileRequests:
 
 class TestRefusalsOfTheWholeFile:
     def test_bytes_stay_until_there_are_tokens(self, tus):
-        charge_upload(user=tus.user, amount_hundredths=99_950, upload_id=1)
+        charge_upload(user=tus.user, amount_hundredths=99_950, upload_id=NO_UPLOAD)
         place = tus.begun()
         assert_refused(tus.patch(place, 0, PICTURE), 402, "insufficient_tokens")
         assert balance_hundredths(user=tus.user) == 50
@@ -364,7 +365,7 @@ class TestRefusalsOfTheWholeFile:
 
     def test_client_that_knows_tus_only_tries_again_with_the_last_byte(self, tus):
         """To it the full length is the end."""
-        charge_upload(user=tus.user, amount_hundredths=99_950, upload_id=1)
+        charge_upload(user=tus.user, amount_hundredths=99_950, upload_id=NO_UPLOAD)
         place = tus.begun()
         assert_refused(tus.patch(place, 0, PICTURE), 402, "insufficient_tokens")
         assert tus.offset(place) == LENGTH - 1
