@@ -194,6 +194,8 @@ def test_picture_may_be_cut_into_so_many_parts_and_not_one_more(dataset, post, i
         "would be cut into 1,025 parts; choose tiles so large that no picture has more than 1,024."
     ) in answer.json()["detail"]
     picture.update(width=33 * 160, height=31 * 160)
+    answer = post({**options, "image_size": 2048})
+    assert "would be cut into 1,024 parts of 2048 x 2048 pixels" in answer.json()["detail"]
     assert post(options).status_code == 202
 
 

@@ -36,6 +36,10 @@ def test_rest_that_fits_is_cut_no_more():
     assert ranges(1000, [500, 700]) == [FrameRange(0, 500, 500), FrameRange(500, 1000, 500)]
 
 
+def test_range_may_end_after_its_first_frame():
+    assert ranges(2, [1], max_frames=1) == [FrameRange(0, 1, 1), FrameRange(1, 2, 1)]
+
+
 def test_range_grows_to_the_next_seek_point_where_none_fits():
     assert ranges(2000, [900, 1300]) == [
         FrameRange(0, 900, 900),
