@@ -145,8 +145,11 @@ def test_quote_says_what_submission_holds_and_writes_nothing(user, dataset):
 
 
 def test_class_that_the_model_does_not_know_is_refused_with_those_it_knows(user, dataset):
-    with pytest.raises(InvalidOptionsError, match="knows no tram; its classes are car, truck"):
+    classes = "knows no tram; its classes are car, truck"
+    with pytest.raises(InvalidOptionsError, match=classes) as refusal:
         submit(user, class_names=["car", "tram"])
+    (error,) = refusal.value.errors
+    assert (error.field, error.code) == ("options.class_names", "unknown_class")
     assert submit(user, class_names=["bus"]).options["class_names"] == ["bus"]
 
 
