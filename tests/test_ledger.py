@@ -149,8 +149,9 @@ def test_top_up_repeated_under_its_key_is_told_once():
 
 def test_top_up_by_a_user_is_refused():
     user = make_user()
-    with pytest.raises(AdministratorsOnlyError):
+    with pytest.raises(AdministratorsOnlyError) as refusal:
         top_up_tokens(actor=user, user=user, amount_tokens=Decimal(5), reason="", key="k")
+    assert (refusal.value.status, refusal.value.code) == (403, "administrators_only")
     assert not Transfer.objects.filter(kind="top_up").exists()
 
 
