@@ -332,7 +332,7 @@ def test_lack_of_memory_is_no_fault_of_the_pictures(tmp_path, monkeypatch):
 
 
 def test_frames_die_without_the_garbage_collector(tmp_path):
-    source = write_video(tmp_path / "in.mp4", frames=60, codec="libx264", rotation=90)
+    source = write_video(tmp_path / "in.mp4", frames=30, codec="libx264", rotation=90)
 
     def alive():
         return sum(type(one) is av.VideoFrame for one in gc.get_objects())

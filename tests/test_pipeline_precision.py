@@ -13,13 +13,14 @@ from inference.pipeline.options import DetectionOptions
 from inference.scenes import draw_scene
 from tests.pipeline_fakes import WEIGHTS
 
-SIZE_WH = (640, 384)
-STREETS = [draw_scene(seed, SIZE_WH, 8, input_size=640) for seed in range(500, 510)]
+SIZE_WH = (416, 256)
+SIDE = max(SIZE_WH)
+STREETS = [draw_scene(seed, SIZE_WH, 5, input_size=SIDE) for seed in range(500, 508)]
 MOST_THAT_MAY_BE_LOST = {"bf16": 0.01, "fp16": 0.01, "int8": 0.01}
 
 
 def average_precisions(precision: str, runtime: str = "auto") -> dict[str, float]:
-    options = DetectionOptions(precision=precision, image_size=640, confidence_floor=0.001)
+    options = DetectionOptions(precision=precision, image_size=SIDE, confidence_floor=0.001)
     detector = load_detector(WEIGHTS, device="cpu", runtime=runtime, options=options)
     assert detector.precision == precision
     found = detector.detect([street.image for street in STREETS])

@@ -185,7 +185,7 @@ def test_large_vehicle_survives_tiles_that_each_show_a_part_of_it():
     large = scene.image.repeat(3, axis=0).repeat(3, axis=1)
     sides = scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]
     assert sides.max(axis=1).min() * 3 > 1.5 * 320 * 0.1
-    chosen = DetectionOptions(image_size=640, tiling=Tiling(320, 0.1))
+    chosen = DetectionOptions(image_size=448, tiling=Tiling(320, 0.1))
     tiled = YoloDetector(real_detector().network, chosen).detect([large])[0].above(0.25)
     found, false = match_boxes(scene.boxes_xyxy * 3, tiled.boxes_xyxy)
     assert found >= 3

@@ -7,6 +7,7 @@ import { availableTokens, balanceChanges, refreshBalance } from "./ledger.js";
 import { chosenOptions, listenToOptions, optionsChanges, showOptions } from "./options.js";
 import { contentText } from "./media.js";
 import { amount, byId, element, showAlert } from "./page.js";
+import { uploadEnds } from "./uploads.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
 const DOUBLE_CLICK_MS = 700;
@@ -147,6 +148,7 @@ export function listenToStart() {
     refreshQuote();
   });
   optionsChanges.listen(refreshQuote);
+  uploadEnds.listen(refreshQuote); // the price of the files before is none any more
   choiceChanges.listen(() => {
     if (state.areModelsMissing) showModels();
     else showAlert("start-alert", "");

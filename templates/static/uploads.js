@@ -3,11 +3,13 @@
 import { connectionIsBack, newIdempotencyKey, sessionEnds, uploadFile } from "./api.js";
 import { choiceChanges, chosenDataset, refreshDatasets } from "./datasets.js";
 import { refreshBalance } from "./ledger.js";
-import { amount, announce, button, byId, element, plural } from "./page.js";
+import { amount, announce, button, byId, element, plural, signal } from "./page.js";
 
 const LONGEST_REPORT = 500;
 const MOST_TRIES = 3;
 const DOUBTFUL_KEY = "odproject.doubtful";
+
+export const uploadEnds = signal(); // nothing waits any more, and a dataset may hold more than before
 
 const state = {
   waiting: [], // uploads whose turn has not come yet
@@ -65,6 +67,7 @@ async function uploadWaiting() {
     state.begun += 1;
     await reportOne(state.waiting.shift());
   }
+  uploadEnds.tell();
   byId("uploading").hidden = true;
   state.isBusy = false;
   announce(reportTitle(state.report));
