@@ -57,8 +57,10 @@ def remove_deleted_content(*, deleted_before: datetime) -> int:
     removed = 0
     for media_file in deleted.only("content", "thumbnail")[:FILES_PER_CLEANING]:
         # The row first: what a crash leaves behind of the content is an orphan then, and goes.
-        row = MediaFile.objects.filter(pk=media_file.pk, removed_at__isnull=True)
-        removed += row.update(removed_at=database_now())
+        # Asked again, because moderators may have come while others were removed.
+        if not deleted.filter(pk=media_file.pk).update(removed_at=database_now()):
+            continue
+        removed += 1
         for name in filter(None, (media_file.content.name, media_file.thumbnail.name)):
             with contextlib.suppress(OSError):
                 default_storage.delete(name)

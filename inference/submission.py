@@ -128,10 +128,11 @@ def _plan(version: ModelVersion, dataset: Dataset, chosen: Mapping[str, Any]) ->
 def rerun_job(*, job_id: int) -> Job:
     """Look at the files of a job again, as a new job of the same owner, version and options.
 
-    It is quoted at the prices of now and its price is held: the owner pays for it. Raises
-    JobUnfinishedError and RerunUnfinishedError (409), UnknownModelError and
-    PrecisionNotAvailableError (400) when that is not offered any more, InsufficientTokensError
-    (402), DatasetBlockedError (403) and DatasetNotFoundError (404).
+    What its owner has deleted since is left out. It is quoted at the prices of now and its price is
+    held: the owner pays for it. Raises JobUnfinishedError and RerunUnfinishedError (409),
+    EmptyDatasetError (400) when all was deleted, UnknownModelError and PrecisionNotAvailableError
+    (400) when that is not offered any more, InsufficientTokensError (402), DatasetBlockedError
+    (403) and DatasetNotFoundError (404).
     """
     first = Job.objects.select_related("model_version").get(pk=job_id)
     version = active_version(
@@ -144,8 +145,10 @@ def rerun_job(*, job_id: int) -> Job:
     again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
     if again is not None:
         raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
-    files = JobFile.objects.filter(job_id=job_id).select_related("media_file")
-    media_files = [file.media_file for file in files.order_by("position")]
+    files = live_media_files(dataset=dataset).filter(jobfile__job_id=job_id)
+    media_files = list(files.order_by("jobfile__position"))
+    if not media_files:
+        raise EmptyDatasetError(f"The owner has deleted every file of job {job_id}.")
     plan = plan_job(
         version=version, media_files=media_files, chosen=first.options, prices=current_prices()
     )

@@ -15,7 +15,7 @@ from datasets.services import delete_dataset, delete_media_file, flag_dataset, r
 from datasets.uploading import remove_orphaned_uploads
 from inference import queue, services, submission
 from inference.cleaning import remove_deleted_content
-from inference.models import JobFile
+from inference.models import Job, JobFile
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
 
@@ -110,6 +110,23 @@ def test_file_is_deleted_once_and_by_its_owner_only(user, dataset):
         delete_media_file(user=user, media_file_id=media_file.pk)
 
 
+def test_job_that_is_run_again_looks_only_at_what_is_left(user, dataset):
+    gone, kept = (add_media_file(dataset, name=name) for name in ("gone.jpg", "kept.jpg"))
+    job = submit(user, dataset)
+    services.abort_job(job_id=job.pk)
+    delete_media_file(user=user, media_file_id=gone.pk)
+    again = submission.rerun_job(job_id=job.pk)
+    assert [file.media_file for file in again.files.all()] == [kept]
+    assert balance_hundredths(user=user) == 100_000 - 150
+
+    services.abort_job(job_id=again.pk)
+    delete_media_file(user=user, media_file_id=kept.pk)
+    with pytest.raises(submission.EmptyDatasetError):
+        submission.rerun_job(job_id=job.pk)
+    assert balance_hundredths(user=user) == 100_000
+    assert not Job.objects.filter(state__in=Job.UNFINISHED).exists()
+
+
 class TestContent:
     def test_it_is_removed_when_its_time_has_come_and_not_before(self, user, dataset, media_root):
         gone, kept = (add_with_thumbnail(dataset, name) for name in ("gone.jpg", "kept.jpg"))
@@ -155,6 +172,26 @@ class TestContent:
         restore_dataset(dataset=dataset, actor=moderator)
         assert remove_deleted_content(deleted_before=in_a_minute()) == 1
         assert stored_files(media_root) == []
+
+    def test_it_stays_when_they_come_while_other_content_is_removed(
+        self, user, dataset, media_root, monkeypatch
+    ):
+        add_media_file(dataset, content=PICTURE)
+        other = make_dataset(user, "other")
+        add_media_file(other, content=PICTURE)
+        for one in (dataset, other):
+            delete_dataset(user=user, dataset_id=one.pk)
+        storage = type(default_storage._wrapped)
+        delete = storage.delete
+
+        def flag_and_delete(self, name):
+            delete(self, name)
+            flag_dataset(dataset=other, actor=make_user(staff=True), reason="faces")
+
+        monkeypatch.setattr(storage, "delete", flag_and_delete)
+        assert remove_deleted_content(deleted_before=in_a_minute()) == 1
+        assert stored_files(media_root) == ["uploads"]
+        assert MediaFile.objects.get(removed_at__isnull=True).dataset == other
 
     def test_what_a_crash_left_of_it_is_an_orphan_and_goes(self, user, dataset, media_root):
         media_file = add_with_thumbnail(dataset, "a.jpg")
