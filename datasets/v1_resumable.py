@@ -36,6 +36,7 @@ TUS_VERSION = "1.0.0"
 EXTENSIONS = "creation,expiration,termination"
 OFFSET_STREAM = "application/offset+octet-stream"
 UNNAMED = "upload"
+PIECE_BYTES = 64 * 1024  # from here on bytes do not count as a request
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _METADATA_KEY = re.compile(r"[!-+\--~]{1,200}", re.ASCII)  # printable, no space and no comma
 
@@ -210,9 +211,14 @@ class ResumableUploadView(TusView):
     refusals = (402, 412, 423, 507)
 
     def get_throttles(self) -> list[BaseThrottle]:
-        """None for bytes: a large file in small pieces is many requests, and none too many."""
-        brings_bytes = self.request.method == "PATCH" and _body_bytes(self.request)
-        return [] if brings_bytes else super().get_throttles()
+        """None for a piece: a large file is many requests, and none too many.
+
+        A few bytes are no piece, or there were no limit for who sends nothing else. A request that
+        is called again was let in before.
+        """
+        is_piece = self.request.method == "PATCH" and _body_bytes(self.request) >= PIECE_BYTES
+        is_called_again = bool(self.request.META.get(LATER))
+        return [] if is_piece or is_called_again else super().get_throttles()
 
     @extend_schema(responses=ResumableUploadSerializer)
     def get(self, request: Request, dataset_id: int, resumable_upload_id: int) -> Response:
@@ -261,7 +267,7 @@ class ResumableUploadView(TusView):
             read=request._request.read,
         )
         if found.state == ResumableUpload.State.RECEIVED:
-            if LATER in request.META:
+            if request.META.get(LATER) == "":
                 # The thread is one of those for quick requests, and inspecting takes minutes.
                 request.META |= {LATER: "upload", "HTTP_UPLOAD_OFFSET": str(found.offset_bytes)}
                 return Response(status=204)

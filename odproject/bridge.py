@@ -101,7 +101,7 @@ class Bridge:
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
         rest = await self._run(exchange, self.slow_kind(scope), scope)
-        if later := exchange.environ.pop(LATER, ""):
+        if later := exchange.environ[LATER]:
             exchange.empty_body()
             rest = await self._run(exchange, later, scope, has_begun=True)
         if isinstance(rest, bytes):

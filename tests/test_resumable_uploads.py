@@ -19,7 +19,9 @@ from billing.selectors import balance_hundredths
 from datasets import partial_files, resumable
 from datasets.models import MediaFile, ResumableUpload, Upload
 from datasets.services import delete_dataset, mark_blocked
+from datasets.v1_resumable import PIECE_BYTES
 from odproject.core import room
+from odproject.core.environ import LATER
 from odproject.core.throttling import UserRate
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
@@ -56,10 +58,11 @@ class Tus:
         assert answer.status_code == 201, answer.content
         return answer["Location"]
 
-    def patch(self, place, offset, content, **headers):
+    def patch(self, place, offset, content, *, later=None, **headers):
         sent = {**VERSION, "Upload-Offset": str(offset), **headers}
         kind = sent.pop("Content-Type", STREAM)
-        return self.http.patch(place, content, content_type=kind, headers=sent)
+        environ = {} if later is None else {LATER: later}  # as the server sets it
+        return self.http.patch(place, content, content_type=kind, headers=sent, **environ)
 
     def head(self, place):
         return self.http.head(place, headers=VERSION)
@@ -328,18 +331,34 @@ class TestHostileRequests:
         other = Tus(tus.user, "other")
         assert other.head(f"{other.list}{number_of(place)}/").status_code == 404
 
-    def test_bytes_are_not_counted_as_requests_and_all_else_is(self, tus, settings, monkeypatch):
+    def test_pieces_are_not_counted_as_requests_and_all_else_is(self, tus, settings, monkeypatch):
         counted = []
         monkeypatch.setattr(UserRate, "_count", lambda self, key: counted.append(key) or 1)
         settings.API_REQUESTS_PER_MINUTE = 1
-        place = tus.begun()
+        place = tus.begun(length=10 * PIECE_BYTES)
         assert len(counted) == 1
-        for offset in range(20):
-            assert tus.patch(place, offset, PICTURE[offset : offset + 1]).status_code == 204
+        for number in range(4):
+            sent = tus.patch(place, number * PIECE_BYTES, b"x" * PIECE_BYTES)
+            assert sent.status_code == 204
         assert len(counted) == 1
-        tus.patch(place, 20, b"")
+        tus.patch(place, 4 * PIECE_BYTES, b"x" * (PIECE_BYTES - 1))
+        tus.patch(place, 5 * PIECE_BYTES - 1, b"")
         tus.head(place)
-        assert len(counted) == 3
+        assert len(counted) == 4
+
+    def test_last_bytes_are_taken_in_although_the_user_may_ask_nothing_more(
+        self, tus, settings, monkeypatch
+    ):
+        settings.API_REQUESTS_PER_MINUTE = 1
+        place = tus.begun()
+        monkeypatch.setattr(UserRate, "_count", lambda self, key: 2)
+        assert tus.head(place).status_code == 429
+        monkeypatch.setattr("datasets.v1_resumable.PIECE_BYTES", LENGTH)
+        put_off = tus.patch(place, 0, PICTURE, later="")
+        assert put_off.wsgi_request.META[LATER] == "upload"
+        assert not Upload.objects.exists()
+        assert tus.patch(place, LENGTH, b"", later="upload").status_code == 204
+        assert row_of(place).upload == Upload.objects.get()
 
 
 class TestRefusalsOfTheWholeFile:

@@ -241,7 +241,7 @@ def test_what_was_put_off_is_done_although_its_client_has_left():
     def application(environ, start_response):
         start_response("200 OK", [])
         calls.append(threading.current_thread().name.partition("_")[0])
-        if LATER in environ:
+        if not environ[LATER]:
             environ[LATER] = "slow"
             busy.set()
         else:

@@ -7,6 +7,7 @@ LATER = "odproject.later"
 """Empty where a view may put the kind of threads that shall call it again, with an empty body.
 
 What it answers then is the answer. So what has turned out to take long leaves the thread to others.
+The kind is there then: it is still the same request.
 """
 
 CLIENT_LEFT = "odproject.client_left"
