@@ -42,8 +42,11 @@ def env_int(name: str, default: int, *, at_least: int = 0) -> int:
     return number
 
 
+LARGEST_NUMBER = 100_000  # as days it leads out of no calendar, whichever way one counts
+
+
 def env_float(name: str, default: float) -> float:
-    """The variable as a number from 0; raises ImproperlyConfigured for anything else."""
+    """The variable as a number from 0 to LARGEST_NUMBER; raises ImproperlyConfigured for others."""
     try:
         number = float(env(name, str(default)))
     except ValueError as error:
@@ -52,6 +55,8 @@ def env_float(name: str, default: float) -> float:
         raise _misspelled(name, "a number")
     if number < 0:
         raise _misspelled(name, "at least 0")
+    if number > LARGEST_NUMBER:
+        raise _misspelled(name, f"at most {LARGEST_NUMBER}")
     return number
 
 

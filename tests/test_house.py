@@ -62,6 +62,7 @@ def test_setting_that_makes_no_sense_is_named_in_one_sentence(monkeypatch):
         ("OD_WEB_THREADS", "0", "at least 1"),
         ("OD_MAX_VIDEO_FRAMES", "-1", "at least 0"),
         ("OD_STALLED_READER_SECONDS", "-1", "at least 0"),
+        ("OD_KEEP_DELETED_DAYS", "1000000", "at most 100000"),
     ]:
         with monkeypatch.context() as patch:
             patch.setenv(name, text)
