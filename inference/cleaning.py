@@ -5,6 +5,7 @@ import functools
 from datetime import datetime, timedelta
 
 from django.core.files.storage import default_storage
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 
 from datasets.models import MediaFile
@@ -14,6 +15,7 @@ from odproject.core.files import remove_orphans
 
 ORPHAN_WINDOW = timedelta(days=2)  # jobs that ended longer ago have been looked through before
 FILES_PER_CLEANING = 10_000
+FILES_AT_A_TIME = 100
 
 
 def remove_orphaned_results(*, older_than: datetime) -> int:
@@ -44,7 +46,24 @@ def remove_deleted_content(*, deleted_before: datetime) -> int:
 
     Not while a job that was quoted for it is unfinished, nor while moderators have flagged or
     blocked its dataset: it may be what they have to look at. The row stays, and with it what jobs
-    found. Returns how many files were removed, at most FILES_PER_CLEANING.
+    found. Returns how many files were removed, about FILES_PER_CLEANING at most.
+    """
+    removed = 0
+    # A few at a time: moderators may come while those before are removed.
+    while removed < FILES_PER_CLEANING and (some := _given_up(deleted_before=deleted_before)):
+        removed += len(some)
+        for media_file in some:
+            for name in filter(None, (media_file.content.name, media_file.thumbnail.name)):
+                with contextlib.suppress(OSError):
+                    default_storage.delete(name)
+    return removed
+
+
+@transaction.atomic
+def _given_up(*, deleted_before: datetime) -> list[MediaFile]:
+    """Some files whose content nobody needs any more; their rows say from now on that it is gone.
+
+    What a crash leaves behind of it is an orphan then, and goes.
     """
     still_needed = JobFile.objects.filter(media_file=OuterRef("pk"), job__state__in=Job.UNFINISHED)
     deleted = MediaFile.objects.filter(
@@ -54,17 +73,11 @@ def remove_deleted_content(*, deleted_before: datetime) -> int:
         dataset__flagged_at__isnull=True,
         dataset__blocked_at__isnull=True,
     )
-    removed = 0
-    for media_file in deleted.only("content", "thumbnail")[:FILES_PER_CLEANING]:
-        # The row first: what a crash leaves behind of the content is an orphan then, and goes.
-        # Asked again, because moderators may have come while others were removed.
-        if not deleted.filter(pk=media_file.pk).update(removed_at=database_now()):
-            continue
-        removed += 1
-        for name in filter(None, (media_file.content.name, media_file.thumbnail.name)):
-            with contextlib.suppress(OSError):
-                default_storage.delete(name)
-    return removed
+    locked = deleted.select_for_update(of=("self",), no_key=True).only("content", "thumbnail")
+    some = list(locked[:FILES_AT_A_TIME])
+    numbers = [media_file.pk for media_file in some]
+    MediaFile.objects.filter(pk__in=numbers).update(removed_at=database_now())
+    return some
 
 
 def forget_silent_workers(*, before: datetime) -> int:

@@ -181,14 +181,15 @@ class TestContent:
         add_media_file(other, content=PICTURE)
         for one in (dataset, other):
             delete_dataset(user=user, dataset_id=one.pk)
+        monkeypatch.setattr("inference.cleaning.FILES_AT_A_TIME", 1)
         storage = type(default_storage._wrapped)
         delete = storage.delete
 
-        def flag_and_delete(self, name):
+        def delete_and_flag(self, name):
             delete(self, name)
             flag_dataset(dataset=other, actor=make_user(staff=True), reason="faces")
 
-        monkeypatch.setattr(storage, "delete", flag_and_delete)
+        monkeypatch.setattr(storage, "delete", delete_and_flag)
         assert remove_deleted_content(deleted_before=in_a_minute()) == 1
         assert stored_files(media_root) == ["uploads"]
         assert MediaFile.objects.get(removed_at__isnull=True).dataset == other
@@ -199,6 +200,17 @@ class TestContent:
         MediaFile.objects.filter(pk=media_file.pk).update(removed_at=timezone.now())
         assert remove_orphaned_uploads(older_than=in_a_minute()) == 2
         assert stored_files(media_root) == ["thumbnails", "uploads"]
+
+    def test_it_goes_a_few_at_a_time_and_the_rest_the_next_time(
+        self, user, dataset, media_root, monkeypatch
+    ):
+        monkeypatch.setattr("inference.cleaning.FILES_AT_A_TIME", 2)
+        monkeypatch.setattr("inference.cleaning.FILES_PER_CLEANING", 4)
+        for number in range(5):
+            add_media_file(dataset, name=f"{number}.jpg", content=PICTURE)
+        delete_dataset(user=user, dataset_id=dataset.pk)
+        assert [remove_deleted_content(deleted_before=in_a_minute()) for _ in range(3)] == [4, 1, 0]
+        assert stored_files(media_root) == []
 
     def test_storage_that_is_away_is_asked_again_by_way_of_orphans(
         self, user, dataset, media_root, monkeypatch
