@@ -83,7 +83,7 @@ def delete_media_file(*, user: User, media_file_id: int) -> None:
     """Take a file out of its dataset; raises MediaFileNotFoundError (404).
 
     Jobs that were quoted for it run on, and what they found stays readable. Its content leaves
-    the storage later (`inference.services.remove_deleted_content`).
+    the storage later (`inference.cleaning.remove_deleted_content`).
     """
     media_file = selectors.media_file_by_id(user=user, media_file_id=media_file_id)
     # A submission that has counted the file is in the books before the file is gone.
