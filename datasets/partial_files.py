@@ -7,6 +7,7 @@ bytes that were written and not noted in it, because something died between, are
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,7 @@ from django.conf import settings
 from odproject.core.errors import DomainError
 
 _FOR_ITS_USER_ONLY = 0o600
+_LOOK_SECONDS = 0.02
 
 
 class UploadBusyError(DomainError):
@@ -46,8 +48,10 @@ def size_bytes(number: int) -> int:
 
 
 @contextlib.contextmanager
-def held(number: int) -> Iterator[BinaryIO]:
+def held(number: int, *, patience_seconds: float = 0.0) -> Iterator[BinaryIO]:
     """The file of an upload, made if there is none, for nobody else until the block ends.
+
+    Where somebody holds it, it is asked for again for so long as `patience_seconds`.
 
     The lock is the kernel's, on the file itself: all processes on this disk know it, and it ends
     with the process that holds it. The row is to be read after it: whoever held the file before
@@ -56,10 +60,7 @@ def held(number: int) -> Iterator[BinaryIO]:
     root().mkdir(parents=True, exist_ok=True)
     handle = os.open(path_of(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FOR_ITS_USER_ONLY)
     with os.fdopen(handle, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UploadBusyError("Another request is at work on this upload.") from error
+        _lock(file, until=time.monotonic() + patience_seconds)
         if not os.fstat(handle).st_nlink:  # who held it has removed it since it was opened
             raise UploadBusyError("Another request was at work on this upload.")
         try:
@@ -67,6 +68,18 @@ def held(number: int) -> Iterator[BinaryIO]:
         finally:
             if not os.fstat(handle).st_size:
                 remove(number)
+
+
+def _lock(file: BinaryIO, *, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise UploadBusyError("Another request is at work on this upload.") from error
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 def remove(number: int) -> None:

@@ -27,6 +27,8 @@ from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
 from odproject.core.files import keep_reserve, storing
 
 COPIED_BYTES = 1024 * 1024
+# Who sends bytes to the wrong place, or asks too soon, holds the file for a moment only.
+FINISHING_PATIENCE_SECONDS = 2.0
 Read = Callable[[int], bytes]
 
 
@@ -150,7 +152,8 @@ def finish_resumable_upload(
     UploadBusyError (423), and what `upload_content` raises. The bytes stay for another try, unless
     UnacceptableMediaError (400, 415 or 422) says that it would be in vain.
     """
-    with _held(user, dataset_id, resumable_upload_id) as (found, _):
+    patience_seconds = FINISHING_PATIENCE_SECONDS
+    with _held(user, dataset_id, resumable_upload_id, patience_seconds) as (found, _):
         if found.upload_id is not None:
             return found
         there_bytes = selectors.received_bytes(found)
@@ -232,7 +235,7 @@ def _unfinished_among(numbers: set[int]) -> set[int]:
 
 @contextlib.contextmanager
 def _held(
-    user: User, dataset_id: int, resumable_upload_id: int
+    user: User, dataset_id: int, resumable_upload_id: int, patience_seconds: float = 0.0
 ) -> Iterator[tuple[ResumableUpload, BinaryIO]]:
     """An upload as it is while nobody else changes it, and its file.
 
@@ -245,7 +248,8 @@ def _held(
             user=user, dataset_id=dataset_id, resumable_upload_id=resumable_upload_id
         )
 
-    with storing("this upload"), partial_files.held(find().pk) as file:
+    holding = partial_files.held(find().pk, patience_seconds=patience_seconds)
+    with storing("this upload"), holding as file:
         yield find(), file
 
 

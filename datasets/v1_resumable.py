@@ -217,8 +217,7 @@ class ResumableUploadView(TusView):
         is called again was let in before.
         """
         is_piece = self.request.method == "PATCH" and _body_bytes(self.request) >= PIECE_BYTES
-        is_called_again = bool(self.request.META.get(LATER))
-        return [] if is_piece or is_called_again else super().get_throttles()
+        return [] if is_piece or _is_called_again(self.request) else super().get_throttles()
 
     @extend_schema(responses=ResumableUploadSerializer)
     def get(self, request: Request, dataset_id: int, resumable_upload_id: int) -> Response:
@@ -258,22 +257,24 @@ class ResumableUploadView(TusView):
                 request.content_type or "", f"Bytes are sent as {OFFSET_STREAM}."
             )
         user = cast(User, request.user)
-        found = append_bytes(
-            user=user,
-            dataset_id=dataset_id,
-            resumable_upload_id=resumable_upload_id,
-            offset_bytes=_whole_number(request, "Upload-Offset"),
-            length_bytes=_body_bytes(request),
-            read=request._request.read,
-        )
-        if found.state == ResumableUpload.State.RECEIVED:
-            if request.META.get(LATER) == "":
-                # The thread is one of those for quick requests, and inspecting takes minutes.
-                request.META |= {LATER: "upload", "HTTP_UPLOAD_OFFSET": str(found.offset_bytes)}
-                return Response(status=204)
-            found = finish_resumable_upload(
-                user=user, dataset_id=dataset_id, resumable_upload_id=resumable_upload_id
+        if not _is_called_again(request):
+            found = append_bytes(
+                user=user,
+                dataset_id=dataset_id,
+                resumable_upload_id=resumable_upload_id,
+                offset_bytes=_whole_number(request, "Upload-Offset"),
+                length_bytes=_body_bytes(request),
+                read=request._request.read,
             )
+            if found.state != ResumableUpload.State.RECEIVED:
+                return Response(status=204, headers=_progress(found))
+            if LATER in request.META:
+                # The thread is one of those for quick requests, and inspecting takes minutes.
+                request.META[LATER] = "upload"
+                return Response(status=204)
+        found = finish_resumable_upload(
+            user=user, dataset_id=dataset_id, resumable_upload_id=resumable_upload_id
+        )
         return Response(status=204, headers=_progress(found))
 
     @extend_schema(parameters=[TUS_RESUMABLE], responses={204: None})
@@ -301,6 +302,11 @@ def _progress(found: ResumableUpload) -> dict[str, str]:
 
 def _report_address(found: ResumableUpload) -> str:
     return f"/api/v1/datasets/{found.dataset_id}/uploads/{found.upload_id}/"
+
+
+def _is_called_again(request: Request) -> bool:
+    """Whether it asked for other threads when all bytes were there, and only ends now."""
+    return bool(request.META.get(LATER))
 
 
 def _body_bytes(request: Request) -> int:

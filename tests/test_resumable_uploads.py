@@ -1,6 +1,8 @@
 """Uploads that arrive piece by piece: the protocol of tus, and that bytes and tokens stay right."""
 
 import base64
+import contextlib
+import io
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from accounts.models import Event
 from billing.ledger import charge_upload, top_up
 from billing.models import Transfer
 from billing.selectors import balance_hundredths
-from datasets import partial_files, resumable
+from datasets import partial_files, resumable, v1_resumable
 from datasets.models import MediaFile, ResumableUpload, Upload
 from datasets.services import delete_dataset, mark_blocked
 from datasets.v1_resumable import PIECE_BYTES
@@ -360,6 +362,18 @@ class TestHostileRequests:
         assert tus.patch(place, LENGTH, b"", later="upload").status_code == 204
         assert row_of(place).upload == Upload.objects.get()
 
+    def test_file_whose_last_byte_was_taken_is_not_refused_for_the_users_rate(
+        self, tus, settings, monkeypatch
+    ):
+        place = tus.begun()
+        settings.API_REQUESTS_PER_MINUTE = 1
+        monkeypatch.setattr(UserRate, "_count", lambda self, key: 2)  # all that is counted is 429
+        assert tus.head(place).status_code == 429
+        answer = patch_in_two_threads(tus, place, 0, PICTURE)
+        assert (answer.status_code, answer["Upload-Offset"]) == (204, str(LENGTH))
+        assert Upload.objects.count() == 1
+        assert answer["Location"].endswith(f"/uploads/{Upload.objects.get().pk}/")
+
 
 class TestRefusalsOfTheWholeFile:
     def test_bytes_stay_until_there_are_tokens(self, tus):
@@ -472,6 +486,17 @@ class TestBounds:
         assert tus.patch(place, 0, PICTURE).status_code == 204  # its own promise is no hindrance
         assert MediaFile.objects.count() == 2
         assert_refused(tus.create(1), 409, "storage_quota_exceeded")
+
+    def test_bytes_of_a_deleted_dataset_count_until_they_have_left_the_disk(self, tus, settings):
+        settings.MAX_STORED_BYTES_PER_USER = LENGTH
+        place = tus.begun()
+        tus.patch(place, 0, PICTURE[:10])
+        delete_dataset(user=tus.user, dataset_id=tus.dataset.pk)
+        again = Tus(tus.user, "again")
+        assert_refused(again.create(1), 409, "storage_quota_exceeded")
+        assert files() == [str(number_of(place))]
+        assert resumable.remove_expired_uploads() == 1
+        assert again.create(LENGTH).status_code == 201
 
     def test_promised_bytes_leave_the_disk_its_reserve(self, tus, settings, monkeypatch):
         settings.MIN_FREE_BYTES = 1000
@@ -624,6 +649,24 @@ class TestAtTheSameMoment:
         assert Upload.objects.count() == 1
         assert balance_hundredths(user=tus.user) == 100_000 - 75
 
+    def test_who_looks_at_a_whole_file_for_a_moment_keeps_nobody_from_finishing_it(
+        self, committed_db, monkeypatch
+    ):
+        tus = Tus()
+        place = tus.begun()
+        with contextlib.ExitStack() as other:
+
+            def hold(**request):
+                other.enter_context(partial_files.held(number_of(place)))
+                return finish(**request)
+
+            finish = resumable.finish_resumable_upload
+            monkeypatch.setattr(v1_resumable, "finish_resumable_upload", hold)
+            monkeypatch.setattr(partial_files.time, "sleep", lambda seconds: other.close())
+            assert tus.patch(place, 0, PICTURE).status_code == 204
+        assert Upload.objects.count() == 1
+        assert files() == []
+
     def test_upload_that_somebody_is_at_work_on_is_not_removed(self, committed_db):
         tus = Tus()
         place = tus.begun()
@@ -635,6 +678,15 @@ class TestAtTheSameMoment:
             assert resumable.remove_expired_uploads(now=later) == 0
             assert tus.offset(place) == 10
         assert tus.delete(place).status_code == 204
+
+
+def patch_in_two_threads(tus, place, offset, content):
+    """As the server has it done: it calls again, without a body, in the threads for uploads."""
+    sent = {**VERSION, "Upload-Offset": str(offset)}
+    first = tus.http.patch(place, content, content_type=STREAM, headers=sent, **{LATER: ""})
+    environ = first.wsgi_request.environ
+    assert environ.pop(LATER) == "upload"
+    return tus.http.request(**environ | {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"})
 
 
 def client_patch(tus, place, offset, content):
