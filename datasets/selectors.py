@@ -252,11 +252,12 @@ def next_offset_bytes(resumable_upload: ResumableUpload) -> int:
 def stored_bytes(*, user: User) -> int:
     """What the user's files take, and what unfinished uploads were promised.
 
-    Deleted files that are still stored are included, thumbnails are not.
+    What was deleted or has expired is included until it has left the disk, thumbnails are not.
     """
     files = MediaFile.objects.filter(IS_STORED, dataset__user=user)
     taken = files.aggregate(total=Sum("size_bytes"))
-    promised = unfinished_uploads(user=user).aggregate(total=Sum("length_bytes"))
+    uploads = ResumableUpload.objects.filter(dataset__user=user, upload__isnull=True)
+    promised = uploads.aggregate(total=Sum("length_bytes"))
     return (taken["total"] or 0) + (promised["total"] or 0)
 
 
