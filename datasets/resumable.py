@@ -66,7 +66,9 @@ def create_resumable_upload(
 ) -> ResumableUpload:
     """Promise room for a file of so many bytes.
 
-    What is promised counts as stored, for the user's quota and for the reserve of the disk.
+    What is promised counts as stored, for the user's quota. The disk must have room beside its
+    reserve for all that the user's uploads still miss. Others' promises do not count: they cost
+    nothing, and a few of them would keep everybody out. The bytes meet the reserve as they come.
     Raises DatasetNotFoundError (404), DatasetBlockedError (403), UploadTooLargeError (413),
     UnfinishedUploadsQuotaError and StorageQuotaError (409), StorageFullError (507) and
     StorageUnavailableError (503).
@@ -74,7 +76,7 @@ def create_resumable_upload(
     if length_bytes > settings.MAX_UPLOAD_BYTES:
         raise UploadTooLargeError(f"A file has at most {settings.MAX_UPLOAD_BYTES} bytes.")
     with storing("this upload"):
-        keep_reserve(_missing_bytes() + length_bytes, folder=partial_files.root())
+        keep_reserve(_missing_bytes(user) + length_bytes, folder=partial_files.root())
     with transaction.atomic():
         lock_user(user=user)
         dataset = selectors.open_dataset(user=user, dataset_id=dataset_id, locked=True)
@@ -264,9 +266,9 @@ def _change(found: ResumableUpload, **changes: Any) -> None:
         raise selectors.ResumableUploadNotFoundError("The upload has ended meanwhile.")
 
 
-def _missing_bytes() -> int:
-    """What has been promised to all users and has not arrived yet."""
-    missing = ResumableUpload.objects.filter(upload__isnull=True, expires_at__gt=timezone.now())
+def _missing_bytes(user: User) -> int:
+    """What has been promised to the user and has not arrived yet."""
+    missing = selectors.unfinished_uploads(user=user)
     total = missing.aggregate(total=Sum(F("length_bytes") - F("offset_bytes")))["total"]
     return int(total or 0)
 

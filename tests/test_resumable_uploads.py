@@ -503,8 +503,19 @@ class TestBounds:
         monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1100))
         assert_refused(tus.create(101), 507, "storage_full")
         assert tus.create(60).status_code == 201
-        assert_refused(Tus().create(41), 507, "storage_full")
+        assert_refused(tus.create(41), 507, "storage_full")
         assert tus.create(40).status_code == 201
+
+    def test_promises_of_one_user_keep_no_other_from_the_disk(self, tus, settings, monkeypatch):
+        settings.MIN_FREE_BYTES = 1000
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1100))
+        assert tus.create(100).status_code == 201
+        other = Tus()
+        place = other.begun(100)
+        assert other.patch(place, 0, PICTURE[:60]).status_code == 204
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1030))
+        assert_refused(other.patch(place, 60, PICTURE[60:100]), 507, "storage_full")
+        assert other.offset(place) == 60
 
     def test_upload_without_a_byte_for_a_day_is_gone(self, tus):
         old, young = tus.begun(), tus.begun()
