@@ -212,10 +212,14 @@ class Channel(HTTPChannel):
         if not self.refused:
             super().allContentReceived()
 
+    def takes_broken_body(self) -> bool:
+        """Whether the body that is coming counts as far as it has come, without the rest."""
+        server: Server = self.factory.server
+        return server.takes_broken_body(method=self._command, address=self._path)
+
     def broken_off(self, request: "Request") -> None:
-        """Run a request of whose body the rest will never come, if its kind is taken like that."""
-        if self.factory.server.takes_broken_body(method=self._command, address=self._path):
-            request.requestReceived(self._command, self._path, self._version)
+        """Run a request of whose body the rest will never come."""
+        request.requestReceived(self._command, self._path, self._version)
 
     def has_room_for(self, length_bytes: int) -> bool:
         """Tell whether the disk keeps its reserve; a small body is not worth the question."""
@@ -321,6 +325,7 @@ class Request(WebRequest):
         self.large_body_refusal = 0
         self.begun_at = 0.0  # seconds since the epoch
         self.is_received = False
+        self.has_broken_off = False
         self.received_bytes = 0
         self.room_check_at_bytes = ROOM_CHECK_BYTES
 
@@ -365,9 +370,16 @@ class Request(WebRequest):
             return
         super().requestReceived(command, path, version)
 
+    @property
+    def counts_in_part(self) -> bool:
+        """Whether the body is still coming, and counts as far as it has come."""
+        is_coming = self.received_bytes and not self.is_received and self.content is not None
+        return bool(is_coming) and self.http_channel.takes_broken_body()
+
     def connectionLost(self, reason: Any) -> None:
         """Hand over what has come of a body that breaks off, where it counts."""
-        if self.received_bytes and not self.is_received and self.content is not None:
+        if self.counts_in_part:
+            self.has_broken_off = True
             self.http_channel.broken_off(self)
         super().connectionLost(reason)
 
@@ -590,12 +602,17 @@ class Server(DaphneServer):
 
     @defer.inlineCallbacks
     def _finish_requests(self) -> Any:
-        """Accept nothing new, say good-bye to websockets and let running requests finish."""
+        """Accept nothing new, say good-bye to websockets and let running requests finish.
+
+        A body that counts in part is broken off: it may need an hour more.
+        """
         for port in self.ports:
             yield defer.maybeDeferred(port.stopListening)
         for protocol in list(self.connections):
             if isinstance(protocol, Socket) and protocol.state == Socket.STATE_OPEN:
                 protocol.serverClose(code=1001)
+            elif isinstance(protocol, Request) and protocol.counts_in_part:
+                protocol.http_channel.transport.abortConnection()
         deadline = time.monotonic() + SHUTDOWN_GRACE_SECONDS
         while self._running_requests() and time.monotonic() < deadline:
             pause = defer.Deferred[None]()
@@ -607,8 +624,15 @@ class Server(DaphneServer):
         return [
             protocol
             for protocol, state in self.connections.items()
-            if isinstance(protocol, Request) and "disconnected" not in state
+            if isinstance(protocol, Request)
+            and ("disconnected" not in state or _is_handed_over(protocol, state))
         ]
+
+
+def _is_handed_over(request: Request, state: dict[str, Any]) -> bool:
+    """Whether the application is at work on what had come of a body that broke off."""
+    task = state.get("application_instance")
+    return request.has_broken_off and task is not None and not task.done()
 
 
 def _path_of(address: bytes) -> str:

@@ -77,6 +77,9 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
     facts = _body_facts(environ)
     if path == "/broken":
         counts["broken_bytes"] += json.loads(facts)["length"]
+        if query:
+            release.wait(0.5)  # so long it takes to write down what has come
+            Path(query).write_text(str(counts["broken_bytes"]))
     return [facts]
 
 

@@ -87,12 +87,15 @@ class Web:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
-    def spool_files(self) -> list[str]:
-        links = []
+    def spool_files(self) -> list[int]:
+        """How many bytes each of them has."""
+        sizes = []
         for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                links.append(str(entry.readlink()))
-        return [link for link in links if link.startswith(str(self.tmp_path)) and "(del" in link]
+                name = str(entry.readlink())
+                if name.startswith(str(self.tmp_path)) and "(del" in name:
+                    sizes.append(entry.stat().st_size)
+        return sizes
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -683,3 +686,16 @@ def test_stop_lets_a_running_request_finish_and_says_good_bye_to_websockets(own_
             status, _, body = parsed(read_all(waiting))
     assert (status, body) == (200, b"waited")
     assert web.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_stop_breaks_a_body_off_that_counts_in_part_and_lets_it_be_written_down(own_web, tmp_path):
+    web = own_web()
+    kind = "Content-Type: application/offset+octet-stream"
+    noted = tmp_path / "noted"
+    with web.connect() as connection:
+        connection.sendall(head("PATCH", f"/broken?{noted}", kind, "Content-Length: 1000000"))
+        connection.sendall(b"x" * 300_000)
+        assert wait_until(lambda: sum(web.spool_files()) > 0, timeout_seconds=PATIENCE_SECONDS)
+        there_bytes = sum(web.spool_files())
+        assert web.stop() == 0
+    assert there_bytes <= int(noted.read_text()) <= 300_000
