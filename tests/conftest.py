@@ -16,6 +16,7 @@ from typing import Any
 import dj_database_url
 import psycopg
 import pytest
+import redis
 from django.conf import settings as django_settings
 from django.core.management import call_command
 from django.db import connections
@@ -137,6 +138,9 @@ def committed_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterat
     with django_db_blocker.unblock():
         yield
         _renew_test_database(engines.superuser_url)
+    # Numbers begin anew, and Redis counts the requests of users by theirs.
+    with redis.Redis.from_url(engines.redis_url) as client:
+        client.flushdb()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The house keeps its own rules: imports go one way, and the web process stays light."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.conftest import scope_of
+from tests.conftest import FilesWhole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -184,17 +183,17 @@ def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
 
 
 def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
-    files = ["tests/test_fair_threads.py", "tests/test_prices.py"]
-    side_by_side = ("-n", "2", "--dist", "loadscope", "-p", "no:cacheprovider")
-    ran = run("-m", "pytest", "-v", "--color=no", *side_by_side, *files)
-    processes: dict[str, set[str]] = {}
-    for process, path in re.findall(r"\[(gw\d)\] .*PASSED (tests/\w+\.py)::", ran.stdout):
-        processes.setdefault(path, set()).add(process)
-    assert [len(processes[path]) for path in files] == [1, 1], ran.stdout
+    def scope_of(one):
+        return FilesWhole._split_scope(None, one)
+
     of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
     assert {scope_of(one) for one in of_the_service} == {"the service"}
-    for path in ("tests/test_registry.py", "tests/faults/test_parts_that_are_killed.py"):
-        assert scope_of(f"{path}::TestSome::c") == path
+    for path in (
+        "tests/test_prices.py",
+        "tests/test_registry.py",
+        "tests/faults/test_parts_that_are_killed.py",
+    ):
+        assert {scope_of(f"{path}::{one}") for one in ("a", "TestSome::c")} == {path}
 
 
 def test_no_example_that_is_made_up_has_to_be_quick():
