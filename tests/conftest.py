@@ -9,6 +9,7 @@ database is made anew from a template, so no trigger is ever disabled to clean u
 import functools
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,14 @@ from django.db import connections
 from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
+from accounts.models import User
+from datasets.models import Dataset
+from inference import queue
 from odproject.celery import app as celery_app
+from odproject.core.throttling import UserRate
 from odproject.engines import Engines, running_engines
 from odproject.settings import celery_url
+from tests.factories import make_dataset, make_user
 from tests.service import REPOSITORY
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -141,6 +147,32 @@ def committed_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterat
     # Numbers begin anew, and Redis counts the requests of users by theirs.
     with redis.Redis.from_url(engines.redis_url) as client:
         client.flushdb()
+
+
+@pytest.fixture
+def no_broker(monkeypatch) -> None:
+    """Hints of units are sent nowhere: the subject is something else."""
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+
+
+@pytest.fixture
+def user() -> User:
+    """A registered user."""
+    return make_user()
+
+
+@pytest.fixture
+def dataset(user: User) -> Dataset:
+    """An empty dataset of the user."""
+    return make_dataset(user)
+
+
+@pytest.fixture
+def one_minute(monkeypatch) -> None:
+    """The clock stands, so that all requests of a test are counted in the same minute."""
+    now = time.time()
+    monkeypatch.setattr("odproject.core.throttling.time.time", lambda: now)
+    monkeypatch.setattr(UserRate, "quiet_until", 0.0)
 
 
 @pytest.fixture(autouse=True)

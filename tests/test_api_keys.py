@@ -21,7 +21,6 @@ from accounts.key_text import new_key_text, signed_key_text
 from accounts.models import ApiKey, Session, User, WebsocketTicket
 from accounts.presence import Presence
 from accounts.services import Access, change_access, redeem_websocket_ticket, revoke_sessions
-from odproject.core.throttling import UserRate
 from tests.clients import client_of, client_with, key_of
 from tests.factories import PASSWORD, make_user
 from tests.queries import index_plan_of
@@ -366,11 +365,8 @@ class TestChange:
 
 class TestRate:
     @pytest.fixture(autouse=True)
-    def stopped_clock(self, settings, monkeypatch):
+    def six_a_minute(self, settings, one_minute):
         settings.API_REQUESTS_PER_MINUTE = 6
-        now = time.time()
-        monkeypatch.setattr("odproject.core.throttling.time.time", lambda: now)
-        monkeypatch.setattr(UserRate, "quiet_until", 0.0)
 
     def test_key_has_a_rate_of_its_own_within_that_of_its_user(self, user):
         slow = client_with(key_of(user, "slow", requests_per_minute=2)[1])

@@ -22,34 +22,19 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accounts.models import Session
 from billing.ledger import charge_upload
 from datasets.models import Dataset, MediaFile
-from inference import queue, selectors, services, submission
+from inference import selectors, services, submission
 from inference.models import FrameResult, Job, JobFile, UnitFile, WorkUnit
 from odproject.core.environ import BEGUN_AT
 from tests.clients import client_of
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 
 @pytest.fixture
 def client(user):
     return client_of(user)
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
 
 
 def submit(user):

@@ -18,7 +18,7 @@ from rest_framework.test import APIClient
 from datasets.media import video
 from datasets.media.inspection import inspect_here
 from datasets.uploading import media_limits
-from inference import comparison, picture_child, queue, submission
+from inference import comparison, picture_child, submission
 from inference.confined import ConfinedChildError
 from inference.models import FrameResult, Job, WorkUnit
 from inference.pipeline.compare import FIRST_RGB, SECOND_RGB, draw_difference, match
@@ -29,6 +29,8 @@ from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import write_image, write_video
 from tests.pipeline_fakes import OneByOne
+
+pytestmark = pytest.mark.usefixtures("no_broker")
 
 CAR, TRUCK = 0, 1
 LEFT, MIDDLE, RIGHT = [10, 10, 30, 30], [60, 10, 80, 30], [110, 10, 130, 30]
@@ -107,11 +109,6 @@ def test_picture_of_differences_tells_by_colour_and_words():
 
 
 # -- the API -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
 
 
 @pytest.fixture

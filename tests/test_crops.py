@@ -13,7 +13,7 @@ from django.core.files.storage import default_storage
 from PIL import Image
 from rest_framework.test import APIRequestFactory
 
-from inference import confined, queue, services
+from inference import confined, services
 from inference.crops import crops
 from inference.crops_child import LARGEST_SIDE_PIXELS, cut, windows
 from inference.models import Job
@@ -21,29 +21,14 @@ from inference.selectors import Wanted
 from odproject.core import files
 from odproject.core.environ import CLIENT_LEFT
 from tests.clients import client_of
-from tests.factories import add_media_file, make_dataset, make_user
+from tests.factories import add_media_file, make_user
 from tests.mediafiles import write_image, write_video
 from tests.test_exports import BUS, CAR, found, submitted
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 RED, GREEN, BLUE, GREY = (200, 40, 40), (40, 160, 60), (40, 60, 200), (128, 128, 128)
 SIZE_WH = (64, 48)
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
 
 
 def drawn(*boxes, size_wh=SIZE_WH):

@@ -13,30 +13,15 @@ from datasets.models import MediaFile
 from datasets.selectors import MediaFileNotFoundError, live_datasets, stored_bytes
 from datasets.services import delete_dataset, delete_media_file, flag_dataset, restore_dataset
 from datasets.uploading import remove_orphaned_uploads
-from inference import queue, services, submission
+from inference import services, submission
 from inference.cleaning import remove_deleted_content
 from inference.models import Job, JobFile
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 PICTURE = b"not decoded here"
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
 
 
 def add_with_thumbnail(dataset, name):

@@ -16,33 +16,18 @@ import pytest
 import yaml
 from pycocotools.coco import COCO
 
-from inference import queue, services, submission
+from inference import services, submission
 from inference.evaluation.read import read_data
 from inference.exports import EXPORTS
 from inference.models import FrameResult, Job
 from inference.selectors import Wanted
 from odproject.core import files, room
 from tests.clients import client_of
-from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
+from tests.factories import add_media_file, dataset_id_of, make_user
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 CAR, BUS = 0, 1
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
 
 
 def found(job, media_file, *objects, frame_index=0, tracks=None):

@@ -18,20 +18,16 @@ from billing.models import KeptAnswer, Transfer
 from billing.selectors import ledger_breaches
 from datasets.models import Dataset, Upload
 from datasets.services import delete_dataset
-from inference import queue
 from inference.models import Job
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 from tests.threads import in_threads
 
+pytestmark = pytest.mark.usefixtures("no_broker")
+
 PICTURE = image_bytes("PNG", noise((16, 12)))
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
 
 
 @dataclass

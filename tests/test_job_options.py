@@ -11,24 +11,14 @@ from rest_framework.test import APIClient
 from accounts.services import log_in
 from billing.selectors import balance_hundredths
 from datasets.models import MediaFile
-from inference import queue, services, submission
+from inference import services, submission
 from inference.models import Job, JobFile, ModelVersion
 from inference.pipeline.options import DEFAULT_IMAGE_SIZE, DetectionOptions
 from inference.planning import InvalidOptionsError, PrecisionNotAvailableError
 from tests.factories import PASSWORD, add_media_file, dataset_id_of, make_dataset, make_user
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 MODEL = {"model_id": "YOLO8", "model_version": "YOLO8s_FSR"}
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
 
 
 @pytest.fixture

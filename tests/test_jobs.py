@@ -33,11 +33,6 @@ def sent_hints(monkeypatch):
     return sent
 
 
-@pytest.fixture
-def user():
-    return make_user()
-
-
 def submit(user, *, images=0, videos=(), name="street"):
     """A job over so many images and videos of so many frames."""
     dataset = make_dataset(user, name)

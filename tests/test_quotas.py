@@ -10,7 +10,7 @@ from billing.selectors import balance_hundredths
 from datasets import uploading
 from datasets.models import Dataset, MediaFile
 from datasets.services import DatasetQuotaError, create_dataset
-from inference import queue, services
+from inference import services
 from inference.cleaning import remove_deleted_content
 from inference.models import Job
 from tests.clients import client_of
@@ -19,12 +19,9 @@ from tests.factories import add_media_file, make_dataset, make_user
 from tests.mediafiles import image_bytes, noise
 from tests.threads import in_threads
 
+pytestmark = pytest.mark.usefixtures("no_broker")
+
 PICTURE = image_bytes("PNG", noise((16, 12)))
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
 
 
 def assert_above_quota(answer, code, quota):

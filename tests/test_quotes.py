@@ -9,22 +9,11 @@ from rest_framework.test import APIClient
 from billing.ledger import charge_upload
 from billing.models import Hold
 from billing.selectors import balance_hundredths
-from inference import queue
 from inference.models import Job
 from tests.clients import client_of
 from tests.factories import add_media_file, make_dataset, make_user
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Log-ins, registrations and requests that come too often; and who is not to be refused."""
 
-import time
 from collections import Counter
 from datetime import timedelta
 
@@ -13,7 +12,6 @@ from accounts import limits
 from accounts.models import AttemptCount, Session, User
 from accounts.services import InvalidCredentialsError, verified_user
 from odproject.core.api import client_address
-from odproject.core.throttling import UserRate
 from tests.clients import client_of
 from tests.factories import PASSWORD, make_user
 from tests.threads import in_threads
@@ -206,11 +204,8 @@ class TestUserRate:
     """Requests of one user in a minute."""
 
     @pytest.fixture(autouse=True)
-    def stopped_clock(self, settings, monkeypatch):
+    def three_a_minute(self, settings, one_minute):
         settings.API_REQUESTS_PER_MINUTE = 3
-        now = time.time()
-        monkeypatch.setattr("odproject.core.throttling.time.time", lambda: now)
-        monkeypatch.setattr(UserRate, "quiet_until", 0.0)
 
     def test_request_above_the_rate_is_429_and_says_when_to_come_again(self):
         first, second = client_of(make_user()), client_of(make_user())

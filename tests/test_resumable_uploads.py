@@ -100,6 +100,11 @@ def assert_refused(answer, status, code, words=""):
     assert answer["Tus-Resumable"] == "1.0.0"
 
 
+def give_a_token(user):
+    actor = make_user(staff=True)
+    top_up(user=user, amount_hundredths=100, actor=actor, reason="more", key="a")
+
+
 def assert_nothing_was_taken(user):
     assert balance_hundredths(user=user) == 100_000
     assert not Transfer.objects.filter(kind="upload").exists()
@@ -374,13 +379,7 @@ class TestRefusalsOfTheWholeFile:
         told = tus.http.get(place).json()
         assert (told["state"], told["offset_bytes"]) == ("received", LENGTH)
         assert_refused(tus.patch(place, LENGTH, b""), 402, "insufficient_tokens")
-        top_up(
-            user=tus.user,
-            amount_hundredths=100,
-            actor=make_user(staff=True),
-            reason="more",
-            key="a",
-        )
+        give_a_token(tus.user)
         assert tus.patch(place, LENGTH, b"").status_code == 204
         assert balance_hundredths(user=tus.user) == 75
         assert files() == []
@@ -394,13 +393,7 @@ class TestRefusalsOfTheWholeFile:
         assert_refused(tus.patch(place, LENGTH - 1, PICTURE[-1:]), 402, "insufficient_tokens")
         assert_refused(tus.patch(place, LENGTH - 2, PICTURE[-2:]), 409, "upload_offset_conflict")
         assert_refused(tus.patch(place, LENGTH - 1, b"ab"), 413, "upload_too_large")
-        top_up(
-            user=tus.user,
-            amount_hundredths=100,
-            actor=make_user(staff=True),
-            reason="more",
-            key="a",
-        )
+        give_a_token(tus.user)
         assert tus.patch(place, LENGTH - 1, PICTURE[-1:]).status_code == 204
         assert tus.offset(place) == LENGTH
         with MediaFile.objects.get().content.open() as content:

@@ -64,11 +64,6 @@ def user(monkeypatch):
     return make_user()
 
 
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
-
-
 def submit(user):
     return submission.submit_job(
         user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"

@@ -33,16 +33,6 @@ from tests.mediafiles import image_bytes, noise, packet_spans, write_gif, write_
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def user():
-    return make_user()
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
-
-
 def upload(user, content, name="a.jpg", dataset_id=None):
     return upload_content(
         answer=lambda upload: upload,

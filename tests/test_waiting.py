@@ -7,34 +7,19 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from inference import queue, services, submission
+from inference import services, submission
 from inference.models import Job, UnitFile, WorkUnit
 from inference.waiting import Wait, wait_of
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.queries import index_plan_of
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
-    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
-
-
-@pytest.fixture
-def user():
-    return make_user()
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_broker")]
 
 
 @pytest.fixture
 def client(user):
     return client_of(user)
-
-
-@pytest.fixture
-def dataset(user):
-    return make_dataset(user)
 
 
 def submit(user):
