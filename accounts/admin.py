@@ -164,7 +164,7 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
     @admin.display
     def backlog(self, webhook: Webhook) -> int:
         """Events after the last one that was delivered."""
-        return int(webhook.last_seq - webhook.cursor_seq)  # type: ignore[attr-defined]
+        return int(webhook.backlog)  # type: ignore[attr-defined]
 
 
 def change_own_password(request: HttpRequest) -> HttpResponseBase:

@@ -14,7 +14,7 @@ from accounts.key_text import new_key_text
 from accounts.models import ApiKey, Session, User
 from accounts.selectors import ApiKeyNotFoundError, live_session
 from accounts.services import lock_user
-from odproject.core.errors import ConflictError, DomainError, FieldError, QuotaExceededError
+from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
 
 logger = logging.getLogger(__name__)
 MOST_LIVING_KEYS = 20
@@ -34,11 +34,6 @@ class InvalidKeyTermsError(DomainError):
 
     code = "invalid_key_terms"
     title = "Invalid terms of an API key"
-
-    @classmethod
-    def of(cls, field: str, detail: str) -> "InvalidKeyTermsError":
-        """The refusal of one field."""
-        return cls(detail, errors=(FieldError(field, cls.code, detail),))
 
 
 class ApiKeyQuotaError(QuotaExceededError):
@@ -93,7 +88,7 @@ def create_api_key(
         if live_session(session_id=session.pk) is None:
             raise SessionEndedError("The session of this token has ended.")
         if expires_at is not None and expires_at <= timezone.now():
-            raise InvalidKeyTermsError.of("expires_at", "A key expires in the future.")
+            raise InvalidKeyTermsError("A key expires in the future.", fields=("expires_at",))
         _retire_expired_keys(user)
         if ApiKey.objects.filter(user=user, revoked_at__isnull=True).count() >= MOST_LIVING_KEYS:
             detail = f"One user has at most {MOST_LIVING_KEYS} API keys; revoke one that is unused."
@@ -158,7 +153,7 @@ def _refuse_rate_above_users(requests_per_minute: int | None) -> None:
     most = settings.API_REQUESTS_PER_MINUTE
     if requests_per_minute and most and requests_per_minute > most:
         detail = f"At most {most}, which is what a user may send in a minute."
-        raise InvalidKeyTermsError.of("requests_per_minute", detail)
+        raise InvalidKeyTermsError(detail, fields=("requests_per_minute",))
 
 
 def _name_taken(name: object) -> ApiKeyNameTakenError:

@@ -122,5 +122,11 @@ def waiting_and_failing_webhooks() -> tuple[int, int]:
 
 
 def with_last_seq(webhooks: QuerySet[Webhook]) -> QuerySet[Webhook]:
-    """Webhooks with the number of their user's newest event, 0 when there is none."""
-    return webhooks.annotate(last_seq=Coalesce(F("user__eventstream__last_seq"), 0))
+    """Webhooks with the number of their user's newest event, 0 when there is none.
+
+    And with `backlog`: how many events come after the last one that was delivered.
+    """
+    return webhooks.annotate(
+        last_seq=Coalesce(F("user__eventstream__last_seq"), 0),
+        backlog=F("last_seq") - F("cursor_seq"),
+    )

@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 from rest_framework.request import Request
 
-from odproject.core.errors import DomainError, FieldError
+from odproject.core.errors import DomainError
 from odproject.core.text import readable
 
 SHORTEST_NAME, LONGEST_NAME = 3, 40
@@ -53,8 +53,7 @@ def refuse_several_files(request: Request) -> None:
     """Raise SeveralFilesError (400) for a request with more than one part named `file`."""
     if len(request.FILES.getlist("file")) > 1:
         detail = "Send one file; several files travel together in a zip."
-        error = FieldError("file", SeveralFilesError.code, detail)
-        raise SeveralFilesError(detail, errors=(error,))
+        raise SeveralFilesError(detail, fields=("file",))
 
 
 class DatasetNameSerializer(serializers.Serializer[Any]):

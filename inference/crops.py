@@ -33,7 +33,7 @@ from inference.exports import CSV_COLUMNS, csv_row, frames_of, zip_info
 from inference.models import Job
 from inference.results import Pipe, UnusedNames, safe_archive_name
 from inference.selectors import Wanted, displayed_objects
-from odproject.core.errors import DomainError, FieldError
+from odproject.core.errors import DomainError
 from odproject.core.files import local_copy, storing
 
 TABLE_NAME = "crops.csv"
@@ -50,12 +50,6 @@ class TooManyCropsError(DomainError):
 
     code = "too_many_crops"
     title = "Too many crops"
-
-    def __init__(self, detail: str) -> None:
-        narrowing = ("minimum_confidence", "class_name")
-        super().__init__(
-            detail, errors=tuple(FieldError(name, self.code, detail) for name in narrowing)
-        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,8 @@ def _files_to_cut(job: Job, wanted: Wanted) -> deque[_File]:
     if count > settings.MAX_CROPS:
         raise TooManyCropsError(
             f"There would be {count:,} crops, and {settings.MAX_CROPS:,} are the most at once; "
-            "choose a higher minimum_confidence, or fewer classes by class_name."
+            "choose a higher minimum_confidence, or fewer classes by class_name.",
+            fields=("minimum_confidence", "class_name"),
         )
     return files
 

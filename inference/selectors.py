@@ -25,7 +25,7 @@ from inference.models import (
 from inference.pipeline.options import PRECISIONS
 from inference.pipeline.types import Detections
 from odproject.core.aggregates import figure_of
-from odproject.core.errors import DomainError, FieldError, NotFoundError
+from odproject.core.errors import DomainError, NotFoundError
 
 FRAMES_PER_READ = 500
 FIRST_FILES = 100  # of a job, told with it
@@ -53,7 +53,7 @@ class UnknownClassError(DomainError):
     title = "Unknown class"
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail, errors=(FieldError("class_name", self.code, detail),))
+        super().__init__(detail, fields=("class_name",))
 
 
 def user_job(*, user: User, job_id: int) -> Job:

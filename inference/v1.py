@@ -1,5 +1,6 @@
 """Jobs, frame results and annotated files in /api/v1/."""
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import django_filters
@@ -441,14 +442,15 @@ class FrameResultsView(generics.ListAPIView[FrameResult]):
         if getattr(self, "swagger_fake_view", False):
             return context
         query = self.request.query_params
-        names = query.getlist("class_name")
-        return context | {
-            "job": self.job,
-            "wanted": selectors.Wanted(
-                float(query.get("minimum_confidence") or 0),
-                selectors.class_ids_named(job=self.job, names=names),
-            ),
-        }
+        minimum_confidence = float(query.get("minimum_confidence") or 0)
+        wanted = _wanted(self.job, minimum_confidence, query.getlist("class_name"))
+        return context | {"job": self.job, "wanted": wanted}
+
+
+def _wanted(job: Job, minimum_confidence: float, class_names: Collection[str]) -> selectors.Wanted:
+    """Which detections of a job were asked for; raises UnknownClassError (400)."""
+    class_ids = selectors.class_ids_named(job=job, names=class_names)
+    return selectors.Wanted(minimum_confidence, class_ids)
 
 
 class AnnotatedFileView(APIView):
@@ -521,10 +523,9 @@ class ExportView(APIView):
         if export is None:
             raise ExportNotFoundError(f"Choose one of {', '.join(EXPORTS)}, crops.")
         keys = validated_query(ExportQuerySerializer, request)
-        class_ids = selectors.class_ids_named(job=job, names=keys["class_name"])
         return spooled_response(
             request,
-            export.write(job, selectors.Wanted(keys["minimum_confidence"], class_ids)),
+            export.write(job, _wanted(job, keys["minimum_confidence"], keys["class_name"])),
             content_type=export.content_type,
             file_name=f"job-{job.pk}{export.suffix}",
         )
@@ -558,8 +559,7 @@ class CropsView(APIView):
         """
         job = _finished_job(request, job_id)
         keys = validated_query(CropsQuerySerializer, request)
-        class_ids = selectors.class_ids_named(job=job, names=keys["class_name"])
-        wanted = selectors.Wanted(keys["minimum_confidence"], class_ids)
+        wanted = _wanted(job, keys["minimum_confidence"], keys["class_name"])
         return spooled_response(
             request,
             crops(job, wanted, padding=keys["padding"]),

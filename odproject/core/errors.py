@@ -35,10 +35,12 @@ class DomainError(Exception):
         detail: str | None = None,
         *,
         errors: tuple[FieldError, ...] = (),
+        fields: tuple[str, ...] = (),
         members: Mapping[str, Any] | None = None,
     ) -> None:
+        """`errors`: what is wrong with each field; or `fields`: those that all of it is about."""
         self.detail = detail or self.title
-        self.errors = errors
+        self.errors = errors or tuple(FieldError(one, self.code, self.detail) for one in fields)
         self.members = dict(members or {})  # facts for programs, beside the sentence
         super().__init__(self.detail)
 

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from odproject.core.errors import DomainError, FieldError
+from odproject.core.errors import DomainError
 
 MAX_URL_LENGTH = 500
 CONNECT_SECONDS = 5.0  # of one address
@@ -72,7 +72,7 @@ class UnfitUrlError(DomainError):
     title = "The address is not one that can be sent to"
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail, errors=(FieldError("url", self.code, detail),))
+        super().__init__(detail, fields=("url",))
 
 
 class NotDeliveredError(Exception):
