@@ -995,6 +995,45 @@ def test_detection_that_costs_nothing_can_be_started(page, service, tmp_path):
     expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
 
 
+def test_start_waits_for_the_price_of_all_that_was_uploaded_and_then_stays_ready(
+    page, service, tmp_path
+):
+    """Not ready, then not, then ready again would lose a press that comes in between."""
+    a, b = (drawn_image(tmp_path / name, size_wh=(320, 180)) for name in ("a.jpg", "b.jpg"))
+    start = page.get_by_role("button", name="Start detection")
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Twice as much")
+    upload(page, a)
+    expect(start).to_be_enabled()
+    late = LateAnswer(page, re.compile(r"/api/v1/datasets/\?"))
+    quotes: list[str] = []
+    page.on("request", lambda one: quotes.append(one.url) if "/quotes/" in one.url else None)
+    upload(page, b)
+    late.wait_until_held()
+    let_page_read(page)
+    expect(start).to_be_disabled()
+    assert quotes == []
+    late.arrive()
+    expect(start).to_be_enabled()
+    expect(page.locator("#quote")).to_contain_text("Price: 3 tokens for 2 pictures")
+    assert len(quotes) == 1
+
+
+def test_price_is_known_after_an_upload_although_the_list_of_datasets_is_not(
+    page, service, tmp_path
+):
+    a, b = (drawn_image(tmp_path / name, size_wh=(320, 180)) for name in ("a.jpg", "b.jpg"))
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "No list")
+    upload(page, a)
+    expect(page.locator("#quote")).to_contain_text("Price: 1.5 tokens for 1 picture")
+    page.route(re.compile(r"/api/v1/datasets/\?"), lambda one: one.abort("connectionreset"))
+    upload(page, b)
+    expect(page.locator("#datasets-alert")).to_be_visible()
+    expect(page.locator("#quote")).to_contain_text("Price: 3 tokens for 2 pictures")
+    expect(page.get_by_role("button", name="Start detection")).to_be_enabled()
+
+
 def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path):
     traffic = Traffic(page)
     sign_up(page, service.base_url, unique_email())

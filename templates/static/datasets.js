@@ -7,7 +7,8 @@ import { contentText, deletions } from "./media.js";
 const PATH = "/api/v1/datasets/";
 const PAGE_SIZE = 50;
 
-export const choiceChanges = signal(); // another dataset is chosen, or the chosen one is another now
+// Another dataset is chosen, or the chosen one may be another now.
+export const choiceChanges = signal();
 
 const state = { datasets: [], chosenId: null, asked: PAGE_SIZE, more: false, version: 0 };
 
@@ -23,7 +24,9 @@ export async function refreshDatasets() {
     if (version !== state.version) return;
     Object.assign(state, newest);
   } catch (refusal) {
-    if (version === state.version) showAlert("datasets-alert", refusal.message);
+    if (version !== state.version) return;
+    showAlert("datasets-alert", refusal.message);
+    choiceChanges.tell(chosenDataset());
     return;
   }
   showAlert("datasets-alert", "");

@@ -56,12 +56,18 @@ function hasContent(dataset) {
   return Boolean(dataset && dataset.image_count + dataset.frame_count);
 }
 
-// Asks for the price of what is chosen; an answer that comes late is of something else.
-async function refreshQuote() {
-  const asked = ++state.asked;
+// The price is none any more, nor is one that is still on its way.
+function forgetQuote() {
+  state.asked += 1;
   state.quote = null;
   state.quoteProblem = "";
   drawQuote();
+}
+
+// Asks for the price of what is chosen; an answer that comes late is of something else.
+async function refreshQuote() {
+  forgetQuote();
+  const { asked } = state;
   if (!hasContent(chosenDataset()) || chosenDataset().is_blocked || !chosenModel()) return;
   try {
     const quote = await ask("/api/v1/quotes/", { method: "POST", keys: jobKeys() });
@@ -148,7 +154,9 @@ export function listenToStart() {
     refreshQuote();
   });
   optionsChanges.listen(refreshQuote);
-  uploadEnds.listen(refreshQuote); // the price of the files before is none any more
+  // What the dataset holds now is being asked for. Were the price asked for before that is known, it
+  // would be twice, and a press of the button between the two would be lost.
+  uploadEnds.listen(forgetQuote);
   choiceChanges.listen(() => {
     if (state.areModelsMissing) showModels();
     else showAlert("start-alert", "");
