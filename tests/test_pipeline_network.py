@@ -268,7 +268,7 @@ def test_image_for_which_the_memory_never_suffices_is_an_error():
 
 
 def test_batch_is_the_largest_that_pays_and_fits(monkeypatch):
-    seconds_an_image = {1: 1.0, 2: 0.8, 4: 0.5, 8: 0.49, 16: 0.1}
+    seconds_an_image = {1: 0.01, 2: 0.008, 4: 0.005, 8: 0.0049, 16: 0.001}
     clock = [0.0]
     monkeypatch.setattr("inference.pipeline.batching.time.perf_counter", lambda: clock[0])
     tried = []
@@ -284,8 +284,21 @@ def test_batch_is_the_largest_that_pays_and_fits(monkeypatch):
     assert fastest_batch_size(run, (1, 2, 4, 8, 16)) == 4  # eight are hardly faster than four
     assert tried == [*[1] * 4, *[2] * 4, *[4] * 4, *[8] * 4]
     tried.clear()
-    seconds_an_image[8] = 0.3
+    seconds_an_image[8] = 0.003
     assert fastest_batch_size(run, (1, 2, 4, 8, 16)) == 8  # the memory ends there
+
+
+def test_slow_network_is_not_run_again_and_again_to_find_its_batch(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("inference.pipeline.batching.time.perf_counter", lambda: clock[0])
+    tried = []
+
+    def run(size):
+        tried.append(size)
+        clock[0] += {1: 0.6, 2: 1.1, 4: 2.3}[size]
+
+    assert fastest_batch_size(run, (1, 2, 4)) == 2
+    assert tried == [*[1] * 3, *[2] * 2, *[4] * 2]  # the first of each sets up
 
 
 def test_images_are_laid_out_on_a_device_as_on_the_processor():

@@ -10,20 +10,24 @@ import torch
 # A batch must be this much faster an image than a smaller one to be worth its memory and delay.
 _WORTHWHILE_GAIN = 1.05
 _RUNS = 3
+# A batch that takes long is not run again and again: what disturbs a run is short beside it, and a
+# worker that starts does no other work meanwhile.
+_PATIENCE_SECONDS = 1.0
 
 
 def fastest_batch_size(run: Callable[[int], object], sizes: Sequence[int]) -> int:
     """The batch with the best time an image; `run(n)` runs one of n inputs.
 
     Sizes are tried in their order until one does not pay any more, or until the memory does not
-    suffice for it. The first run of each pays for what is set up once, and of the others the best
-    counts: a moment in which the machine was busy must not decide.
+    suffice for it. The first run of each pays for what is set up once, and of the others, three or
+    as many as begin within a second, the best counts: a moment in which the machine was busy must
+    not decide.
     """
     best_size, best_seconds = sizes[0], float("inf")
     for size in sizes:
         try:
             run(size)
-            seconds = min(_seconds_of(run, size) for _ in range(_RUNS)) / size
+            seconds = _best_seconds_of(run, size) / size
         except torch.OutOfMemoryError:
             break
         if seconds * _WORTHWHILE_GAIN > best_seconds:
@@ -32,7 +36,14 @@ def fastest_batch_size(run: Callable[[int], object], sizes: Sequence[int]) -> in
     return best_size
 
 
-def _seconds_of(run: Callable[[int], object], size: int) -> float:
-    start = time.perf_counter()
-    run(size)
-    return time.perf_counter() - start
+def _best_seconds_of(run: Callable[[int], object], size: int) -> float:
+    best_seconds, spent_seconds = float("inf"), 0.0
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        run(size)
+        seconds = time.perf_counter() - start
+        best_seconds = min(best_seconds, seconds)
+        spent_seconds += seconds
+        if spent_seconds > _PATIENCE_SECONDS:
+            break
+    return best_seconds
