@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, sync_playwright
+from playwright.sync_api import (
+    APIResponse,
+    Browser,
+    Locator,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from inference.pipeline.encode import VideoWriter
 from inference.scenes import draw_scene, draw_video_scene
@@ -26,6 +34,9 @@ LAUNCH_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# A busy machine is slow and not wrong: as patient with what is expected (by default 5 s) as
+# Playwright is with everything else.
+expect.set_options(timeout=30_000)
 
 
 def chromium_path() -> str | None:

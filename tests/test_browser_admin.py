@@ -30,7 +30,6 @@ class Window:
         options = {"viewport": {"width": 1440, "height": 900}, **options}
         self.context = browser.new_context(base_url=base_url, **options)
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
         self.base_url = base_url
         self.hosts: set[str] = set()
         self.complaints: list[str] = []

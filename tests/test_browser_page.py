@@ -49,7 +49,6 @@ def browser():
 def page(browser: Browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(30_000)
     yield page
     context.close()
 
