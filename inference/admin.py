@@ -586,7 +586,7 @@ class JobAdmin(ComparisonPages, ReadOnlyAdmin[Job]):
         may_see_datasets = request.user.has_perm("datasets.view_dataset")
         dataset = "dataset_page" if may_see_datasets else "dataset_name"
         what = (owner, dataset, "model_version", "again", "weights", "chosen")
-        times = ("created_at", "started_at", "finished_at")
+        times = ("created_at", "deadline_at", "started_at", "finished_at")
         ways = ["files", "units", "comparisons"]
         if request.user.has_perm("billing.view_transfer"):
             ways.append("ledger")

@@ -116,6 +116,9 @@ class Job(models.Model):
         related_name="reruns",
         help_text="The job whose files this one looks at again.",
     )
+    deadline_at = models.DateTimeField(
+        null=True, help_text="When it is aborted if it has not ended, by the database's clock."
+    )
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True)
     served_at = models.DateTimeField(null=True, help_text="When a worker last took a unit of it.")
@@ -168,6 +171,11 @@ class Job(models.Model):
                 fields=["finished_at"],
                 name="job_ended_lately",
                 condition=Q(finished_at__isnull=False),
+            ),
+            models.Index(
+                fields=["deadline_at"],
+                name="job_that_has_a_deadline",
+                condition=Q(state__in=["Pending", "Running"], deadline_at__isnull=False),
             ),
         ]
 

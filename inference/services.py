@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import BigIntegerField, Exists, F, OuterRef, QuerySet, Subquery, Sum
+from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Cast, Now
 
 from accounts.models import User
@@ -40,6 +40,8 @@ from odproject.core.publishing import publish
 
 logger = logging.getLogger(__name__)
 UNITS_PER_SWEEP = 500
+JOBS_PER_SWEEP = 100
+DEADLINE_PASSED = "Aborted because its deadline has passed."
 
 
 class JobFinishedError(ConflictError):
@@ -126,15 +128,18 @@ def _first_waiting_units(*, now: datetime, job_id: int | None) -> list[tuple[int
 def next_unit(*, now: datetime | None = None) -> int | None:
     """The waiting unit whose turn it is, or None: users take turns, and so do a user's jobs.
 
-    It is of the user who was served longest ago, or never, and of that user's job which was. A
-    hint says only that something waits: where units take longer than hints live, the ones that a
-    worker finds are the sweeper's latest, and those begin with the oldest job (docs/adr/0013).
+    It is of the user who was served longest ago, or never, and of that user's job which was; none
+    is of a job whose deadline has passed. A hint says only that something waits: where units take
+    longer than hints live, the ones that a worker finds are the sweeper's latest, and those begin
+    with the oldest job (docs/adr/0013).
     """
     now = now or database_now()
     waiting = waiting_units(now=now)
     served = Job.objects.filter(user=OuterRef("user"), served_at__isnull=False)
     jobs = Job.objects.filter(
-        Exists(waiting.filter(job=OuterRef("pk"))), state__in=Job.UNFINISHED
+        Exists(waiting.filter(job=OuterRef("pk"))),
+        Q(deadline_at=None) | Q(deadline_at__gt=now),
+        state__in=Job.UNFINISHED,
     ).annotate(user_served_at=Subquery(served.order_by("-served_at").values("served_at")[:1]))
     job_id = (
         jobs.order_by(
@@ -167,6 +172,8 @@ def claim_unit(*, unit_id: int, worker_name: str) -> Claim | None:
     if job is None:
         return None
     now = database_now()
+    if job.deadline_at is not None and job.deadline_at <= now:
+        return None  # the sweeper is about to abort it
     claimed = WorkUnit.objects.filter(pk=unit_id, state=WorkUnit.State.PENDING).update(
         state=WorkUnit.State.RUNNING,
         attempt=F("attempt") + 1,
@@ -487,12 +494,53 @@ def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reaso
     record_block(dataset=dataset, actor=actor, reason=reason)
 
 
+def abort_overdue_jobs(*, now: datetime | None = None) -> int:
+    """Abort jobs whose deadline has passed, as their owners would; returns how many.
+
+    One by one: a job that somebody is at work on, or that cannot be aborted, is left for the next
+    time and holds up no other.
+    """
+    overdue = Job.objects.filter(
+        state__in=Job.UNFINISHED, deadline_at__lte=now or database_now()
+    ).order_by("deadline_at", "pk")
+    aborted = 0
+    locked_user_ids: set[int] = set()
+    for job_id, user_id in list(overdue.values_list("pk", "user_id")[:JOBS_PER_SWEEP]):
+        if user_id in locked_user_ids:
+            continue  # whose balance or events somebody holds: one wait is enough
+        try:
+            aborted += _abort_overdue_job(job_id)
+        except OperationalError as error:
+            if not connection.is_usable():
+                raise  # the database is away: the next sweep tries again
+            locked_user_ids.add(user_id)
+            logger.warning("Job %s, whose deadline has passed, is aborted later: %s", job_id, error)
+        except Exception:
+            logger.exception("Job %s, whose deadline has passed, could not be aborted", job_id)
+    return aborted
+
+
+@transaction.atomic
+def _abort_overdue_job(job_id: int) -> bool:
+    """Abort a job unless it has ended meanwhile, or is locked just now; returns whether it was."""
+    unlocked = Job.objects.select_for_update(no_key=True, skip_locked=True)
+    job = unlocked.filter(pk=job_id, state__in=Job.UNFINISHED).first()
+    if job is None:
+        return False
+    _abort(job, DEADLINE_PASSED)
+    return True
+
+
 # -- recovery ------------------------------------------------------------------------------------
 
 
 def sweep(*, now: datetime | None = None) -> int:
-    """Put units of dead workers back, and repeat lost hints; returns how many units moved."""
+    """Put units of dead workers back, and repeat lost hints; returns how many units moved.
+
+    Jobs whose deadline has passed are aborted before, so that none of their units moves.
+    """
     now = now or database_now()
+    abort_overdue_jobs(now=now)
     expired = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING, lease_expires_at__lt=now)
     returned = _return_units(expired, lease_ended_before=now)
     return returned + (0 if queue.is_crowded() else enqueue_units(now=now))

@@ -4,6 +4,7 @@ Locks are taken in the order that `services` tells.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -22,7 +23,11 @@ from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
 from inference.services import enqueue_units, locked_job
 from inference.slicing import frame_ranges, network_looks
+from odproject.core.clock import database_now
 from odproject.core.errors import ConflictError, DomainError, QuotaExceededError
+
+MIN_DEADLINE_SECONDS = 10
+MAX_DEADLINE_SECONDS = 7 * 24 * 3600
 
 
 class EmptyDatasetError(DomainError):
@@ -79,11 +84,13 @@ def submit_job(
     model_version: str,
     options: Mapping[str, Any] | None = None,
     maximum_tokens: Decimal | None = None,
+    deadline_seconds: int | None = None,
 ) -> Job:
     """Quote, hold and queue detection on everything in a dataset.
 
     `options`: what DetectionOptions.parse reads; the model version's for those left out.
-    `maximum_tokens`: a quote that the user has seen. Raises UnknownModelError, EmptyDatasetError,
+    `maximum_tokens`: a quote that the user has seen. `deadline_seconds`: after so many from now the
+    job is aborted if it has not ended. Raises UnknownModelError, EmptyDatasetError,
     InvalidOptionsError, PrecisionNotAvailableError and TooManyTilesError (400),
     InsufficientTokensError (402), DatasetBlockedError (403), DatasetNotFoundError (404),
     JobQuotaError and QuoteExceededError (409).
@@ -95,7 +102,7 @@ def submit_job(
     if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
         now = f"{tokens_text(plan.quoted_hundredths)} tokens"
         raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
-    return _queue_job(user=user, dataset=dataset, plan=plan)
+    return _queue_job(user=user, dataset=dataset, plan=plan, deadline_seconds=deadline_seconds)
 
 
 def quote_job(
@@ -155,7 +162,14 @@ def rerun_job(*, job_id: int) -> Job:
     return _queue_job(user=dataset.user, dataset=dataset, plan=plan, rerun_of=first)
 
 
-def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | None = None) -> Job:
+def _queue_job(
+    *,
+    user: User,
+    dataset: Dataset,
+    plan: JobPlan,
+    rerun_of: Job | None = None,
+    deadline_seconds: int | None = None,
+) -> Job:
     """Hold the price of a plan and queue it as a job, in the caller's transaction."""
     files = [
         JobFile(
@@ -166,6 +180,9 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
         )
         for position, file in enumerate(plan.files)
     ]
+    deadline_at = None
+    if deadline_seconds is not None:
+        deadline_at = database_now() + timedelta(seconds=deadline_seconds)
     job = Job.objects.create(
         user=user,
         dataset=dataset,
@@ -175,6 +192,7 @@ def _queue_job(*, user: User, dataset: Dataset, plan: JobPlan, rerun_of: Job | N
         class_names=plan.version.class_names,
         options=plan.options.as_json(),
         rerun_of=rerun_of,
+        deadline_at=deadline_at,
         quoted_hundredths=plan.quoted_hundredths,
         frame_count=plan.frame_count,
     )

@@ -130,6 +130,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "error",
             "weights_sha256",
             "created_at",
+            "deadline_at",
             "started_at",
             "finished_at",
         )
@@ -200,8 +201,8 @@ class JobChoiceSerializer(StrictSerializer):
     options = DetectionOptionsSerializer(required=False)
 
 
-class SubmitJobSerializer(JobChoiceSerializer):
-    """What a job needs."""
+class JobTermsSerializer(StrictSerializer):
+    """How much a job may cost, and how long it may take."""
 
     maximum_tokens = serializers.DecimalField(
         max_digits=14,
@@ -210,6 +211,17 @@ class SubmitJobSerializer(JobChoiceSerializer):
         required=False,
         help_text="A quote that was seen: a job that would cost more is refused (409).",
     )
+    deadline_seconds = serializers.IntegerField(
+        min_value=submission.MIN_DEADLINE_SECONDS,
+        max_value=submission.MAX_DEADLINE_SECONDS,
+        required=False,
+        help_text="From now: a job that has not ended by then is aborted, and what is done by then "
+        "is charged. Without it there is no deadline.",
+    )
+
+
+class SubmitJobSerializer(JobTermsSerializer, JobChoiceSerializer):
+    """What a job needs."""
 
 
 class BoxSerializer(serializers.Serializer[Any]):
@@ -352,21 +364,24 @@ class JobsView(generics.ListAPIView[Job]):
         keys = validated(SubmitJobSerializer, request)
 
         def submit() -> Response:
-            submitted = submission.submit_job(
+            job = submission.submit_job(
                 user=user,
                 dataset_id=keys["dataset_id"],
                 model_id=keys["model_id"],
                 model_version=keys["model_version"],
                 options=keys.get("options"),
                 maximum_tokens=keys.get("maximum_tokens"),
+                deadline_seconds=keys.get("deadline_seconds"),
             )
-            return Response(
-                _detail(user, submitted.pk),
-                status=202,
-                headers={"Location": f"/api/v1/jobs/{submitted.pk}/"},
-            )
+            return submitted(user, job)
 
         return answered_once(request, submit)
+
+
+def submitted(user: User, job: Job) -> Response:
+    """The answer to whoever has submitted a job."""
+    place = f"/api/v1/jobs/{job.pk}/"
+    return Response(_detail(user, job.pk), status=202, headers={"Location": place})
 
 
 class JobView(APIView):

@@ -90,7 +90,8 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
         "alert_below_tokens": None,
     }
 
-    out, error = terminal.type("predict", "street", "--option", "tiling=auto", "--wait")
+    how = ("--option", "tiling=auto", "--deadline", 3600, "--wait")
+    out, error = terminal.type("predict", "street", *how)
     assert "2 images and 0 video frames: at most 3 tokens\nJob " in error
     assert out.splitlines()[0].split() == [
         *("id", "state", "progress_percent", "dataset_name"),
@@ -98,6 +99,7 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
     ]
     (job,) = terminal.document("jobs", "--state", "Completed")
     assert job["options"]["tiling"] == "auto"
+    assert job["deadline_at"] > job["finished_at"]
     assert (job["quoted_tokens"], job["charged_tokens"]) == (3.0, 3.0)
 
     saved = terminal.document("download", job["id"], "--to", "found")

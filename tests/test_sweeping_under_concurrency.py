@@ -9,7 +9,8 @@ from django.db import connection
 from django.utils import timezone
 
 from inference import queue, services, submission
-from inference.models import WorkUnit
+from inference.models import Job, WorkUnit
+from odproject.core.clock import database_now
 from tests.conftest import TEST_DATABASE
 from tests.factories import add_media_file, make_dataset, make_user
 
@@ -33,12 +34,16 @@ def claimed_units(committed_db, monkeypatch) -> list[WorkUnit]:
     return units
 
 
+LOCK_JOB = "SELECT FROM inference_job WHERE id = %s FOR UPDATE"
+LOCK_MONEY = "SELECT FROM billing_account WHERE user_id = %s FOR UPDATE"
+
+
 @contextmanager
-def locked_by_somebody(job_id, engines):
+def locked_by_somebody(number, engines, lock=LOCK_JOB):
     """Nobody waits long for the lock, for as long as it is held."""
     database = psycopg.connect(engines.database_url, dbname=TEST_DATABASE)
     with database as somebody, connection.cursor() as cursor:
-        somebody.execute("SELECT FROM inference_job WHERE id = %s FOR UPDATE", [job_id])
+        somebody.execute(lock, [number])
         cursor.execute("SET lock_timeout = '100ms'")
         try:
             yield
@@ -75,3 +80,41 @@ def test_job_that_somebody_keeps_locked_holds_up_no_other(claimed_units, engines
         assert states(claimed_units) == ["running", "pending"]
     assert put_back() >= 1
     assert states(claimed_units) == ["pending", "pending"]
+
+
+def job_that_is_overdue(user):
+    dataset = make_dataset(user, f"street {Job.objects.count()}")
+    add_media_file(dataset)
+    job = submission.submit_job(
+        user=user, dataset_id=dataset.pk, model_id="YOLO8", model_version="YOLO8s_FSR"
+    )
+    Job.objects.filter(pk=job.pk).update(deadline_at=database_now())
+    return job
+
+
+@pytest.fixture
+def overdue_jobs(committed_db, monkeypatch) -> list[Job]:
+    """Two of one user, and one of another."""
+    monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
+    user = make_user()
+    return [job_that_is_overdue(owner) for owner in (user, user, make_user())]
+
+
+def states_of(jobs: list[Job]) -> list[str]:
+    return [Job.objects.get(pk=job.pk).state for job in jobs]
+
+
+def test_overdue_job_that_somebody_has_locked_is_not_waited_for(overdue_jobs, engines, caplog):
+    with locked_by_somebody(overdue_jobs[0].pk, engines):
+        assert services.abort_overdue_jobs() == 2
+    assert states_of(overdue_jobs) == ["Pending", "Aborted", "Aborted"]
+    assert caplog.text == ""
+    assert services.abort_overdue_jobs() == 1
+
+
+def test_balance_that_somebody_has_locked_is_waited_for_once(overdue_jobs, engines, caplog):
+    with locked_by_somebody(overdue_jobs[0].user_id, engines, LOCK_MONEY):
+        assert services.abort_overdue_jobs() == 1
+    assert states_of(overdue_jobs) == ["Pending", "Pending", "Aborted"]
+    assert caplog.text.count("is aborted later") == 1
+    assert services.abort_overdue_jobs() == 2

@@ -87,6 +87,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("error", models.CharField(blank=True, max_length=500)),
+                (
+                    "deadline_at",
+                    models.DateTimeField(
+                        help_text=(
+                            "When it is aborted if it has not ended, by the database's clock."
+                        ),
+                        null=True,
+                    ),
+                ),
                 ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
                 ("started_at", models.DateTimeField(null=True)),
                 (
@@ -490,6 +499,16 @@ class Migration(migrations.Migration):
                 condition=models.Q(("finished_at__isnull", False)),
                 fields=["finished_at"],
                 name="job_ended_lately",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="job",
+            index=models.Index(
+                condition=models.Q(
+                    ("deadline_at__isnull", False), ("state__in", ["Pending", "Running"])
+                ),
+                fields=["deadline_at"],
+                name="job_that_has_a_deadline",
             ),
         ),
         migrations.AddConstraint(

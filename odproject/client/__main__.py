@@ -204,6 +204,12 @@ def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentPars
     one.add_argument(
         "--maximum-tokens", type=_tokens, metavar="N", help="start no job that would cost more"
     )
+    one.add_argument(
+        "--deadline",
+        type=int,
+        metavar="SECONDS",
+        help="abort the job if it has not ended so long after its start",
+    )
     one.add_argument("--wait", action="store_true", help="until it has ended")
     one = command("jobs", commands.jobs)
     one.add_argument("--state", choices=("Pending", "Running", *commands.ENDED_STATES))

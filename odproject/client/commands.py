@@ -227,7 +227,10 @@ def predict(asked: Asked) -> Any:
     limit = options.maximum_tokens
     if limit is not None and quoted > limit:
         raise ClientError(f"That is more than {limit:g} tokens: no job was started.")
-    started = asked.api.post("/api/v1/jobs/", {**choice, "maximum_tokens": quoted}, once=True)
+    keys = {**choice, "maximum_tokens": quoted}
+    if options.deadline is not None:
+        keys["deadline_seconds"] = options.deadline
+    started = asked.api.post("/api/v1/jobs/", keys, once=True)
     asked.say(f"Job {started['id']}")
     _warn_of_low_balance(asked)
     return _followed(asked, started) if options.wait else started
