@@ -95,13 +95,14 @@ def open_dataset(*, user: User, dataset_id: int, locked: bool = False) -> Datase
     return dataset
 
 
-def reopened_dataset(*, dataset_id: int) -> Dataset:
-    """A live dataset by its number, locked until the transaction ends.
+def reopened_dataset(*, dataset_id: int, locked: bool = False) -> Dataset:
+    """The dataset of an earlier job, if it still takes jobs.
 
-    Raises DatasetNotFoundError (404) when it was deleted, and DatasetBlockedError (403).
+    With `locked` it is neither deleted nor blocked before the transaction ends. Raises
+    DatasetNotFoundError (404) when it was deleted, and DatasetBlockedError (403).
     """
-    rows = Dataset.objects.select_for_update(no_key=True)
-    dataset = rows.filter(pk=dataset_id, deleted_at__isnull=True).first()
+    rows = Dataset.objects.filter(pk=dataset_id, deleted_at__isnull=True)
+    dataset = (rows.select_for_update(no_key=True) if locked else rows).first()
     if dataset is None:
         raise DatasetNotFoundError("The dataset was deleted by its owner.")
     _refuse_blocked(dataset)

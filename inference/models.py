@@ -197,6 +197,7 @@ class JobFile(models.Model):
         ABORTED = "aborted"
 
     UNFINISHED = (State.PENDING, State.RUNNING)
+    UNDONE = (State.FAILED, State.ABORTED)
 
     job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="files")
     media_file = models.ForeignKey(MediaFile, on_delete=models.PROTECT)

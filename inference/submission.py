@@ -3,7 +3,7 @@
 Locks are taken in the order that `services` tells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,6 +21,7 @@ from datasets.selectors import live_media_files, open_dataset, reopened_dataset
 from inference.models import Job, JobFile, ModelVersion, UnitFile, WorkUnit, job_payload
 from inference.planning import JobPlan, plan_job
 from inference.registry import active_version
+from inference.selectors import user_job
 from inference.services import enqueue_units, locked_job
 from inference.slicing import frame_ranges, network_looks
 from odproject.core.clock import database_now
@@ -56,6 +57,13 @@ class RerunUnfinishedError(ConflictError):
 
     code = "rerun_unfinished"
     title = "The job is being run again"
+
+
+class NothingToRetryError(ConflictError):
+    """Every file of the job was done, or is not there any more."""
+
+    code = "nothing_to_retry"
+    title = "There is nothing to try again"
 
 
 class JobQuotaError(QuotaExceededError):
@@ -99,10 +107,15 @@ def submit_job(
     version = active_version(model_id=model_id, version=model_version)
     dataset = open_dataset(user=user, dataset_id=dataset_id, locked=True)
     plan = _plan(version, dataset, options or {})
+    _refuse_above_quote(plan, maximum_tokens)
+    return _queue_job(user=user, dataset=dataset, plan=plan, deadline_seconds=deadline_seconds)
+
+
+def _refuse_above_quote(plan: JobPlan, maximum_tokens: Decimal | None) -> None:
+    """Raise QuoteExceededError (409) if a plan costs more than the user has agreed to."""
     if maximum_tokens is not None and plan.quoted_hundredths > hundredths(maximum_tokens):
         now = f"{tokens_text(plan.quoted_hundredths)} tokens"
         raise QuoteExceededError(f"The job would cost {now} now, more than it was quoted for.")
-    return _queue_job(user=user, dataset=dataset, plan=plan, deadline_seconds=deadline_seconds)
 
 
 def quote_job(
@@ -136,30 +149,82 @@ def rerun_job(*, job_id: int) -> Job:
     """Look at the files of a job again, as a new job of the same owner, version and options.
 
     What its owner has deleted since is left out. It is quoted at the prices of now and its price is
-    held: the owner pays for it. Raises JobUnfinishedError and RerunUnfinishedError (409),
-    EmptyDatasetError (400) when all was deleted, UnknownModelError and PrecisionNotAvailableError
-    (400) when that is not offered any more, InsufficientTokensError (402), DatasetBlockedError
-    (403) and DatasetNotFoundError (404).
+    held: the owner pays for it. It has no deadline. Raises what `_plan_again` does, and
+    EmptyDatasetError (400) when all was deleted, and InsufficientTokensError (402).
     """
-    first = Job.objects.select_related("model_version").get(pk=job_id)
+    first = Job.objects.get(pk=job_id)
+    plan = _plan_again(first, JobFile.State.values, locked=True)
+    if not plan.files:
+        raise EmptyDatasetError(f"The owner has deleted every file of job {job_id}.")
+    return _queue_job(user=first.user, dataset=first.dataset, plan=plan, rerun_of=first)
+
+
+@transaction.atomic
+def retry_job(
+    *,
+    user: User,
+    job_id: int,
+    maximum_tokens: Decimal | None = None,
+    deadline_seconds: int | None = None,
+) -> Job:
+    """Look again at the files that failed in a job, or were not finished when it was aborted.
+
+    That is a new job, with the version and options of the first one, at the prices of now; the
+    other arguments are those of `submit_job`. Raises what `quote_retry` does,
+    InsufficientTokensError (402), JobQuotaError and QuoteExceededError (409).
+    """
+    first = user_job(user=user, job_id=job_id)
+    _refuse_above_quota(user)
+    plan = _plan_retry(first, locked=True)
+    _refuse_above_quote(plan, maximum_tokens)
+    return _queue_job(
+        user=user,
+        dataset=first.dataset,
+        plan=plan,
+        rerun_of=first,
+        deadline_seconds=deadline_seconds,
+    )
+
+
+def quote_retry(*, user: User, job_id: int) -> JobPlan:
+    """What `retry_job` would look at and hold now; writes nothing.
+
+    Raises JobNotFoundError (404), NothingToRetryError (409) and what `_plan_again` does.
+    """
+    return _plan_retry(user_job(user=user, job_id=job_id), locked=False)
+
+
+def _plan_retry(first: Job, *, locked: bool) -> JobPlan:
+    plan = _plan_again(first, JobFile.UNDONE, locked=locked)
+    if not plan.files:
+        raise NothingToRetryError(f"Every file of job {first.pk} was done, or was deleted since.")
+    return plan
+
+
+def _plan_again(first: Job, states: Collection[str], *, locked: bool) -> JobPlan:
+    """A plan over those files of an ended job that ended so and were not deleted since.
+
+    With `locked` it holds until the transaction ends. Raises JobUnfinishedError and
+    RerunUnfinishedError (409), UnknownModelError and PrecisionNotAvailableError (400) when that is
+    not offered any more, DatasetBlockedError (403) and DatasetNotFoundError (404).
+    """
     version = active_version(
         model_id=first.model_version.model_id, version=first.model_version.version
     )
-    dataset = reopened_dataset(dataset_id=first.dataset_id)
-    if locked_job(job_id).state in Job.UNFINISHED:
-        raise JobUnfinishedError(f"Job {job_id} has not ended yet.")
-    # The lock on the job makes two administrators take turns, so the second one sees the first.
-    again = Job.objects.filter(rerun_of_id=job_id, state__in=Job.UNFINISHED).first()
+    dataset = reopened_dataset(dataset_id=first.dataset_id, locked=locked)
+    if (locked_job(first.pk) if locked else first).state in Job.UNFINISHED:
+        raise JobUnfinishedError(f"Job {first.pk} has not ended yet.")
+    # The lock on the job makes two who want it again take turns, so the second sees the first.
+    again = Job.objects.filter(rerun_of=first, state__in=Job.UNFINISHED).first()
     if again is not None:
-        raise RerunUnfinishedError(f"Job {again.pk} is running job {job_id} again already.")
-    files = live_media_files(dataset=dataset).filter(jobfile__job_id=job_id)
-    media_files = list(files.order_by("jobfile__position"))
-    if not media_files:
-        raise EmptyDatasetError(f"The owner has deleted every file of job {job_id}.")
-    plan = plan_job(
-        version=version, media_files=media_files, chosen=first.options, prices=current_prices()
+        raise RerunUnfinishedError(f"Job {again.pk} is running job {first.pk} again already.")
+    files = live_media_files(dataset=dataset).filter(jobfile__job=first, jobfile__state__in=states)
+    return plan_job(
+        version=version,
+        media_files=list(files.order_by("jobfile__position")),
+        chosen=first.options,
+        prices=current_prices(),
     )
-    return _queue_job(user=dataset.user, dataset=dataset, plan=plan, rerun_of=first)
 
 
 def _queue_job(

@@ -1,6 +1,6 @@
 from django.urls import re_path
 
-from inference import v1, v1_comparison, v1_models, v1_quotes, views
+from inference import v1, v1_comparison, v1_models, v1_quotes, v1_retries, views
 
 # Eighteen digits at most: what fits the database's integers, or simply matches no job.
 JOB = r"(?P<job_id>[0-9]{1,18})"
@@ -19,6 +19,7 @@ urlpatterns = [
     re_path(rf"^api/v1/jobs/{JOB}/?$", v1.JobView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/files/?$", v1.JobFilesView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/abort/?$", v1.AbortView.as_view()),
+    re_path(rf"^api/v1/jobs/{JOB}/retry/?$", v1_retries.RetryView.as_view()),
     re_path(rf"^api/v1/jobs/{JOB}/comparison/?$", v1_comparison.ComparisonView.as_view()),
     re_path(
         rf"^api/v1/jobs/{JOB}/comparison/picture/?$",

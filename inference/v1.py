@@ -112,6 +112,11 @@ class JobSerializer(serializers.ModelSerializer[Job]):
     progress_percent = serializers.SerializerMethodField()
     quoted_tokens = serializers.SerializerMethodField(help_text="Held at submission.")
     charged_tokens = serializers.SerializerMethodField(help_text="Known when it has ended.")
+    rerun_of_id = serializers.IntegerField(
+        read_only=True,
+        allow_null=True,
+        help_text="The job whose files it looks at again; null of one that is none.",
+    )
 
     class Meta:
         model = Job
@@ -129,6 +134,7 @@ class JobSerializer(serializers.ModelSerializer[Job]):
             "charged_tokens",
             "error",
             "weights_sha256",
+            "rerun_of_id",
             "created_at",
             "deadline_at",
             "started_at",

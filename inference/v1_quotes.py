@@ -12,6 +12,7 @@ from accounts.models import User
 from billing.prices import tokens
 from billing.selectors import balance_hundredths
 from inference import submission
+from inference.planning import JobPlan
 from inference.serializers import DetectionOptionsSerializer
 from inference.v1 import JobChoiceSerializer
 from odproject.core.api import validated
@@ -46,13 +47,17 @@ class QuotesView(APIView):
             model_version=keys["model_version"],
             options=keys.get("options"),
         )
-        available_hundredths = balance_hundredths(user=user)
-        quote = {
-            "image_count": plan.image_count,
-            "frame_count": plan.video_frame_count,
-            "quoted_tokens": tokens(plan.quoted_hundredths),
-            "available_tokens": tokens(available_hundredths),
-            "is_covered": plan.quoted_hundredths <= available_hundredths,
-            "options": plan.options.as_json(),
-        }
-        return Response(QuoteSerializer(quote).data)
+        return Response(QuoteSerializer(quote_members(user, plan)).data)
+
+
+def quote_members(user: User, plan: JobPlan) -> dict[str, Any]:
+    """What a quote tells about a plan."""
+    available_hundredths = balance_hundredths(user=user)
+    return {
+        "image_count": plan.image_count,
+        "frame_count": plan.video_frame_count,
+        "quoted_tokens": tokens(plan.quoted_hundredths),
+        "available_tokens": tokens(available_hundredths),
+        "is_covered": plan.quoted_hundredths <= available_hundredths,
+        "options": plan.options.as_json(),
+    }

@@ -234,6 +234,28 @@ def test_job_above_the_limit_is_not_started(terminal):
     assert terminal.document("balance")["held_tokens"] == 0.0
 
 
+def test_job_that_was_aborted_is_tried_again_at_the_price_of_its_rest(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    mediafiles.write_video(terminal.folder / "b.mp4", frames=300, size_wh=(640, 360))
+    terminal.type("upload", "street", "a.jpg", "b.mp4")
+    job = terminal.document("predict", "street", "--option", "frame_stride=100", "--wait")
+    _, told = terminal.type("retry", job["id"], status=1)
+    assert f"Every file of job {job['id']} was done, or was deleted since." in told
+
+    job = terminal.document("predict", "street")
+    undone = terminal.document("abort", job["id"])
+    assert undone["state"] == "Aborted"
+    terms = ("--maximum-tokens", 299, "--wait")
+    _, told = terminal.type("retry", job["id"], *terms, status=1)
+    assert told.endswith("That is more than 299 tokens: no job was started.\n")
+    again = terminal.document("retry", job["id"], "--deadline", 3600)
+    assert (again["rerun_of_id"], again["deadline_at"] is None) == (job["id"], False)
+    assert again["quoted_tokens"] == 300 + sum(
+        1.5 for file in undone["files"] if file["type"] == "image" and file["state"] == "aborted"
+    )
+    terminal.type("abort", again["id"])
+
+
 def test_option_that_does_not_exist_is_named(terminal):
     drawn_image(terminal.folder / "a.jpg", seed=11)
     terminal.type("upload", "street", "a.jpg")
@@ -251,6 +273,7 @@ def test_option_that_does_not_exist_is_named(terminal):
         (("job", "999999"), "You have no job 999999"),
         (("download", "999999"), "You have no job 999999"),
         (("abort", "999999"), "You have no job 999999"),
+        (("retry", "999999"), "You have no job 999999"),
     ],
 )
 def test_what_is_not_there_is_told_in_a_sentence(terminal, words, said):

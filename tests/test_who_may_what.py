@@ -152,6 +152,8 @@ TABLE = [
     Row("GET", "/api/v1/jobs/{job_id}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/files", ITS_OWNER),
     Row("POST", "/api/v1/jobs/{pending_job_id}/abort", ITS_OWNER),
+    Row("GET", "/api/v1/jobs/{other_job_id}/retry", ITS_OWNER),
+    Row("POST", "/api/v1/jobs/{other_job_id}/retry", (401, 404, 202, 404)),
     Row("GET", "/api/v1/jobs/{job_id}/frame-results", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/annotated-files/{file_id}", ITS_OWNER),
     Row("GET", "/api/v1/jobs/{job_id}/comparison?with={other_job_id}", ITS_OWNER),
@@ -347,7 +349,7 @@ def routes(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def test_every_route_is_in_the_table():
     listed = {
-        (row.method, row.path.partition("?")[0].replace("pending_job_id", "job_id"))
+        (row.method, re.sub(r"\w+_job_id", "job_id", row.path.partition("?")[0]))
         for row in TABLE
         if not row.path.startswith("/admin/")
     }

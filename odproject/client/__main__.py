@@ -116,6 +116,7 @@ _SHOWN: dict[str, Callable[[Any], str]] = {
     "datasets": lambda it: table(it, _DATASET),
     "upload": _shown_upload,
     "predict": _shown_job,
+    "retry": _shown_job,
     "jobs": lambda it: table(it, _JOB),
     "job": _shown_job,
     "abort": _shown_job,
@@ -201,16 +202,10 @@ def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentPars
         metavar="NAME=VALUE",
         help="of the job, such as tiling=auto or frame_stride=5 (repeatable); see /api/docs/",
     )
-    one.add_argument(
-        "--maximum-tokens", type=_tokens, metavar="N", help="start no job that would cost more"
-    )
-    one.add_argument(
-        "--deadline",
-        type=int,
-        metavar="SECONDS",
-        help="abort the job if it has not ended so long after its start",
-    )
-    one.add_argument("--wait", action="store_true", help="until it has ended")
+    _add_terms(one)
+    one = command("retry", commands.retry)
+    one.add_argument("job", type=int)
+    _add_terms(one)
     one = command("jobs", commands.jobs)
     one.add_argument("--state", choices=("Pending", "Running", *commands.ENDED_STATES))
     one = command("job", commands.job)
@@ -232,6 +227,20 @@ def _add_jobs(command: Callable[[str, Callable[..., Any]], argparse.ArgumentPars
     one.add_argument(
         "--class-name", action="append", metavar="NAME", help="of an export (repeatable)"
     )
+
+
+def _add_terms(one: argparse.ArgumentParser) -> None:
+    """What can be said of every job that a command starts."""
+    one.add_argument(
+        "--maximum-tokens", type=_tokens, metavar="N", help="start no job that would cost more"
+    )
+    one.add_argument(
+        "--deadline",
+        type=int,
+        metavar="SECONDS",
+        help="abort the job if it has not ended so long after its start",
+    )
+    one.add_argument("--wait", action="store_true", help="until it has ended")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -220,17 +220,28 @@ def predict(asked: Asked) -> Any:
         "model_version": options.model,
         "options": dict(options.option),
     }
-    quote = asked.api.post("/api/v1/quotes/", choice)
+    return _started(asked, asked.api.post("/api/v1/quotes/", choice), "/api/v1/jobs/", choice)
+
+
+def retry(asked: Asked) -> Any:
+    """Run a new job on the files that a job has not done, at the price that is quoted first."""
+    path = f"/api/v1/jobs/{asked.options.job}/retry/"
+    return _started(asked, asked.api.get(path), path, {})
+
+
+def _started(asked: Asked, quote: dict[str, Any], path: str, keys: dict[str, Any]) -> Any:
+    """The job that was started at the quoted price, unless that is too much; raises ClientError."""
+    options = asked.options
     quoted = quote["quoted_tokens"]
     looks = plural(quote["image_count"], "image"), plural(quote["frame_count"], "video frame")
     asked.say(f"{' and '.join(looks)}: at most {quoted:g} tokens")
     limit = options.maximum_tokens
     if limit is not None and quoted > limit:
         raise ClientError(f"That is more than {limit:g} tokens: no job was started.")
-    keys = {**choice, "maximum_tokens": quoted}
+    terms = {"maximum_tokens": quoted}
     if options.deadline is not None:
-        keys["deadline_seconds"] = options.deadline
-    started = asked.api.post("/api/v1/jobs/", keys, once=True)
+        terms["deadline_seconds"] = options.deadline
+    started = asked.api.post(path, {**keys, **terms}, once=True)
     asked.say(f"Job {started['id']}")
     _warn_of_low_balance(asked)
     return _followed(asked, started) if options.wait else started

@@ -64,7 +64,8 @@ def only_v1(endpoints: list[Endpoint], **_: Any) -> list[Endpoint]:
 
 
 # Every refusal that an operation may answer, and when it does. An operation names those of its
-# own in its view's `refusals`; the others follow from what it is.
+# own in its view's `refusals`, or `refusals_of_reads` where the view writes too; the others follow
+# from what it is.
 REFUSALS = {
     400: "The request is not valid, or makes no sense here.",
     401: "No token, or one that is not valid any more.",
@@ -119,7 +120,8 @@ class Schema(AutoSchema):
         has_pages = self._is_list_view() and isinstance(
             getattr(self.view, "paginator", None), PageNumberPagination
         )
-        own = getattr(self.view, "refusals", ()) if writes or not _can_write(self.view) else ()
+        is_read_beside_writes = not writes and _can_write(self.view)
+        own = "refusals_of_reads" if is_read_beside_writes else "refusals"
         return {
             *OF_EVERY_OPERATION,
             *(OF_USERS_ONLY if for_users else ()),
@@ -132,7 +134,7 @@ class Schema(AutoSchema):
                 for status in getattr(one, "refuses", ())
             ),
             *((416,) if getattr(self.view, "answers_ranges", False) else ()),
-            *own,
+            *getattr(self.view, own, ()),
         }
 
 
