@@ -660,6 +660,55 @@ def test_refused_abort_is_told_on_the_card_of_its_job(page, service, tmp_path):
     expect(card.locator(".state")).to_have_text("Aborted")
 
 
+def test_aborted_job_is_tried_again_once_after_its_price_was_agreed_to(page, service, tmp_path):
+    keys: list[str] = []
+
+    def lose_first_answer(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    sign_up(page, service.base_url, unique_email())
+    create_dataset(page, "Long film")
+    upload(page, drawn_video(tmp_path / "long.mp4", 100))
+    first = start_job(page)
+    number = number_of(first)
+    first = page.locator(f"article.job[data-job='{number}']")
+    expect(first.locator("button", has_text="Try again")).to_be_hidden()
+    first.get_by_role("button", name="Abort").click()
+    page.get_by_role("button", name="Abort job", exact=True).click()
+    again = first.get_by_role("button", name=f"Try job {number} again")
+    again.click()
+    dialog = page.get_by_role("alertdialog", name=f"Try job {number} again?")
+    expect(dialog).to_contain_text("long.mp4 (100 frames). It costs at most 100 tokens, of your ")
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(again).to_be_focused()
+    expect(page.locator("article.job")).to_have_count(1)
+
+    page.route(re.compile(r"/retry/$"), lose_first_answer)
+    again.dblclick()
+    page.get_by_role("button", name="Start job").click()
+    expect(first.get_by_role("alert")).to_have_text(
+        "The service cannot be reached. Please try again in a moment. The job may have been "
+        "started all the same; starting it again starts no second one."
+    )
+    again.click()
+    expect(page.locator("#announcer")).to_have_text(re.compile(r"^Job \d+ "))
+    second = page.locator("article.job").first
+    expect(second).to_be_focused()
+    expect(second.get_by_role("heading")).to_contain_text(f"job {number} again")
+    expect(page.locator("article.job")).to_have_count(2)
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    expect(first.get_by_role("alert")).to_be_hidden()
+
+
 def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, service, tmp_path):
     traffic = Traffic(page)
     sign_up(page, service.base_url, unique_email())

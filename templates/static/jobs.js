@@ -2,6 +2,8 @@
 
 import { ask, nextPath } from "./api.js";
 import { refreshBalance } from "./ledger.js";
+import { contentText } from "./media.js";
+import { jobStarter } from "./once.js";
 import { optionsText, usualChanges } from "./options.js";
 import { amount, announce, button, byId, confirmed, element, moment, plural, showAlert } from "./page.js";
 import { clearResults, fillResults } from "./results.js";
@@ -11,12 +13,14 @@ const PAGE_SIZE = 24;
 const FINISHED = new Set(["Completed", "Failed", "Aborted"]);
 const ASKED_AT_ONCE = 10;
 const FILES_ASKED_AT_ONCE = 200; // as many as the service gives
+const NAMES_SHOWN = 3;
 
 const state = {
   jobs: new Map(), // job id -> what is known of it
   cards: new Map(), // job id -> its card on the page
   isListed: false, // whether a list has come; single jobs may be heard of before
   more: "", // where older jobs are
+  retried: new Set(), // ids of jobs that are being tried again just now
 };
 
 // -- what is known
@@ -126,6 +130,40 @@ async function abort(id) {
   state.cards.get(id).root.focus();
 }
 
+// A press while a first one is being answered does nothing. What may have been started already has
+// been agreed to, and is asked for again without another question.
+async function retry(id) {
+  const { starter } = state.cards.get(id);
+  if (state.retried.has(id)) return;
+  state.retried.add(id);
+  showAlert(alertOf(id), "");
+  try {
+    const keys = starter.keysInDoubt() || (await agreedPrice(id));
+    if (keys) openNewJob(await starter.start(`${PATH}${id}/retry/`, keys));
+  } catch (refusal) {
+    showAlert(alertOf(id), refusal.message);
+  }
+  state.retried.delete(id);
+  refreshBalance();
+}
+
+// What another try may cost at most, once its user has seen it and agreed; else null.
+async function agreedPrice(id) {
+  const quote = await ask(`${PATH}${id}/retry/`);
+  const [price, available] = [quote.quoted_tokens, quote.available_tokens].map(amount);
+  if (!quote.is_covered) {
+    showAlert(alertOf(id), `Another try costs ${price} tokens; your balance of ${available} is too low.`);
+    return null;
+  }
+  const names = quote.files.slice(0, NAMES_SHOWN).map((file) => file.filename);
+  if (quote.file_count > names.length) names.push(`${quote.file_count - names.length} more`);
+  const text =
+    `A new job looks at what failed or was not finished: ${names.join(", ")} (${contentText(quote)}). ` +
+    `It costs at most ${price} tokens, of your ${available}. Only what is really processed is charged.`;
+  const agreed = await confirmed({ title: `Try job ${id} again?`, text, action: "Start job" });
+  return agreed ? { maximum_tokens: quote.quoted_tokens } : null;
+}
+
 // -- cards
 
 const alertOf = (id) => `job-${id}-alert`;
@@ -149,15 +187,18 @@ function makeCard(id) {
     line: element("p", { className: "aside" }),
     toggle: button("Show results", () => (card.results.hidden ? showResults(id) : hideResults(card))),
     abort: button("Abort", () => abort(id)),
+    retry: button("Try again", () => retry(id)),
+    starter: jobStarter(),
     alert: element("p", { id: alertOf(id), className: "alert", hidden: true }),
     results: element("div", { className: "results", hidden: true }),
     milestone: 0,
   };
   card.bar.setAttribute("aria-label", `Progress of job ${id}`);
   card.abort.setAttribute("aria-label", `Abort job ${id}`);
+  card.retry.setAttribute("aria-label", `Try job ${id} again`);
   card.toggle.setAttribute("aria-expanded", "false");
   card.alert.setAttribute("role", "alert");
-  const head = element("div", { className: "job-head" }, card.title, card.badge, card.abort, card.toggle);
+  const head = element("div", { className: "job-head" }, card.title, card.badge, card.abort, card.retry, card.toggle);
   const progress = element("div", { className: "job-line" }, card.bar, card.line);
   const parts = [head, progress, card.alert, card.results];
   card.root = element("article", { className: "card job", tabIndex: -1 }, ...parts);
@@ -167,7 +208,8 @@ function makeCard(id) {
 
 function update(card, job) {
   const isFinished = FINISHED.has(job.state);
-  const about = [job.dataset_name, job.model_version, optionsText(job.options || {})].filter(Boolean).join(" · ");
+  const of = job.rerun_of_id ? `job ${job.rerun_of_id} again` : "";
+  const about = [job.dataset_name, job.model_version, optionsText(job.options || {}), of].filter(Boolean).join(" · ");
   card.title.replaceChildren(`Job ${job.id} `, element("span", { textContent: about }));
   card.badge.textContent = job.state;
   card.badge.className = `state ${job.state}`;
@@ -176,9 +218,16 @@ function update(card, job) {
   else card.bar.value = job.progress_percent;
   card.line.textContent = textOf(job);
   card.abort.hidden = isFinished;
+  card.retry.hidden = !hasUndoneFiles(job);
   // What an aborted or failed job had done before stays readable.
   card.toggle.hidden = !isFinished || (job.state !== "Completed" && !job.frames_done);
   announceMilestone(card, job);
+}
+
+// A job that completed lacks only frames of files that failed. What is told of one without the time of
+// its end may be older than that.
+function hasUndoneFiles(job) {
+  return Boolean(job.finished_at) && (job.state !== "Completed" || job.frames_done < job.frame_count);
 }
 
 function textOf(job) {

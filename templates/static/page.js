@@ -50,9 +50,11 @@ export function signal() {
   };
 }
 
-// Asks before something that cannot be undone; resolves to whether the person agreed.
-export function confirmed({ title, text, action }) {
+// Asks before something that cannot be undone; resolves to whether the person agreed. A question that
+// comes while another one is open waits for its turn.
+export async function confirmed({ title, text, action }) {
   const dialog = byId("confirm");
+  while (dialog.open) await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
   byId("confirm-title").textContent = title;
   byId("confirm-text").textContent = text;
   byId("confirm-yes").textContent = action;

@@ -1,21 +1,21 @@
 // Starting detection: the models, the price, the button.
 
-import { ask, newIdempotencyKey } from "./api.js";
+import { ask } from "./api.js";
 import { choiceChanges, chosenDataset } from "./datasets.js";
 import { openNewJob } from "./jobs.js";
 import { availableTokens, balanceChanges, refreshBalance } from "./ledger.js";
 import { chosenOptions, listenToOptions, optionsChanges, showOptions } from "./options.js";
 import { contentText } from "./media.js";
+import { jobStarter } from "./once.js";
 import { amount, byId, element, showAlert } from "./page.js";
 import { uploadEnds } from "./uploads.js";
 
 const NOTES = { YOLO8s_FSR: "smaller, faster", YOLO8m_FSR: "larger, slower" };
 const DOUBLE_CLICK_MS = 700;
-const IN_DOUBT = "The job may have been started all the same; starting it again starts no second one.";
 
+const starter = jobStarter();
 const state = {
   models: new Map(), // version -> what the API tells of it
-  attempt: { body: "", key: "", isInDoubt: false }, // a job that may or may not have been started
   quote: null, // what a job as it is chosen now would cost at most, once that is known
   quoteProblem: "",
   asked: 0,
@@ -116,14 +116,6 @@ function jobKeys() {
   return Object.keys(options).length ? { ...keys, options } : keys;
 }
 
-function keyFor(keys) {
-  const body = JSON.stringify(keys);
-  if (body !== state.attempt.body || !state.attempt.key) {
-    state.attempt = { body, key: newIdempotencyKey(), isInDoubt: false };
-  }
-  return state.attempt.key;
-}
-
 async function start(event) {
   event.preventDefault();
   if (byId("start-submit").disabled) return;
@@ -131,14 +123,9 @@ async function start(event) {
   showAlert("start-alert", "");
   try {
     const keys = { ...jobKeys(), maximum_tokens: state.quote.quoted_tokens };
-    openNewJob(await ask("/api/v1/jobs/", { method: "POST", keys, idempotencyKey: keyFor(keys) }));
-    state.attempt = { body: "", key: "", isInDoubt: false };
+    openNewJob(await starter.start("/api/v1/jobs/", keys));
   } catch (refusal) {
-    // Nobody knows whether it was started; the same key starts it once.
-    const isInDoubt = refusal.isInDoubt || (state.attempt.isInDoubt && refusal.keepsDoubt);
-    showAlert("start-alert", isInDoubt ? `${refusal.message} ${IN_DOUBT}` : refusal.message);
-    if (isInDoubt) state.attempt.isInDoubt = true;
-    else state.attempt.key = "";
+    showAlert("start-alert", refusal.message);
   }
   // The second click of a double click is no second job.
   await Promise.all([refreshBalance(), new Promise((done) => setTimeout(done, DOUBLE_CLICK_MS))]);
