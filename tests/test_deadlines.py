@@ -144,7 +144,8 @@ class TestAsking:
         client = client_of(user)
         body = {**keys, "deadline_seconds": 60}
         assert client.post("/api/v1/quotes/", body, format="json").status_code == 400
-        body = {"datasetName": "street", "modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
+        what = {"datasetName": "street", "modelId": "YOLO8", "modelVersion": "YOLO8s_FSR"}
+        body = {**what, "deadline_seconds": 60}
         assert client.post("/inference/", body, format="json").status_code == 200
         assert Job.objects.get().deadline_at is None
 
