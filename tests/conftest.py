@@ -133,6 +133,9 @@ def django_db_setup(engines: Engines, django_db_blocker) -> Iterator[None]:
         layer = django_settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"][0]
         layer["address"] = engines.redis_url
         celery_app.conf.broker_url = celery_url(engines.redis_url)
+        # A unit that a test runs within its own transaction is seen by no other connection, so its
+        # lease cannot be renewed, however long a busy machine takes.
+        django_settings.UNIT_LEASE_SECONDS = 3600
     yield  # a test that asks for no database is not let at it: nobody would take back its rows
     with django_db_blocker.unblock():
         connections.close_all()
