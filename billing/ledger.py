@@ -1,8 +1,10 @@
 """The ledger: every movement of tokens, each one function, each once per idempotency key.
 
-Two rules keep it right under concurrency. A balance changes only by a conditional UPDATE, whose
-row count says whether the money was there; and the rows of one transfer are updated in the order
-of their ids, so that two transfers never wait for each other in a circle.
+Three rules keep it right under concurrency. A balance changes only by a conditional UPDATE, whose
+row count says whether the money was there; the rows of one transfer are locked in the order of
+their ids, so that two transfers never wait for each other in a circle; and they are locked before
+the transfer is written, which is when the database dates it. So the times of the transfers of an
+account, and their ids, are in the order in which its balance changed.
 
 The same UPDATE tells what a balance was and has become. So of all who spend at once the one who
 takes it below the threshold that its user has set knows it, and appends an event.
@@ -233,8 +235,11 @@ def _transfer(
     InsufficientTokensError, and IdempotencyConflictError when the key was used for another
     transfer.
     """
+    own_ids = [one.pk for one in (source, destination) if one.user_id is not None]
+    own = Account.objects.filter(pk__in=own_ids).order_by("pk")
+    list(own.select_for_update(no_key=True).values_list("pk"))
     try:
-        # The insert comes first: a concurrent use of the same key waits here for this one's end.
+        # The insert comes first: a key that was used moves nothing.
         with transaction.atomic():
             transfer = Transfer.objects.create(
                 source=source,

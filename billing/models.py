@@ -7,6 +7,7 @@ nothing else ever changes a balance.
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from billing.prices import readable_tokens
@@ -83,8 +84,13 @@ class Transfer(models.Model):
         CAPTURE = "capture"
         RELEASE = "release"
 
-    source = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="outgoing")
-    destination = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="incoming")
+    # Both have an index below, with the time behind them.
+    source = models.ForeignKey(
+        Account, on_delete=models.PROTECT, related_name="outgoing", db_index=False
+    )
+    destination = models.ForeignKey(
+        Account, on_delete=models.PROTECT, related_name="incoming", db_index=False
+    )
     amount_hundredths = models.BigIntegerField()
     kind = models.CharField(max_length=12, choices=Kind.choices)
     idempotency_key = models.CharField(max_length=120)
@@ -95,7 +101,9 @@ class Transfer(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+"
     )
     reason = models.CharField(max_length=200, blank=True)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(
+        db_default=Now()
+    )  # one clock, whatever those of the hosts say
 
     class Meta:
         verbose_name = "ledger entry"
@@ -111,7 +119,11 @@ class Transfer(models.Model):
                 fields=["idempotency_key"], name="one_transfer_per_idempotency_key"
             ),
         ]
-        indexes = [models.Index(fields=["job_id"], name="transfer_by_job")]
+        indexes = [
+            models.Index(fields=["job_id"], name="transfer_by_job"),
+            models.Index(fields=["source", "created_at"], name="transfer_from_account_by_time"),
+            models.Index(fields=["destination", "created_at"], name="transfer_to_account_by_time"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} of {readable_tokens(self.amount_hundredths)} tokens"

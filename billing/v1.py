@@ -1,9 +1,12 @@
-"""Balance and ledger in /api/v1/."""
+"""Balance, ledger and statements of account in /api/v1/."""
 
 import uuid
+from datetime import datetime
 from typing import Any, cast
 
 from django.db.models import QuerySet
+from django.http import FileResponse
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import generics, serializers
 from rest_framework.request import Request
@@ -12,13 +15,13 @@ from rest_framework.views import APIView
 
 from accounts.models import User
 from accounts.selectors import user_by_email
-from billing import selectors, services
+from billing import selectors, services, statements
 from billing.fields import AlertThresholdField, TopUpAmountField
 from billing.idempotency import answered_once
 from billing.models import Transfer
 from billing.prices import tokens
 from odproject.core.api import StrictSerializer, validated
-from odproject.core.listing import NewestFirst, StrictFilters
+from odproject.core.listing import NewestFirst, Pages, StrictFilters
 from odproject.core.schema import IDEMPOTENCY_KEY
 
 
@@ -174,3 +177,85 @@ class LedgerView(generics.ListAPIView[Transfer]):
     def get_queryset(self) -> QuerySet[Transfer]:
         """Transfers from or to the user's accounts, newest first."""
         return selectors.transfers_of(user=cast(User, self.request.user))
+
+
+class AmountField(serializers.FloatField):
+    """Hundredths, shown as tokens."""
+
+    def to_representation(self, value: Any) -> Any:
+        """The tokens."""
+        return tokens(value)
+
+
+class BalancesSerializer(serializers.Serializer[Any]):
+    """The tokens at one moment."""
+
+    available_tokens = AmountField(source="available_hundredths")
+    held_tokens = AmountField(source="held_hundredths")
+
+
+class MovedSerializer(serializers.Serializer[Any]):
+    """What moved in a month, by kind, without a sign."""
+
+    welcome_tokens = AmountField(source="welcome", help_text="Came in.")
+    top_up_tokens = AmountField(source="top_up", help_text="Came in.")
+    upload_tokens = AmountField(source="upload", help_text="Was spent.")
+    hold_tokens = AmountField(source="hold", help_text="Went from available to held, for jobs.")
+    capture_tokens = AmountField(source="capture", help_text="Was spent, of what was held.")
+    release_tokens = AmountField(source="release", help_text="Went back from held to available.")
+
+
+class StatementSerializer(serializers.Serializer[Any]):
+    """A month, in UTC: opening, plus and minus what moved, is closing."""
+
+    month = serializers.RegexField(r"^[0-9]{4}-[0-9]{2}$", help_text="As 2026-11.")
+    is_final = serializers.BooleanField(
+        help_text="From an hour after the month's end: nothing is added any more."
+    )
+    opening = BalancesSerializer()
+    moved = MovedSerializer(source="moved_hundredths")
+    closing = BalancesSerializer(help_text="At the month's end, or now.")
+    movement_count = serializers.IntegerField()
+
+
+class StatementsView(generics.ListAPIView[Any]):
+    """The user's statements of account."""
+
+    serializer_class = StatementSerializer
+    pagination_class = Pages
+    filter_backends = (StrictFilters,)
+    queryset = Transfer.objects.none()
+
+    def get_queryset(self) -> list[datetime]:  # type: ignore[override]
+        """The months since the user's first movement, of which each has a statement."""
+        return statements.months_of(user=cast(User, self.request.user))
+
+    def paginate_queryset(self, queryset: Any) -> Any:
+        """The statements of a page, the newest first."""
+        months = super().paginate_queryset(queryset)
+        return statements.statements_of(user=cast(User, self.request.user), months=months or [])
+
+
+class StatementView(APIView):
+    """A statement of account."""
+
+    @extend_schema(responses=StatementSerializer)
+    def get(self, request: Request, month: str) -> Response:
+        """What was there, came in, was spent and is held in a month, in UTC."""
+        user = cast(User, request.user)
+        begins_at = statements.month_named(user=user, name=month)
+        (statement,) = statements.statements_of(user=user, months=[begins_at])
+        return Response(StatementSerializer(statement).data)
+
+
+class StatementCsvView(APIView):
+    """A statement's movements."""
+
+    refusals = (507,)
+
+    @extend_schema(responses={(200, "text/csv"): OpenApiTypes.STR})
+    def get(self, request: Request, month: str) -> FileResponse:
+        """The movements of a month as CSV, oldest first, behind a line of what it opens with."""
+        user = cast(User, request.user)
+        begins_at = statements.month_named(user=user, name=month)
+        return statements.statement_csv_response(request, user=user, begins_at=begins_at)

@@ -31,7 +31,8 @@ _PIECES = re.compile(r"/api/v1/datasets/[0-9]+/resumable-uploads/[0-9]+/?", re.A
 _FORMS = re.compile(r"/admin/inference/modelversion/add/")
 _CROPS = re.compile(r"/api/v1/jobs/[0-9]+/exports/crops/?", re.ASCII)
 _WHOLE_RESULTS = re.compile(
-    r"/inference/(result|content/[0-9]+)/?|/api/v1/jobs/[0-9]+/(exports/[a-z]+|annotated-zip)/?",
+    r"/inference/(result|content/[0-9]+)/?|/api/v1/jobs/[0-9]+/(exports/[a-z]+|annotated-zip)/?"
+    r"|/api/v1/statements/[0-9-]+/csv/?",
     re.ASCII,
 )
 
@@ -70,7 +71,7 @@ def _signed_user_id(authorization: str) -> str | None:
 
 
 def slow_kind(scope: Scope) -> str | None:
-    """Of a request that takes up to minutes: decoding files, or all that a job has found."""
+    """Of a request that takes up to minutes: decoding files, or all that a job or a month has."""
     method, path = scope["method"], scope["path"]
     if method == "POST" and (_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path)):
         return "upload"

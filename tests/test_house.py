@@ -142,9 +142,11 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
         ("GET", "/inference/content/12/"),
         ("GET", "/api/v1/jobs/12/exports/coco/"),
         ("HEAD", "/api/v1/jobs/12/annotated-zip"),
+        ("GET", "/api/v1/statements/2026-11/csv/"),
         ("GET", "/api/v1/jobs/12/exports/crops/"),
         ("HEAD", "/api/v1/jobs/12/exports/crops"),
         ("GET", "/api/v1/models/"),
+        ("GET", "/api/v1/statements/2026-11/"),
         ("GET", "/api/v1/jobs/12/"),
         ("GET", "/api/v1/jobs/12/frame-results/"),
         ("POST", "/inference"),
@@ -157,9 +159,9 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
     )
     assert judged.stdout.split() == [
         *["upload"] * 4,
-        *["result"] * 4,
+        *["result"] * 5,
         *["crops"] * 2,
-        *["None"] * 4,
+        *["None"] * 5,
     ], judged.stderr
 
 

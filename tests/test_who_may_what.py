@@ -111,6 +111,9 @@ TABLE = [
     Row("GET", "/api/v1/balance", USERS),
     Row("PATCH", "/api/v1/balance", USERS, {"alert_below_tokens": 50}),
     Row("GET", "/api/v1/ledger", USERS),
+    Row("GET", "/api/v1/statements", USERS),
+    Row("GET", "/api/v1/statements/{month}", USERS),  # one's own, which begin with this month
+    Row("GET", "/api/v1/statements/{month}/csv", USERS),
     Row("GET", "/api/v1/prices", USERS),
     Row("POST", "/api/v1/top-ups", (401, 403, 403, 201), {"email": OWNER, "amount_tokens": 5}),
     # /api/v1/: datasets and media files.

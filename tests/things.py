@@ -7,6 +7,7 @@ import numpy as np
 
 from accounts.models import User
 from accounts.webhooks import create_webhook
+from billing.statements import month_name, months_of
 from datasets.models import Dataset, MediaFile, ResumableUpload
 from datasets.resumable import create_resumable_upload
 from inference import services, submission
@@ -31,6 +32,7 @@ class Things:
     key_id: int
     webhook_id: int
     resumable_upload_id: int
+    month: str
     export_format: str = "coco"
 
 
@@ -91,5 +93,6 @@ def make_things(owner: User, media_root: Path) -> Things:
         resumable_upload_id=_begin_upload(owner, dataset).pk,
         version_id=job.model_version_id,
         key_id=key_of(owner)[0].pk,
+        month=month_name(months_of(user=owner)[0]),
         webhook_id=create_webhook(user=owner, url="https://8.8.8.8/hook").pk,
     )

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from django.conf import settings
 from django.core.files.storage import FileSystemStorage, default_storage
-from django.http import FileResponse, HttpResponse
+from django.http import FileResponse, HttpRequest, HttpResponse
 from django.utils.cache import patch_vary_headers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -89,7 +89,7 @@ def storing(what: str) -> Iterator[None]:
 
 
 def spooled_response(
-    request: Request, pieces: Iterator[bytes], *, content_type: str, file_name: str = ""
+    request: Request | HttpRequest, pieces: Iterator[bytes], *, content_type: str, file_name: str = ""
 ) -> FileResponse:
     """What an iterator makes, through a temporary file, in constant memory.
 
