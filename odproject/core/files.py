@@ -89,7 +89,11 @@ def storing(what: str) -> Iterator[None]:
 
 
 def spooled_response(
-    request: Request | HttpRequest, pieces: Iterator[bytes], *, content_type: str, file_name: str = ""
+    request: Request | HttpRequest,
+    pieces: Iterator[bytes],
+    *,
+    content_type: str,
+    file_name: str = "",
 ) -> FileResponse:
     """What an iterator makes, through a temporary file, in constant memory.
 
