@@ -1532,6 +1532,48 @@ def test_older_jobs_are_offered_also_if_news_of_one_came_before_the_list(page, s
     assert ids == sorted(ids, reverse=True)
 
 
+def test_statement_of_a_month_is_read_and_downloaded_from_the_keyboard(page, service):
+    sums = {"welcome_tokens": 0, "top_up_tokens": 500, "upload_tokens": 12.5, "capture_tokens": 30}
+    older = {
+        "month": "2024-02",
+        "is_final": True,
+        "opening": {"available_tokens": 1000, "held_tokens": 0},
+        "moved": sums,
+        "closing": {"available_tokens": 1450.5, "held_tokens": 7},
+    }
+    sign_up(page, service.base_url, unique_email())
+    alter_answers(
+        page, re.compile("/api/v1/statements/[?]"), lambda it: it["results"].append(older)
+    )
+    traffic = Traffic(page)
+    page.locator("#open-tokens").focus()
+    page.keyboard.press("Enter")
+    month, shown = page.get_by_label("Statement of"), page.locator("#statement-sums")
+    expect(shown).to_contain_text(
+        "Came in1,000Spent0 on uploads, 0 on jobsSo far1,000 to spend, 0 held"
+    )
+    month.focus()
+    page.keyboard.press("ArrowDown")
+    expect(month).to_have_value("2024-02")
+    expect(month.locator("option:checked")).to_have_text("February 2024")
+    expect(shown).to_have_text(
+        "It began with1,000 to spend, 0 heldCame in500"
+        "Spent12.5 on uploads, 30 on jobsIt ended with1,450.5 to spend, 7 held"
+    )
+    page.keyboard.press("ArrowUp")
+    name = f"statement-{month.input_value()}.csv"
+    page.keyboard.press("Tab")
+    with page.expect_download() as downloading:
+        page.keyboard.press("Enter")
+    assert downloading.value.suggested_filename == name
+    _, _, gift = downloading.value.path().read_text().splitlines()
+    assert gift.split(",")[1:6] == ["welcome", "1000", "0", "1000", "0"]
+    month.select_option("2024-02")  # which the service has no statement of
+    page.get_by_role("button", name="Download CSV").click()
+    expect(page.locator("#statement-alert")).to_have_text("There is no statement of 2024-02.")
+    assert [told for _, told in traffic.complaints if "404" not in told] == []
+
+
 def test_second_person_sees_nothing_of_the_first(page, service, tmp_path):
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Private street")

@@ -1,7 +1,8 @@
-// Tokens: the balance in the page's head, and the dialog with prices and movements.
+// Tokens: the balance in the page's head, and the dialog with prices, statements and movements.
 
 import { ask, nextPath } from "./api.js";
 import { amount, announce, byId, element, moment, showAlert, signal, signedAmount } from "./page.js";
+import { listenToStatements, showStatements } from "./statements.js";
 
 const ASK_AGAIN_MS = 5000;
 const BALANCE = "/api/v1/balance/";
@@ -38,7 +39,9 @@ export async function refreshBalance() {
     return;
   }
   balanceChanges.tell();
-  if (byId("tokens").open) showNewestMovements();
+  if (!byId("tokens").open) return;
+  showNewestMovements();
+  showStatements();
 }
 
 function show({ available_tokens: available, held_tokens: held, alert_below_tokens: threshold }) {
@@ -134,6 +137,7 @@ function noteOf({ kind, moved_tokens: moved, reason }) {
 }
 
 export function listenToLedger() {
+  listenToStatements();
   byId("threshold").addEventListener("submit", saveThreshold);
   byId("open-tokens").addEventListener("click", () => {
     byId("tokens").showModal();

@@ -1,6 +1,8 @@
 // Small helpers for the page itself.
 // Whatever comes from the service or from a file's name reaches the page as text, never as HTML.
 
+const ADDRESS_MS = 60000; // how long a download may take to begin
+
 export const byId = (id) => document.getElementById(id);
 
 export function element(tag, properties = {}, ...children) {
@@ -39,6 +41,13 @@ export function plural(count, word) {
 
 export function moment(isoTime) {
   return new Date(isoTime).toLocaleString();
+}
+
+// Has the browser keep what was fetched, as a file of this name.
+export function save(blob, download) {
+  const href = URL.createObjectURL(blob);
+  element("a", { href, download }).click();
+  setTimeout(() => URL.revokeObjectURL(href), ADDRESS_MS);
 }
 
 // Something that happens, and who wants to hear of it.

@@ -3,14 +3,13 @@
 import { fetchBlob, request } from "./api.js";
 import { colourOf, countByClass, DRAWN_PERCENT, greatestCounts, isAsDrawn, largestFirst, readFrames, shownObjects } from "./detections.js";
 import { figureObserver, figureOf } from "./figures.js";
-import { amount, button, element, plural } from "./page.js";
+import { amount, button, element, plural, save } from "./page.js";
 
 const SHOWN_AT_ONCE = 24;
 const LARGEST_COUNTED_FRAMES = 20000; // a result beyond that is for programs, not for this table
 const LOWEST_PERCENT = 5;
 const HIGHEST_PERCENT = 95;
 const STEP_PERCENT = 5;
-const ADDRESS_MS = 60000; // how long a download may take to begin
 const FORMATS = { coco: "COCO", yolo: "YOLO", csv: "CSV", jsonl: "JSON lines", mot: "MOTChallenge", crops: "Crops" };
 
 const views = new WeakMap(); // the element with a job's results -> what is known of them
@@ -240,10 +239,4 @@ function downloadButton(text, meanwhile, download) {
     made.disabled = false;
   });
   return made;
-}
-
-function save(blob, download) {
-  const href = URL.createObjectURL(blob);
-  element("a", { href, download }).click();
-  setTimeout(() => URL.revokeObjectURL(href), ADDRESS_MS);
 }
