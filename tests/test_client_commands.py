@@ -127,6 +127,29 @@ def test_whole_way_from_a_folder_to_annotated_files(terminal):
     assert len(every) > len(json.loads(Path(narrowed[0]).read_text())["annotations"])
 
 
+def test_statement_of_a_month_is_shown_and_its_movements_are_saved(terminal):
+    drawn_image(terminal.folder / "a.jpg", seed=11)
+    terminal.type("upload", "street", "a.jpg")
+    (terminal.folder / "movements.csv").write_text("an older one")
+    document = terminal.document("statement", "--csv", "movements.csv")
+    assert document["closing"] == {"available_tokens": 999.25, "held_tokens": 0.0}
+    *_, upload = (terminal.folder / "movements.csv").read_text().splitlines()
+    assert upload.split(",")[1:6] == ["upload", "-0.75", "0", "999.25", "0"]
+    assert [one.name for one in terminal.folder.glob(".*.part")] == []
+
+    out, _ = terminal.type("statement", document["month"])
+    assert [line.split() for line in out.splitlines()[:-1]] == [
+        [document["month"], "available_tokens", "held_tokens"],
+        ["opening", "0.00", "0.00"],
+        ["welcome", "1,000.00", "0.00"],
+        ["upload", "-0.75", "0.00"],
+        ["closing", "999.25", "0.00"],
+    ]
+    _, error = terminal.type("statement", "2024-02", "--csv", "none.csv", status=1)
+    assert error == "There is no statement of 2024-02.\n"
+    assert not (terminal.folder / "none.csv").exists()
+
+
 def test_key_takes_the_place_of_a_password_and_a_low_balance_is_told(terminal, monkeypatch):
     path = Path(os.environ["OD_SESSION_FILE"])
     with Api(SessionFile(path)) as api:

@@ -16,6 +16,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,10 +109,36 @@ def _shown_upload(report: dict[str, Any]) -> str:
     return ", ".join(told)
 
 
+# What a movement of a kind does to the tokens to spend, and to those held.
+_SIGNS = {
+    "welcome": (1, 0),
+    "top_up": (1, 0),
+    "upload": (-1, 0),
+    "hold": (-1, 1),
+    "capture": (0, -1),
+    "release": (1, -1),
+}
+
+
+def _shown_statement(found: dict[str, Any]) -> str:
+    lines = [("opening", *found["opening"].values())]
+    for kind, (available, held) in _SIGNS.items():
+        if moved := found["moved"][f"{kind}_tokens"]:
+            lines.append((kind, available * moved, held * moved))
+    lines.append(("closing", *found["closing"].values()))
+    columns = (found["month"], *found["opening"])
+    rows = [(name, *(f"{amount:,.2f}" for amount in amounts)) for name, *amounts in lines]
+    so_far = (
+        [] if found["is_final"] else ["The month goes on, or its last movements may be missing."]
+    )
+    return "\n".join([*aligned([columns, *rows]), *so_far])
+
+
 _SHOWN: dict[str, Callable[[Any], str]] = {
     "login": lambda it: f"Logged in at {it['service']} as {it['email']}",
     "logout": lambda it: "Logged out",
     "balance": lambda it: table([it], tuple(it)),
+    "statement": _shown_statement,
     "models": lambda it: table(it, ("version", "class_names", "image_size", "precisions")),
     "datasets": lambda it: table(it, _DATASET),
     "upload": _shown_upload,
@@ -145,6 +172,12 @@ def _tokens(text: str) -> float:
     return number
 
 
+def _month(text: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d{2}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"'{text}' is no month, such as 2026-11")
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     """What can be asked for."""
     whole = argparse.ArgumentParser(
@@ -175,6 +208,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--register", action="store_true", help="as a new user")
     command("logout", commands.log_out)
     command("balance", commands.balance)
+    one = command("statement", commands.statement)
+    one.add_argument("month", type=_month, nargs="?", metavar="MONTH", help="as 2026-11")
+    one.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="save its movements there, in place of what is there",
+    )
     command("models", commands.models)
     command("datasets", commands.datasets)
     one = command("upload", commands.upload)

@@ -58,6 +58,30 @@ def balance(asked: Asked) -> Any:
     return asked.api.get("/api/v1/balance/")
 
 
+def statement(asked: Asked) -> Any:
+    """Show what a month began with, what moved, and what it ended with; by default that of now."""
+    options = asked.options
+    statements = "/api/v1/statements/"
+    if options.month is None:
+        found = next(asked.api.every(statements))
+    else:
+        found = asked.api.get(f"{statements}{options.month}/")
+    if options.csv is not None:
+        _save_as(asked.api, f"{statements}{found['month']}/csv/", options.csv)
+        asked.say(f"Saved {options.csv}")
+    return found
+
+
+def _save_as(api: Api, path: str, place: Path) -> None:
+    """Save a file under this name, in place of one that is there; as a whole, or not at all."""
+    part = place.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        api.download(path, part)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _warn_of_low_balance(asked: Asked) -> None:
     """Tell who has set a threshold that the balance is below it; what was done is done anyway."""
     with contextlib.suppress(ClientError):
