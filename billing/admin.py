@@ -10,11 +10,16 @@ from decimal import Decimal
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
 from django.db.models import Case, CharField, F, OuterRef, QuerySet, Subquery, When
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from accounts.models import User
@@ -30,6 +35,7 @@ from billing.prices import (
     tokens_text,
 )
 from billing.selectors import balance_hundredths, current_prices
+from billing.statements import month_name, month_named, months_of, statement_csv_response
 from odproject.core.admin import (
     ActingAdmin,
     ObjectAction,
@@ -40,7 +46,7 @@ from odproject.core.admin import (
     list_link,
     object_link,
 )
-from odproject.core.errors import ConflictError
+from odproject.core.errors import ConflictError, DomainError
 
 KIND_TONES = {
     Transfer.Kind.WELCOME: "good",
@@ -126,7 +132,7 @@ class UserAdmin(ActingAdmin[User]):
     )
     readonly_fields = (
         *("email", "balance", "held", "created_at", "last_login"),
-        *("datasets", "jobs", "movements", "keys"),
+        *("datasets", "jobs", "movements", "statements", "keys"),
     )
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
@@ -135,10 +141,31 @@ class UserAdmin(ActingAdmin[User]):
             "datasets": "datasets.view_dataset",
             "jobs": "inference.view_job",
             "movements": "billing.view_transfer",
+            "statements": "billing.view_transfer",
             "keys": "accounts.view_apikey",
         }
         ways = [name for name, permission in seen.items() if request.user.has_perm(permission)]
         return [*self.fieldsets, ("More", {"fields": ways})]
+
+    def get_urls(self) -> list[URLPattern]:
+        """The statements of a user beside the usual pages."""
+        view = self.admin_site.admin_view(self.statement_view)
+        own = path("<int:user_id>/statements/<month>/", view, name="accounts_user_statement")
+        return [own, *super().get_urls()]
+
+    def statement_view(self, request: HttpRequest, user_id: int, month: str) -> HttpResponseBase:
+        """A month of a user as CSV, for those who may see the ledger."""
+        if not (
+            request.user.has_perm("billing.view_transfer") and self.has_view_permission(request)
+        ):
+            raise PermissionDenied
+        user = get_object_or_404(self.get_queryset(request), pk=user_id, available__isnull=False)
+        try:
+            begins_at = month_named(user=user, name=month)
+            return statement_csv_response(request, user=user, begins_at=begins_at)
+        except DomainError as error:
+            messages.error(request, error.detail)
+            return HttpResponseRedirect(reverse("admin:accounts_user_change", args=[user_id]))
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """No question about the hash of a password, which letter by letter would tell it."""
@@ -182,6 +209,15 @@ class UserAdmin(ActingAdmin[User]):
     def movements(self, user: User) -> SafeString:
         """The way to the user's movements of tokens."""
         return list_link("billing_transfer", f"Movements of {user.email}", user_email=user.email)
+
+    @admin.display(description="Statements (CSV)")
+    def statements(self, user: User) -> SafeString | str:
+        """The movements of each month as a file; none before the first use, which opens it all."""
+        if user.available is None:  # type: ignore[attr-defined]
+            return "-"
+        months = map(month_name, months_of(user=user))
+        ways = ((reverse("admin:accounts_user_statement", args=[user.pk, m]), m) for m in months)
+        return format_html_join(" ", '<a class="text-link" href="{}">{}</a>', ways)
 
     @admin.display(description="API keys")
     def keys(self, user: User) -> SafeString:

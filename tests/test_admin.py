@@ -25,6 +25,7 @@ from accounts.webhooks import create_webhook, rotate_secret
 from billing import ledger
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
+from billing.statements import month_name, months_of
 from datasets.models import Dataset, MediaFile, ModerationAction
 from inference import queue, registry, services, submission
 from inference.models import Job, ModelVersion, WorkerHeartbeat
@@ -330,6 +331,31 @@ def test_ledger_is_found_by_user_and_by_job(admin, owner, job):
     assert "1.50" in page
     by_job = browser.get("/admin/billing/transfer/", {"job_id": job.pk})
     assert by_job.context["cl"].result_count == 1
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_statement_of_a_user_is_for_those_who_may_see_the_ledger(role, owner):
+    ledger.open_accounts(user=owner)
+    page, month = f"/admin/accounts/user/{owner.pk}", month_name(months_of(user=owner)[0])
+    browser = browser_of(administrator(role))
+    answer = browser.get(f"{page}/statements/{month}/")
+    if role not in LISTS["billing/transfer"]:
+        assert answer.status_code == (302 if role == "user" else 403)
+        return
+    *_, gift = b"".join(answer.streaming_content).decode().splitlines()
+    assert gift.split(",")[1:6] == ["welcome", "1000", "0", "1000", "0"]
+    assert answer["Content-Disposition"] == f'attachment; filename="statement-{month}.csv"'
+    assert links_of(f"{page}/change/", browser)[month] == f"{page}/statements/{month}/"
+    refused = browser.get(f"{page}/statements/2024-02/", follow=True)
+    assert refused.redirect_chain == [(f"{page}/change/", 302)]
+    assert "There is no statement of 2024-02." in refused.content.decode()
+
+
+def test_statement_of_somebody_who_has_used_nothing_yet_opens_no_accounts(admin, owner):
+    browser, page = browser_of(admin), f"/admin/accounts/user/{owner.pk}"
+    assert browser.get(f"{page}/change/").status_code == 200
+    assert browser.get(f"{page}/statements/2026-11/").status_code == 404
+    assert not Transfer.objects.exists()
 
 
 @pytest.mark.parametrize("role", ["superuser", "Support"])
@@ -863,6 +889,14 @@ def links_of(page: str, browser: Client) -> dict[str, str]:
     }
 
 
+def is_answered(page: str, browser: Client) -> bool:
+    """Whether there is such a page, or a file, for who asks."""
+    answer = browser.get(page)
+    if answer.streaming:
+        b"".join(answer.streaming_content)  # which closes the file
+    return answer.status_code == 200
+
+
 def test_pages_lead_from_users_to_what_they_have_and_back(admin, job):
     browser, user = browser_of(admin), job.user
     transfer = Transfer.objects.get(job_id=job.pk)
@@ -882,7 +916,7 @@ def test_pages_lead_from_users_to_what_they_have_and_back(admin, job):
     for name in ("dataset", "job", "transfer"):
         assert links[name][user.email] == pages["user"]
     for page in {href for found in links.values() for href in found.values()}:
-        assert browser.get(page).status_code == 200, page
+        assert is_answered(page, browser), page
     other = make_user(f"jo{user.email}")  # whose address holds the user's
     ledger.open_accounts(user=other)
     movements = browser.get(links["user"][f"Movements of {user.email}"]).context["cl"]
@@ -915,7 +949,7 @@ def test_links_lead_nobody_to_a_page_that_is_not_theirs(role, job):
     links = {href for page in pages for href in links_of(page, browser).values()}
     assert links
     for page in links:
-        assert browser.get(page).status_code == 200, page
+        assert is_answered(page, browser), page
 
 
 @pytest.mark.parametrize("lookup", ["password", "password__startswith", "password__regex"])
