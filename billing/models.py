@@ -101,9 +101,7 @@ class Transfer(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+"
     )
     reason = models.CharField(max_length=200, blank=True)
-    created_at = models.DateTimeField(
-        db_default=Now()
-    )  # one clock, whatever those of the hosts say
+    created_at = models.DateTimeField(db_default=Now())  # one clock, whatever the hosts' say
 
     class Meta:
         verbose_name = "ledger entry"

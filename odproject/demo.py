@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 
 from inference.pipeline.encode import VideoWriter, write_image
 from inference.scenes import Boxes, draw_scene, draw_video_scene, match_boxes
-from odproject.client.tables import aligned
+from odproject.client.tables import aligned, plain_number
 
 DATASET = "demo"
 MODEL_VERSION = "YOLO8s_FSR"
@@ -168,7 +168,7 @@ class Client:
         self._ask("POST", "/user/registration", json={**body, "confirmPassword": password})
         token = self._ask("POST", "/user/", json=body)["access"]
         self._http.headers["Authorization"] = f"Bearer {token}"
-        self.say(f"Registered {self.email}: {self.balance():g} tokens")
+        self.say(f"Registered {self.email}: {plain_number(self.balance())} tokens")
 
     def balance(self) -> float:
         """Tokens to spend."""
@@ -186,7 +186,7 @@ class Client:
             for entry in report["files"]:
                 if not entry["accepted"]:
                     self.say(f"  refused {entry['filename']}: {entry['error']}")
-        self.say(f"Uploaded {accepted} files: {self.balance():g} tokens are left")
+        self.say(f"Uploaded {accepted} files: {plain_number(self.balance())} tokens are left")
         return accepted
 
     def _upload_one(self, path: Path) -> dict[str, Any] | None:
@@ -215,7 +215,7 @@ class Client:
                 json={"topUpUserEmail": self.email, "topUpAmount": f"{amount:.2f}"},
                 headers={"Authorization": f"Bearer {token}"},
             )
-            self.say(f"  the administrator tops up {amount:g} tokens")
+            self.say(f"  the administrator tops up {plain_number(amount)} tokens")
             lacking -= amount
 
     def detect(self) -> int:
@@ -229,7 +229,7 @@ class Client:
                 self.say(f"  < {json.loads(socket.recv())['message']}")
             body = {"datasetName": DATASET, "modelId": "YOLO8", "modelVersion": MODEL_VERSION}
             job_id = int(self._ask("POST", "/inference/", json=body)["jobId"])
-            self.say(f"Job {job_id}: {MODEL_VERSION}, at most {cost:g} tokens")
+            self.say(f"Job {job_id}: {MODEL_VERSION}, at most {plain_number(cost)} tokens")
             with tqdm(file=self._out, total=100, desc="Detecting", disable=None, **BAR) as bar:
                 for raw in socket:
                     message = json.loads(raw)
@@ -299,7 +299,7 @@ def table(entries: list[dict[str, Any]], files: list[dict[str, Any]], media: Dra
         score = ""
         if true_boxes_xyxy is not None:
             score = "{} of {}, {} false".format(*_score(frames, true_boxes_xyxy))
-        tokens = f"{file['charged_tokens']:g}"
+        tokens = plain_number(file["charged_tokens"])
         rows.append((entry["filename"], str(len(frames)), entry.get("error", found), tokens, score))
     if not media.true_boxes_xyxy:
         rows = [(*row[:4], "") for row in rows]
@@ -342,5 +342,6 @@ def run_demo(*, media_folder: Path | None, output_folder: Path, out: TextIO = sy
             client.say(table(entries, files, media))
             client.say()
             charged = sum(file["charged_tokens"] for file in files)
-            client.say(f"Charged {charged:g} tokens; {client.balance():g} are left.")
+            spent, left = plain_number(charged), plain_number(client.balance())
+            client.say(f"Charged {spent} tokens; {left} are left.")
             client.say(f"{len(paths)} annotated files are in {output_folder}/")

@@ -18,6 +18,7 @@ from odproject.client.__main__ import session_of_environment
 from odproject.client.api import Api
 from odproject.client.errors import ClientError, RefusalError
 from odproject.client.session import Session, SessionFile
+from odproject.client.tables import plain_number
 
 SERVICE = "http://service.test"
 HOUR = 3600
@@ -494,3 +495,11 @@ class TestDownloads:
         with pytest.raises(RefusalError, match=r"^There is none\.$"):
             played.api(session_file).download("/x/", tmp_path / "part")
         assert (tmp_path / "part").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(26.0, "26"), (0.0, "0"), (100.0, "100"), (1234567.75, "1234567.75"), (0.5, "0.5")],
+)
+def test_amounts_are_shown_with_all_their_digits(value, shown):
+    assert plain_number(value) == shown

@@ -26,7 +26,7 @@ from odproject.client import api, commands
 from odproject.client.commands import plural
 from odproject.client.errors import ClientError, InterruptedCommandError
 from odproject.client.session import Session, SessionFile, session_of_key, session_path
-from odproject.client.tables import aligned
+from odproject.client.tables import aligned, plain_number
 
 DEFAULT_SERVICE = "http://localhost:8080"
 DEFAULT_MODEL = "YOLO8s_FSR"
@@ -75,7 +75,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
         if isinstance(value, list):
             return ", ".join(value)
         if isinstance(value, float):
-            return f"{value:g}"
+            return plain_number(value)
         return "" if value is None else str(value)
 
     cells = [tuple(cell(row.get(name)) for name in columns) for row in rows]
@@ -103,7 +103,7 @@ def _shown_job(found: dict[str, Any]) -> str:
 
 def _shown_upload(report: dict[str, Any]) -> str:
     cost = sum(one["cost_tokens"] for one in report["accepted"])
-    told = [f"{plural(len(report['accepted']), 'file')} accepted for {cost:g} tokens"]
+    told = [f"{plural(len(report['accepted']), 'file')} accepted for {plain_number(cost)} tokens"]
     if report["refused"]:
         told.append(f"{plural(len(report['refused']), 'file')} refused")
     return ", ".join(told)

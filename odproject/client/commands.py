@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from odproject.client.api import LARGE_BYTES, Api, sent_name
 from odproject.client.errors import ClientError, InterruptedCommandError, RefusalError
+from odproject.client.tables import plain_number
 
 ENDED_STATES = ("Completed", "Failed", "Aborted")
 POLL_SECONDS = 1.0
@@ -258,10 +259,10 @@ def _started(asked: Asked, quote: dict[str, Any], path: str, keys: dict[str, Any
     options = asked.options
     quoted = quote["quoted_tokens"]
     looks = plural(quote["image_count"], "image"), plural(quote["frame_count"], "video frame")
-    asked.say(f"{' and '.join(looks)}: at most {quoted:g} tokens")
+    asked.say(f"{' and '.join(looks)}: at most {plain_number(quoted)} tokens")
     limit = options.maximum_tokens
     if limit is not None and quoted > limit:
-        raise ClientError(f"That is more than {limit:g} tokens: no job was started.")
+        raise ClientError(f"That is more than {plain_number(limit)} tokens: no job was started.")
     terms = {"maximum_tokens": quoted}
     if options.deadline is not None:
         terms["deadline_seconds"] = options.deadline

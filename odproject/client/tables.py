@@ -10,3 +10,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def plain_number(value: float) -> str:
+    """All digits before the point, and at most two behind it: 1234567.75, 26."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
