@@ -92,7 +92,10 @@ class EventStream(models.Model):
 
 
 class Event(models.Model):
-    """Something that happened to what a user owns, numbered without gaps for that user."""
+    """Something that happened to what a user owns, numbered without gaps for that user.
+
+    Old ones are removed from the beginning of the stream on (`accounts.cleaning`).
+    """
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="events")
     seq = models.PositiveBigIntegerField()

@@ -40,6 +40,16 @@ def events_since(*, user_id: int, seq: int, limit: int = EVENTS_PER_READ) -> lis
     return list(Event.objects.filter(user_id=user_id, seq__gt=seq).order_by("seq")[:limit])
 
 
+def oldest_event_seq(*, user_id: int) -> int:
+    """The number of the user's oldest event that is kept, or of the next one where none is.
+
+    Whoever has read less far than to the one before it has missed some for good.
+    """
+    last_seq = last_event_seq(user_id=user_id)  # first: an event that comes meanwhile is next
+    events = Event.objects.filter(user_id=user_id).order_by("seq")
+    return events.values_list("seq", flat=True).first() or last_seq + 1
+
+
 def last_event_seq(*, user_id: int) -> int:
     """The number of the user's newest event, 0 when there is none."""
     stream = EventStream.objects.filter(user_id=user_id)

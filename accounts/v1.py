@@ -15,6 +15,7 @@ from accounts import services
 from accounts.authentication import SessionRequired
 from accounts.models import Event, User
 from accounts.presence import Presence
+from accounts.selectors import oldest_event_seq
 from accounts.serializers import EventSerializer, NewEmailField
 from odproject.core.api import client_address, validated
 from odproject.core.listing import Pages, StrictFilters, StrictFilterSet, WholeNumberFilter
@@ -145,17 +146,39 @@ class EventFilters(StrictFilterSet):
         fields = {"seq": ["gt"], "kind": ["exact"]}
 
 
+class EventPages(Pages):
+    """Pages of a stream that tell where it begins."""
+
+    def get_paginated_response(self, data: Any) -> Response:
+        """A page, and the number of the oldest event as it is after the page was read."""
+        answer = super().get_paginated_response(data)
+        user = cast(User, cast(Request, self.request).user)
+        answer.data["oldest_seq"] = oldest_event_seq(user_id=user.pk)
+        return answer
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """How such a page looks."""
+        page = super().get_paginated_response_schema(schema)
+        page["properties"]["oldest_seq"] = {
+            "type": "integer",
+            "description": "Events before this one are kept no more. Who knows the stream less far "
+            "than to the one before it has missed some.",
+        }
+        page["required"].append("oldest_seq")
+        return page
+
+
 class EventsView(generics.ListAPIView[Event]):
     """The user's event stream."""
 
     serializer_class = EventSerializer
-    pagination_class = Pages
+    pagination_class = EventPages
     filter_backends = (StrictFilters,)
     filterset_class = EventFilters
     queryset = Event.objects.none()
 
     def get_queryset(self) -> QuerySet[Event]:
-        """The user's own events, oldest first; `since` gives what is new."""
+        """The user's own events of some weeks, oldest first; `since` gives what is new."""
         return Event.objects.filter(user=cast(User, self.request.user)).order_by("seq")
 
 

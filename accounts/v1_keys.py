@@ -149,7 +149,7 @@ class ApiKeyView(APIView):
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, key_id: int) -> Response:
-        """Revoke the key, for ever; its websockets close. The list keeps it."""
+        """Revoke the key, for ever; its websockets close. The list keeps it for 90 days."""
         user = cast(User, request.user)
         key = selectors.api_key_by_id(user=user, key_id=key_id)
         services.revoke_api_key(key_id=key.pk, by=user)

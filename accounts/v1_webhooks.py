@@ -118,7 +118,9 @@ class WebhooksView(generics.ListAPIView[Webhook]):
         Each event is a POST of what `/api/v1/events/` tells of it: `seq`, `kind`, `payload` and
         `created_at`, in JSON. The progress of a job is no event and is not sent. They come one by
         one in the order of `seq`, each after the one before was answered by 2xx in time (10 seconds
-        by default); so an event may come twice, under the same `webhook-id`, and none is left out.
+        by default); so an event may come twice, under the same `webhook-id`, and none is left out
+        while the webhook is on. For one that is off nothing is kept longer than for
+        `/api/v1/events/`.
 
         It is signed by the Standard Webhooks specification: `webhook-signature` holds `v1,` and
         the base64 of the HMAC-SHA256 over `<webhook-id>.<webhook-timestamp>.<body>`, under the

@@ -20,7 +20,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from accounts.authentication import presence_of_bearer
 from accounts.models import Event, User
 from accounts.presence import Presence
-from accounts.selectors import events_since, is_still_here, last_event_seq
+from accounts.selectors import events_since, is_still_here, last_event_seq, oldest_event_seq
 from accounts.services import redeem_websocket_ticket
 from inference.selectors import jobs_of
 from odproject.core.publishing import user_group
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SESSION_ENDED = 4001
 INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
 REREAD_SECONDS = 5.0
 
 JOB_SENTENCES = {
@@ -44,8 +45,9 @@ LOW_BALANCE = "balance.low"  # of those only who have set a threshold
 class JobEventsConsumer(AsyncJsonWebsocketConsumer):
     """`/`: a greeting, the list of jobs, then a message for every change of a job.
 
-    `?since=<seq>` replays what happened after that event; `?progress=1` adds messages of the kind
-    `job.progress`, which the clients of the original API do not know.
+    `?since=<seq>` replays what happened after that event, as far as it is kept: the greetings say
+    by `oldest_seq` where that begins. `?progress=1` adds messages of the kind `job.progress`, which
+    the clients of the original API do not know.
     """
 
     user: User
@@ -73,6 +75,7 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
             # The greetings carry it too: whoever is cut off after them has missed nothing yet.
             self._seq = min(int(since), self._seq)
             self._news.set()
+        self._oldest_seq = await database_sync_to_async(oldest_event_seq)(user_id=self.user.pk)
         await self._join()
         await self._greet()
         self._reader = asyncio.create_task(self._read_events())
@@ -124,6 +127,7 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
                 "message": f"Hello, {email}! Welcome to the Job Monitoring System. "
                 "You can monitor your job statuses in real-time.",
                 "seq": self._seq,
+                "oldest_seq": self._oldest_seq,
             }
         )
         jobs = await database_sync_to_async(jobs_of)(user=self.user)
@@ -135,6 +139,7 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
                     for job in jobs
                 ],
                 "seq": self._seq,
+                "oldest_seq": self._oldest_seq,
             }
         )
 
@@ -178,7 +183,9 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
             try:
                 if not has_news:
                     await self._check_membership()
-                await self._send_news()
+                if not await self._send_news():
+                    await self.close(TRY_AGAIN_LATER)  # the next greeting tells of the gap
+                    return
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("A socket waits for the database: %s", error)
             except Exception:
@@ -198,14 +205,18 @@ class JobEventsConsumer(AsyncJsonWebsocketConsumer):
         if not await database_sync_to_async(is_still_here)(self.presence):
             await self.close(SESSION_ENDED)
 
-    async def _send_news(self) -> None:
+    async def _send_news(self) -> bool:
+        """Send what is new; False where the next event was removed since the socket was greeted."""
         while events := await database_sync_to_async(events_since)(
             user_id=self.user.pk, seq=self._seq
         ):
+            if events[0].seq > max(self._seq + 1, self._oldest_seq):
+                return False
             for event in events:
                 if event.kind in JOB_SENTENCES or event.kind == LOW_BALANCE:
                     await self.send_json(self._message_of(event))
                 self._seq = event.seq
+        return True
 
     def _message_of(self, event: Event) -> dict[str, Any]:
         told = event.payload

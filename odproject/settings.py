@@ -360,6 +360,10 @@ MAX_WEBHOOKS_PER_USER = env_int("OD_MAX_WEBHOOKS_PER_USER", 5)
 # How long the content of what its owner has deleted stays in the storage, and counts there.
 KEEP_DELETED = timedelta(days=env_float("OD_KEEP_DELETED_DAYS", 1))
 
+# -- events --------------------------------------------------------------------------------------
+# How long what happened can be read again, by whoever was away; what a webhook waits for stays.
+KEEP_EVENTS = timedelta(days=env_float("OD_KEEP_EVENTS_DAYS", 30))
+
 # -- webhooks ------------------------------------------------------------------------------------
 WEBHOOK_SECONDS = env_float("OD_WEBHOOK_SECONDS", 10)  # of a message, its answer included
 WEBHOOKS_AT_ONCE = env_int("OD_WEBHOOKS_AT_ONCE", 16, at_least=1)

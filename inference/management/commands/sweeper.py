@@ -14,6 +14,11 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, InterfaceError, close_old_connections
 from django.utils import timezone
 
+from accounts.cleaning import (
+    forget_ended_api_keys,
+    forget_ended_sessions,
+    forget_old_events,
+)
 from accounts.limits import forget_old_attempts
 from billing.idempotency import forget_old_answers
 from datasets.resumable import remove_expired_uploads
@@ -31,6 +36,7 @@ from odproject.core.process import die_with_parent
 CLEANING_INTERVAL_SECONDS = 3600
 ORPHAN_AGE = timedelta(hours=1)
 SILENT_WORKER_AGE = timedelta(days=1)
+ENDED_LOGIN_AGE = timedelta(days=90)  # of sessions and API keys, which their users may look up
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +52,10 @@ def _clean() -> None:
     forget_silent_workers(before=database_now() - SILENT_WORKER_AGE)
     forget_old_answers()
     forget_old_attempts()
+    forget_old_events(happened_before=database_now() - settings.KEEP_EVENTS)
+    ended_before = database_now() - ENDED_LOGIN_AGE
+    forget_ended_sessions(ended_before=ended_before)
+    forget_ended_api_keys(ended_before=ended_before)
     call_command("clearsessions")
     if removed:
         logger.info("Removed %s files without a use", removed)
