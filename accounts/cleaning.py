@@ -56,7 +56,7 @@ def forget_ended_sessions(*, ended_before: datetime) -> int:
 
     Returns how many, at most ROWS_PER_CLEANING.
     """
-    lifetimes = settings.SIMPLE_JWT
+    lifetimes: dict[str, Any] = settings.SIMPLE_JWT
     longest = max(
         lifetimes["REFRESH_TOKEN_LIFETIME"],
         lifetimes["ACCESS_TOKEN_LIFETIME"],
