@@ -75,7 +75,7 @@ class BearerAuthentication(JWTAuthentication):
             presence = _presence_of_token(self.get_validated_token(raw_token))
             return presence.user, presence
         key = presence_of_api_key(text, late_seconds=self._late_seconds)
-        if key.is_read_only and request.method not in SAFE_METHODS:
+        if key.is_read_only and _would_write(request):
             raise ReadOnlyKeyError("This API key is for reading only.")
         return key.user, key
 
@@ -108,6 +108,12 @@ class SessionRequired(BasePermission):
         if isinstance(request.auth, Presence) and request.auth.api_key is not None:
             raise SessionNeededError("An API key does not do this; log in.")
         return request.user is not None
+
+
+def _would_write(request: Request) -> bool:
+    """Whether a request is there to change something: not where its view says `only_reads`."""
+    view = request.parser_context.get("view")
+    return request.method not in SAFE_METHODS and not getattr(view, "only_reads", False)
 
 
 def _session_of_token(token: Token) -> Session:

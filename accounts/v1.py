@@ -185,6 +185,8 @@ class EventsView(generics.ListAPIView[Event]):
 class WebsocketTicketsView(APIView):
     """Passes for browsers, which cannot send a header when they open a websocket."""
 
+    only_reads = True  # a socket tells, takes no orders, and ends with who asked for its ticket
+
     @extend_schema(request=None, responses={201: TicketSerializer})
     def post(self, request: Request) -> Response:
         """A ticket that opens one websocket within 30 seconds."""

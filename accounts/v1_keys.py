@@ -85,7 +85,9 @@ class NewApiKeySerializer(StrictSerializer):
     expires_at = serializers.DateTimeField(
         allow_null=True, default=None, help_text="null: when it is revoked."
     )
-    is_read_only = serializers.BooleanField(default=False, help_text="GET, HEAD and OPTIONS only.")
+    is_read_only = serializers.BooleanField(
+        default=False, help_text="GET, HEAD and OPTIONS only, and quotes and websocket tickets."
+    )
     requests_per_minute = RateField(default=None)
 
 

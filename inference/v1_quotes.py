@@ -35,6 +35,8 @@ class QuoteSerializer(serializers.Serializer[Any]):
 class QuotesView(APIView):
     """The price of a job, without starting it."""
 
+    only_reads = True
+
     @extend_schema(request=JobChoiceSerializer, responses=QuoteSerializer)
     def post(self, request: Request) -> Response:
         """What a job with these members would cost now; nothing is held or written."""

@@ -390,6 +390,12 @@ class TestTickets:
         lasting, text = key_of(user, "lasting")
         assert self.mint(text) == Presence(lasting, None)
 
+    def test_ticket_of_a_read_only_key_carries_no_more_than_the_key(self, user):
+        key, text = key_of(user, "reader", is_read_only=True)
+        presence = self.mint(text)
+        assert presence == Presence(key, None)
+        assert presence.is_read_only
+
     def test_ticket_of_a_key_that_was_revoked_opens_nothing(self, user):
         key, text = key_of(user)
         ticket = client_with(text).post("/api/v1/websocket-tickets/").json()["ticket"]

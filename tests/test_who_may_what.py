@@ -325,11 +325,19 @@ def test_key_does_what_a_user_does_but_for_the_account_itself(clients, values, w
             assert status == row.statuses[ASKERS.index(as_good_as)], row
 
 
-def test_read_only_key_writes_nothing(clients, values):
+# What is asked by POST and changes nothing of the user's.
+OF_READERS = {"/api/v1/quotes": 200, "/api/v1/websocket-tickets": 201}
+
+
+def test_read_only_key_reads_and_writes_nothing(clients, values):
     client = client_with_key_of(OWNER, is_read_only=True)
+    posted = {}
     for row in FOR_KEYS:
-        if row.method != "GET":
+        if row.method == "POST" and row.path in OF_READERS:
+            posted[row.path] = status_with(client, row, values)[0]
+        elif row.method != "GET":
             assert status_with(client, row, values) == (403, "read_only_key"), row
+    assert posted == OF_READERS
 
 
 def routes(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
