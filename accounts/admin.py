@@ -15,7 +15,7 @@ from accounts.api_keys import ApiKeyEndedError
 from accounts.models import ApiKey, User, Webhook
 from accounts.selectors import with_last_seq
 from accounts.services import revoke_api_key, revoke_sessions
-from accounts.webhooks import switch_off_webhook
+from accounts.webhooks import switch_off_webhook, switch_on_webhook
 from odproject.core.admin import ActingAdmin, ObjectAction, ReadOnlyAdmin, ReasonForm, badge
 
 admin.site.unregister(Group)
@@ -111,8 +111,13 @@ class SwitchOffForm(ReasonForm):
 
 
 def _switch_off(actor: User, webhook: Webhook, answers: dict[str, Any]) -> str:
-    switch_off_webhook(webhook=webhook, reason=answers["reason"])
+    switch_off_webhook(actor=actor, webhook=webhook, reason=answers["reason"])
     return f"The webhook was switched off: {answers['reason']}"
+
+
+def _switch_on(actor: User, webhook: Webhook, answers: dict[str, Any]) -> str:
+    switch_on_webhook(webhook=webhook)
+    return "The webhook was switched on again."
 
 
 @admin.register(Webhook)
@@ -126,11 +131,24 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
             permission="accounts.switch_off_webhook",
             form_class=SwitchOffForm,
             explain=lambda webhook: (
-                f"Nothing more is sent to {webhook.url} until {webhook.user} switches it on again."
+                f"Nothing more is sent to {webhook.url} until an administrator switches it on "
+                f"again; {webhook.user} cannot."
             ),
             act=_switch_off,
-            is_fitting=lambda webhook: webhook.off_since is None,
+            is_fitting=lambda webhook: webhook.off_by_id is None,
             is_dangerous=True,
+        ),
+        ObjectAction(
+            name="switch-on",
+            title="Switch the webhook on again",
+            permission="accounts.switch_off_webhook",
+            form_class=forms.Form,
+            explain=lambda webhook: (
+                f"What has happened to {webhook.user} since the last delivery is sent to "
+                f"{webhook.url}, as far as it is kept."
+            ),
+            act=_switch_on,
+            is_fitting=lambda webhook: webhook.off_by_id is not None,
         ),
     )
     list_display = (
@@ -143,7 +161,8 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
     list_select_related = ("user",)
     fields = (
         *list_display[1:],
-        *("kinds", "created_at", "last_error", "next_attempt_at", "off_since", "off_reason"),
+        *("kinds", "created_at", "last_error", "next_attempt_at"),
+        *("off_since", "off_reason", "off_by"),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Webhook]:

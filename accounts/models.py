@@ -132,6 +132,14 @@ class Webhook(models.Model):
     )
     off_since = models.DateTimeField(null=True)
     off_reason = models.CharField(max_length=300, blank=True, help_text="Its owner reads it.")
+    off_by = models.ForeignKey(
+        User,
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="+",
+        verbose_name="switched off by",
+        help_text="The administrator without whom its owner does not switch it on again.",
+    )
     last_attempt_at = models.DateTimeField("last attempt", null=True)
     last_status = models.PositiveSmallIntegerField(null=True)
     last_error = models.CharField(max_length=300, blank=True)
@@ -149,6 +157,10 @@ class Webhook(models.Model):
                 condition=models.Q(off_since__isnull=True, off_reason="")
                 | (models.Q(off_since__isnull=False) & ~models.Q(off_reason="")),
                 name="webhook_is_off_for_a_reason",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(off_by__isnull=True) | models.Q(off_since__isnull=False),
+                name="webhook_is_switched_off_by_somebody_at_a_time",
             ),
             models.CheckConstraint(
                 condition=models.Q(failing_since__isnull=True, consecutive_failures=0)

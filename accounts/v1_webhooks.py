@@ -24,6 +24,7 @@ class WebhookSerializer(serializers.ModelSerializer[Webhook]):
 
     kinds = serializers.ListField(child=serializers.CharField(), read_only=True)
     active = serializers.SerializerMethodField()
+    off_by_administrator = serializers.SerializerMethodField()
     backlog = serializers.IntegerField(
         read_only=True,
         help_text="How many events of the stream come after the last one that was delivered.",
@@ -39,6 +40,7 @@ class WebhookSerializer(serializers.ModelSerializer[Webhook]):
             "active",
             "off_since",
             "off_reason",
+            "off_by_administrator",
             "backlog",
             "last_attempt_at",
             "last_status",
@@ -55,6 +57,10 @@ class WebhookSerializer(serializers.ModelSerializer[Webhook]):
     def get_active(self, webhook: Webhook) -> bool:
         """Whether events are sent; where they are not, `off_reason` says why."""
         return webhook.off_since is None
+
+    def get_off_by_administrator(self, webhook: Webhook) -> bool:
+        """Whether only an administrator switches it on again."""
+        return webhook.off_by_id is not None
 
 
 class WebhookWithSecretSerializer(WebhookSerializer):
@@ -152,7 +158,10 @@ class WebhookView(APIView):
 
     @extend_schema(request=ChangeWebhookSerializer, responses=WebhookSerializer)
     def patch(self, request: Request, webhook_id: int) -> Response:
-        """Change address or kinds, switch on or off, pass over what waits."""
+        """Change address or kinds, switch on or off, pass over what waits.
+
+        What an administrator has switched off is not switched on here: 409, and nothing changes.
+        """
         user = cast(User, request.user)
         keys = validated(ChangeWebhookSerializer, request)
         webhooks.change_webhook(
@@ -194,9 +203,9 @@ class TestView(APIView):
     def post(self, request: Request, webhook_id: int) -> Response:
         """Send a message of the kind `webhook.test`, whose `seq` is null, within seconds.
 
-        It is sent once, also where the webhook is switched off. What came of it is told by
-        `last_attempt_at`, `last_status` and `last_error`; where it was taken, events that wait
-        after a failure are sent at once.
+        It is sent once, also where you have the webhook switched off, but not where an
+        administrator has (409). What came of it is told by `last_attempt_at`, `last_status` and
+        `last_error`; where it was taken, events that wait after a failure are sent at once.
         """
         user = cast(User, request.user)
         webhooks.request_test(webhook=selectors.webhook_by_id(user=user, webhook_id=webhook_id))

@@ -53,6 +53,23 @@ class AlreadyOffError(ConflictError):
     title = "Nothing to change"
 
 
+class NotSwitchedOffError(ConflictError):
+    """No administrator has switched the webhook off."""
+
+    code = "not_switched_off"
+    title = "Nothing to change"
+
+
+class OffByAdministratorError(ConflictError):
+    """An administrator has switched the webhook off, and only administrators switch it on again."""
+
+    code = "off_by_administrator"
+    title = "An administrator has switched the webhook off"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"An administrator has to switch the webhook on again: {reason}")
+
+
 # -- by their owners -----------------------------------------------------------------------------
 
 
@@ -89,12 +106,15 @@ def change_webhook(
     """Give a webhook another address or other kinds, switch it on or off.
 
     It goes on after the last event that was delivered; `from_now` passes over those that wait.
-    Raises UnfitUrlError (400) and WebhookNotFoundError (404) when it was deleted meanwhile.
+    Raises UnfitUrlError (400), WebhookNotFoundError (404) when it was deleted meanwhile, and
+    OffByAdministratorError (409) when it would be switched on against an administrator's will.
     """
     if url is not None:
         _judge(url)
     with transaction.atomic():
         locked = _locked(webhook)
+        if is_active and locked.off_by_id is not None:
+            raise OffByAdministratorError(locked.off_reason)
         now = database_now()
         leads_elsewhere = url is not None and url != locked.url
         if url is not None:
@@ -134,25 +154,52 @@ def rotate_secret(*, webhook: Webhook) -> None:
     locked.save(update_fields=["secret", "former_secret", "former_secret_ends_at"])
 
 
+@transaction.atomic
 def request_test(*, webhook: Webhook) -> None:
-    """Have a test message sent next, also where the webhook is off or waits after a failure.
+    """Have a test message sent next, also where its owner has it off or it waits after a failure.
 
-    One that waits already is enough. Raises WebhookNotFoundError (404).
+    One that waits already is enough. Raises WebhookNotFoundError (404), and OffByAdministratorError
+    (409) where an administrator has it off.
     """
-    found = Webhook.objects.filter(pk=webhook.pk)
-    requested_at = Coalesce("test_requested_at", database_now(), output_field=DateTimeField())
-    if not found.update(test_requested_at=requested_at):
-        raise WebhookNotFoundError(f"You have no webhook {webhook.pk}.")
+    locked = _locked(webhook)
+    if locked.off_by_id is not None:
+        raise OffByAdministratorError(locked.off_reason)
+    locked.test_requested_at = locked.test_requested_at or database_now()
+    locked.save(update_fields=["test_requested_at"])
 
 
-def switch_off_webhook(*, webhook: Webhook, reason: str) -> None:
-    """Switch off another's webhook; the owner reads why, and may switch it on again.
+# -- by administrators ---------------------------------------------------------------------------
 
-    Raises AlreadyOffError (409).
+
+def switch_off_webhook(*, actor: User, webhook: Webhook, reason: str) -> None:
+    """Switch off another's webhook, until an administrator switches it on; the owner reads why.
+
+    Also one that is off already, so that its owner does not switch it on. Raises AlreadyOffError
+    (409) where an administrator has done that.
     """
-    active = Webhook.objects.filter(pk=webhook.pk, off_since__isnull=True)
-    if not active.update(off_since=database_now(), off_reason=_cut(reason)):
+    found = Webhook.objects.filter(pk=webhook.pk, off_by__isnull=True)
+    off_since = Coalesce("off_since", database_now(), output_field=DateTimeField())
+    if not found.update(
+        off_since=off_since, off_reason=_cut(reason), off_by=actor, test_requested_at=None
+    ):
         raise AlreadyOffError(f"The webhook {webhook.pk} is switched off already.")
+
+
+def switch_on_webhook(*, webhook: Webhook) -> None:
+    """Switch on what an administrator has switched off; it goes on after the last delivered event.
+
+    Raises NotSwitchedOffError (409).
+    """
+    found = Webhook.objects.filter(pk=webhook.pk, off_by__isnull=False)
+    if not found.update(
+        off_since=None,
+        off_reason="",
+        off_by=None,
+        consecutive_failures=0,
+        failing_since=None,
+        next_attempt_at=database_now(),
+    ):
+        raise NotSwitchedOffError(f"No administrator has switched the webhook {webhook.pk} off.")
 
 
 def _judge(url: str) -> None:

@@ -21,7 +21,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import Event, Session, User, Webhook
 from accounts.services import log_in
-from accounts.webhooks import create_webhook, rotate_secret
+from accounts.webhooks import create_webhook, rotate_secret, switch_off_webhook
 from billing import ledger
 from billing.models import Price, Transfer
 from billing.selectors import balance_hundredths, current_prices, ledger_breaches
@@ -166,6 +166,7 @@ def test_front_page_lists_only_what_the_role_can_read(role):
 ACTIONS = {
     ("user", "top-up"): {"superuser", "Support"},
     ("webhook", "switch-off"): {"superuser", "Support"},
+    ("webhook", "switch-on"): {"superuser", "Support"},
     ("dataset", "flag"): {"superuser", "Moderators"},
     ("dataset", "block"): {"superuser", "Moderators"},
     ("dataset", "restore"): {"superuser", "Moderators"},
@@ -980,7 +981,25 @@ def test_webhook_that_is_switched_off_tells_its_owner_why(owner, webhook):
     assert "Switch the webhook off" not in browser.get(page).content.decode()
     again = browser.post(asking_page(webhook, "switch-off"), {"reason": "again"})
     assert "is switched off already" in again.content.decode()
-    assert Webhook.objects.get().off_reason == "It floods its receiver."
+    row = Webhook.objects.get()
+    assert row.off_reason == "It floods its receiver."
+    assert row.off_by.groups.get().name == "Support"
+
+
+def test_administrator_switches_on_what_an_administrator_has_switched_off(owner, webhook):
+    switch_off_webhook(actor=administrator("superuser"), webhook=webhook, reason="It floods.")
+    browser = browser_of(administrator("Support"))
+    page = f"/admin/accounts/webhook/{webhook.pk}/change/"
+    shown = browser.get(page).content.decode()
+    assert "Switch the webhook on again" in shown
+    assert Webhook.objects.get().off_by.email in shown
+    answer = browser.post(asking_page(webhook, "switch-on"))
+    assert (answer.status_code, answer["Location"]) == (302, page)
+    row = Webhook.objects.get()
+    assert (row.off_since, row.off_reason, row.off_by) == (None, "", None)
+    assert LogEntry.objects.get().get_change_message() == "The webhook was switched on again."
+    again = browser.post(asking_page(webhook, "switch-on"))
+    assert "No administrator has switched the webhook" in again.content.decode()
 
 
 def test_secret_of_a_webhook_is_neither_shown_nor_guessed(admin, webhook):

@@ -129,7 +129,7 @@ class TestFigures:
         found = figures()
         assert (found["webhooks_waiting"], found["webhooks_failing"]) == (2, 1)
         for webhook in Webhook.objects.all():
-            switch_off_webhook(webhook=webhook, reason="enough")
+            switch_off_webhook(actor=user, webhook=webhook, reason="enough")
         found = figures()
         assert (found["webhooks_waiting"], found["webhooks_failing"]) == (0, 0)
 

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from accounts import webhooks
@@ -175,6 +176,75 @@ class TestChanging:
         assert not Webhook.objects.exists()
 
 
+class TestOffByAnAdministrator:
+    @pytest.fixture
+    def off(self, webhook) -> Webhook:
+        actor = make_user(staff=True)
+        webhooks.switch_off_webhook(actor=actor, webhook=webhook, reason="It floods.")
+        return webhook
+
+    @pytest.mark.parametrize("keys", [{}, {"url": "https://8.8.4.4/", "from_now": True}])
+    def test_owner_reads_why_and_cannot_switch_it_on(self, client, user, off, keys):
+        happen(user)
+        before = Webhook.objects.values().get()
+        refused = change(client, off, active=True, **keys)
+        problem = refused.json()
+        assert (refused.status_code, problem["code"]) == (409, "off_by_administrator")
+        assert (
+            problem["detail"] == "An administrator has to switch the webhook on again: It floods."
+        )
+        assert Webhook.objects.values().get() == before
+        told = client.get(path(off)).json()
+        assert (told["active"], told["off_by_administrator"]) == (False, True)
+        assert claim_delivery() is None
+
+    def test_owner_still_changes_and_deletes_it(self, client, off):
+        changed = change(client, off, kinds=["job.failed"], active=False).json()
+        assert (changed["kinds"], changed["off_reason"]) == (["job.failed"], "It floods.")
+        assert changed["off_by_administrator"] is True
+        assert client.delete(path(off)).status_code == 204
+
+    def test_no_test_is_sent_to_it_either(self, client, webhook):
+        client.post(path(webhook, "test/"))
+        actor = make_user(staff=True)
+        webhooks.switch_off_webhook(actor=actor, webhook=webhook, reason="It floods.")
+        assert claim_delivery() is None
+        refused = client.post(path(webhook, "test/"))
+        assert (refused.status_code, refused.json()["code"]) == (409, "off_by_administrator")
+        assert Webhook.objects.get().test_requested_at is None
+
+    def test_one_that_its_owner_has_off_is_locked_too(self, client, webhook):
+        since = change(client, webhook, active=False).json()["off_since"]
+        actor = make_user(staff=True)
+        webhooks.switch_off_webhook(actor=actor, webhook=webhook, reason="It floods.")
+        refused = change(client, webhook, active=True)
+        assert refused.status_code == 409
+        told = client.get(path(webhook)).json()
+        assert (told["off_since"], told["off_reason"]) == (since, "It floods.")
+
+    def test_switched_on_by_an_administrator_it_goes_on_and_is_the_owners_again(
+        self, client, user, off
+    ):
+        happen(user, 2)
+        webhooks.switch_on_webhook(webhook=off)
+        told = client.get(path(off)).json()
+        assert (told["active"], told["off_by_administrator"]) == (True, False)
+        assert claim_delivery().seq == 1
+        change(client, off, active=False)
+        with pytest.raises(webhooks.NotSwitchedOffError):
+            webhooks.switch_on_webhook(webhook=off)
+        assert change(client, off, active=True).json()["active"] is True
+
+    def test_failures_of_a_message_under_way_do_not_make_it_the_owners(self, client, user, webhook):
+        happen(user)
+        message = claim_delivery()
+        actor = make_user(staff=True)
+        webhooks.switch_off_webhook(actor=actor, webhook=webhook, reason="It floods.")
+        record_failure(delivery=message, error="gone", status=410)
+        row = Webhook.objects.get()
+        assert (row.off_by, row.off_reason) == (actor, "It floods.")
+
+
 class TestTelling:
     def test_failure_is_told_until_a_success(self, client, user, webhook):
         happen(user)
@@ -244,6 +314,7 @@ class TestTelling:
     [
         ({"off_reason": "why"}, "webhook_is_off_for_a_reason"),
         ({"off_since": timezone.now()}, "webhook_is_off_for_a_reason"),
+        ({"off_by": F("user")}, "webhook_is_switched_off_by_somebody_at_a_time"),
         ({"consecutive_failures": 1}, "webhook_fails_since_its_first_failure"),
         ({"former_secret": "whsec_"}, "former_secret_of_a_webhook_ends"),
     ],

@@ -161,6 +161,17 @@ class Migration(migrations.Migration):
                     "off_reason",
                     models.CharField(blank=True, help_text="Its owner reads it.", max_length=300),
                 ),
+                (
+                    "off_by",
+                    models.ForeignKey(
+                        help_text="The administrator without whom its owner does not switch it on again.",
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                        verbose_name="switched off by",
+                    ),
+                ),
                 ("last_attempt_at", models.DateTimeField(null=True, verbose_name="last attempt")),
                 ("last_status", models.PositiveSmallIntegerField(null=True)),
                 ("last_error", models.CharField(blank=True, max_length=300)),
@@ -204,6 +215,12 @@ class Migration(migrations.Migration):
                             _connector="OR",
                         ),
                         name="webhook_is_off_for_a_reason",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("off_by__isnull", True), ("off_since__isnull", False), _connector="OR"
+                        ),
+                        name="webhook_is_switched_off_by_somebody_at_a_time",
                     ),
                     models.CheckConstraint(
                         condition=models.Q(
