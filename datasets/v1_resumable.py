@@ -269,7 +269,7 @@ class ResumableUploadView(TusView):
             if found.state != ResumableUpload.State.RECEIVED:
                 return Response(status=204, headers=_progress(found))
             if LATER in request.META:
-                # The thread is one of those for quick requests, and inspecting takes minutes.
+                # The thread is one of those that copy pieces, and inspecting takes minutes.
                 request.META[LATER] = "upload"
                 return Response(status=204)
         found = finish_resumable_upload(

@@ -1,5 +1,6 @@
 """The application of the port: websockets to Channels, HTTP to Django through a pool of threads."""
 
+import math
 import os
 import re
 
@@ -13,6 +14,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "odproject.settings")
 
 from odproject.wsgi import application as wsgi_application  # noqa: I001 - sets Django up first
 from accounts.key_text import signed_key_text
+from datasets.v1_resumable import PIECE_BYTES
 from inference.consumers import JobEventsConsumer
 from odproject.bridge import Bridge, Scope
 from odproject.core.passes import has_upload_pass
@@ -71,8 +73,13 @@ def _signed_user_id(authorization: str) -> str | None:
 
 
 def slow_kind(scope: Scope) -> str | None:
-    """Of a request that takes up to minutes: decoding files, or all that a job or a month has."""
+    """Of a request that takes up to minutes: decoding files, or all that a job or a month has.
+
+    A piece of a large upload waits for disks only; so it has threads beside those that decode.
+    """
     method, path = scope["method"], scope["path"]
+    if takes_broken_bodies(method, path):
+        return "piece" if _announced_bytes(scope) >= PIECE_BYTES else None
     if method == "POST" and (_UPLOADS.fullmatch(path) or _FORMS.fullmatch(path)):
         return "upload"
     if method not in ("GET", "HEAD"):
@@ -80,6 +87,12 @@ def slow_kind(scope: Scope) -> str | None:
     if _CROPS.fullmatch(path):
         return "crops"
     return "result" if _WHOLE_RESULTS.fullmatch(path) else None
+
+
+def _announced_bytes(scope: Scope) -> float:
+    """How long a body says that it is; one that does not may have any length."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else math.inf
 
 
 def asker(scope: Scope) -> str:
@@ -93,11 +106,13 @@ _http = Bridge(
     settings.WEB_THREADS,
     slow_threads={
         "upload": settings.CONCURRENT_INSPECTIONS,
+        "piece": settings.CONCURRENT_PIECES,
         "result": settings.CONCURRENT_RESULTS,
         "crops": settings.CONCURRENT_CROPS,
     },
     slow_kind=slow_kind,
     asker=asker,
+    outlasts_client=lambda scope: takes_broken_bodies(scope["method"], scope["path"]),
 )
 application = ProtocolTypeRouter(
     {

@@ -71,7 +71,8 @@ class Bridge:
     Requests go through `threads` threads; those that take long have threads of their own.
     `slow_kind` tells from the ASGI scope which kind one is of, None for the others, and
     `slow_threads` how many each kind has; one that turns out to take long names its kind itself
-    (`LATER`). For those, whom `asker` tells apart take turns.
+    (`LATER`). For those, whom `asker` tells apart take turns. One that `outlasts_client` gets its
+    turn although its client has left.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Bridge:
         slow_threads: Mapping[str, int],
         slow_kind: Callable[[Scope], str | None],
         asker: Callable[[Scope], str] = lambda scope: "",
+        outlasts_client: Callable[[Scope], bool] = lambda scope: False,
     ) -> None:
         self.wsgi_app = wsgi_app
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="web")
@@ -91,6 +93,7 @@ class Bridge:
         }
         self.slow_kind = slow_kind
         self.asker = asker
+        self.outlasts_client = outlasts_client
         # Reading a file must not wait for views, which may all wait for the database.
         self.file_threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
 
@@ -100,17 +103,18 @@ class Bridge:
             raise ValueError(f"This application answers http, not {scope['type']}.")
         loop = asyncio.get_running_loop()
         exchange = _Exchange(self.wsgi_app, _environ_of(scope, receive, loop), send, loop)
-        rest = await self._run(exchange, self.slow_kind(scope), scope)
+        kind, outlasts = self.slow_kind(scope), self.outlasts_client(scope)
+        rest = await self._run(exchange, kind, scope, outlasts_client=outlasts)
         if later := exchange.environ[LATER]:
             exchange.empty_body()
-            rest = await self._run(exchange, later, scope, has_begun=True)
+            rest = await self._run(exchange, later, scope, outlasts_client=True)
         if isinstance(rest, bytes):
             await exchange.send_whole(rest)
         elif rest is not None:
             await self._send_file(exchange, rest, loop)
 
     async def _run(
-        self, exchange: "_Exchange", kind: str | None, scope: Scope, *, has_begun: bool = False
+        self, exchange: "_Exchange", kind: str | None, scope: Scope, *, outlasts_client: bool
     ) -> bytes | FileResponse | None:
         """Run the application in the threads of a kind, when there is one for it.
 
@@ -124,12 +128,12 @@ class Bridge:
             work = self.slow_threads[kind].submit(self.asker(scope), run)
         end = asyncio.wrap_future(work)
         try:
-            return await (asyncio.shield(end) if has_begun else end)
+            return await (asyncio.shield(end) if outlasts_client else end)
         except asyncio.CancelledError:
             # The client left long ago. What has not begun never will; a view that runs may look
             # whether it is wanted, or ends by itself, and nobody wants its file.
             exchange.environ[CLIENT_LEFT].set()
-            if not has_begun and work.cancel():
+            if not outlasts_client and work.cancel():
                 exchange.discard_body()
             else:
                 work.add_done_callback(_close_unwanted)

@@ -380,6 +380,8 @@ WEB_THREADS = env_int("OD_WEB_THREADS", 16, at_least=1)  # in each web process
 # Threads beside them that take uploads, one at a time each; the others wait without a thread.
 # Users take turns, and the last free thread is for one who has none.
 CONCURRENT_INSPECTIONS = env_int("OD_CONCURRENT_INSPECTIONS", 4, at_least=1)
+# The same, for pieces of resumable uploads, which are copied from disk to disk.
+CONCURRENT_PIECES = env_int("OD_CONCURRENT_PIECES", 4, at_least=1)
 # The same, for whole results of jobs.
 CONCURRENT_RESULTS = env_int("OD_CONCURRENT_RESULTS", 2, at_least=1)
 # And for crops, for which a child decodes a job's files again.

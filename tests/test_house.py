@@ -165,6 +165,24 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
     ], judged.stderr
 
 
+def test_large_pieces_of_uploads_keep_to_threads_of_their_own_and_small_ones_are_quick():
+    place = "/api/v1/datasets/1/resumable-uploads/2/"
+    requests = [
+        ("PATCH", place, [(b"content-length", b"65536")]),
+        ("PATCH", place, []),  # chunked: nobody knows
+        ("PATCH", place, [(b"content-length", b"65535")]),
+        ("HEAD", place, []),
+        ("PATCH", "/api/v1/datasets/1/", []),
+    ]
+    judged = run(
+        "-c",
+        "from odproject.asgi import slow_kind\n"
+        f"for method, path, headers in {requests!r}:\n"
+        "    print(slow_kind({'method': method, 'path': path, 'headers': headers}))",
+    )
+    assert judged.stdout.split() == [*["piece"] * 2, *["None"] * 3], judged.stderr
+
+
 def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
     asked = run(
         "-c",

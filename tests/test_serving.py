@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 from odproject.bridge import Bridge
 from odproject.core.environ import CLIENT_LEFT, LATER
 from odproject.engines import wait_until
+from odproject.fair_threads import FairThreads
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 30.0
@@ -239,37 +240,65 @@ def test_request_that_turns_out_to_take_long_is_run_again_by_threads_for_that(we
 
 def test_what_was_put_off_is_done_although_its_client_has_left():
     calls: list[str] = []
-    busy, is_free, done = threading.Event(), threading.Event(), threading.Event()
+    is_free, done = threading.Event(), threading.Event()
 
     def application(environ, start_response):
         start_response("200 OK", [])
         calls.append(threading.current_thread().name.partition("_")[0])
         if not environ[LATER]:
             environ[LATER] = "slow"
-            busy.set()
         else:
             done.set()
         return []
 
     bridge = Bridge(application, 1, slow_threads={"slow": 1}, slow_kind=lambda scope: None)
     bridge.slow_threads["slow"].submit("somebody", is_free.wait)
+    leave_while_it_waits(bridge, bridge.slow_threads["slow"])
+    is_free.set()
+    assert done.wait(PATIENCE_SECONDS)
+    assert calls == ["web", "slow"]
+
+
+def test_what_counts_in_part_is_written_down_although_its_client_left_before_its_turn():
+    is_free, done = threading.Event(), threading.Event()
+    threads_of: list[str] = []
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        threads_of.append(threading.current_thread().name.partition("_")[0])
+        done.set()
+        return []
+
+    bridge = Bridge(
+        application,
+        1,
+        slow_threads={"piece": 1},
+        slow_kind=lambda scope: "piece",
+        outlasts_client=lambda scope: True,
+    )
+    bridge.slow_threads["piece"].submit("somebody", is_free.wait)
+    leave_while_it_waits(bridge, bridge.slow_threads["piece"])
+    is_free.set()
+    assert done.wait(PATIENCE_SECONDS)
+    assert threads_of == ["piece"]
+
+
+def leave_while_it_waits(bridge: Bridge, threads: FairThreads) -> None:
+    """Begin a request and give it up as soon as it waits for one of these threads."""
     scope = {"type": "http", "method": "PATCH", "path": "/", "query_string": b"", "headers": []}
     scope |= {"server": ("localhost", 80), "scheme": "http", "http_version": "1.1"}
 
-    async def leave_while_it_waits() -> None:
-        async def nothing(*_: Any) -> dict[str, Any]:
-            return {"type": "http.disconnect"}
+    async def nothing(*_: Any) -> dict[str, Any]:
+        return {"type": "http.disconnect"}
 
+    async def leave() -> None:
         request = asyncio.create_task(bridge(scope, nothing, nothing))
-        while not busy.is_set() or not bridge.slow_threads["slow"]._waiting:
+        while not threads._waiting:
             await asyncio.sleep(0.01)
         request.cancel()
         await asyncio.wait([request])
 
-    asyncio.run(leave_while_it_waits())
-    is_free.set()
-    assert done.wait(PATIENCE_SECONDS)
-    assert calls == ["web", "slow"]
+    asyncio.run(leave())
 
 
 def test_body_of_a_client_that_would_like_http2_is_taken(web):
