@@ -1,6 +1,8 @@
 """Groups, which are the roles of administrators; their own passwords; API keys and webhooks."""
 
+from collections.abc import Sequence
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import admin
@@ -104,6 +106,9 @@ class ApiKeyAdmin(ReadOnlyAdmin[ApiKey]):
         return badge("expired") if is_over else badge("living", "good")
 
 
+SHOWN_OF_PATH = 8  # letters
+
+
 class SwitchOffForm(ReasonForm):
     """Why a webhook is switched off."""
 
@@ -120,9 +125,24 @@ def _switch_on(actor: User, webhook: Webhook, answers: dict[str, Any]) -> str:
     return "The webhook was switched on again."
 
 
+def _sees_addresses(request: HttpRequest) -> bool:
+    return request.user.has_perm("accounts.change_webhook")
+
+
+def beginning_of(url: str) -> str:
+    """Scheme, host and the first letters of the path, behind which an address may hold secrets."""
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc}{parts.path[:SHOWN_OF_PATH]}"
+    is_whole = len(parts.path) <= SHOWN_OF_PATH and not parts.query
+    return shown if is_whole else f"{shown}…"
+
+
 @admin.register(Webhook)
 class WebhookAdmin(ReadOnlyAdmin[Webhook]):
-    """Webhooks and how their deliveries go; their secrets are nobody's but their owners'."""
+    """Webhooks and how their deliveries go; their secrets are nobody's but their owners'.
+
+    Who may not change webhooks sees, and finds, no more of an address than its beginning.
+    """
 
     object_actions = (
         ObjectAction(
@@ -131,8 +151,8 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
             permission="accounts.switch_off_webhook",
             form_class=SwitchOffForm,
             explain=lambda webhook: (
-                f"Nothing more is sent to {webhook.url} until an administrator switches it on "
-                f"again; {webhook.user} cannot."
+                f"Nothing more is sent to {beginning_of(webhook.url)} until an administrator "
+                f"switches it on again; {webhook.user} cannot."
             ),
             act=_switch_off,
             is_fitting=lambda webhook: webhook.off_by_id is None,
@@ -145,18 +165,17 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
             form_class=forms.Form,
             explain=lambda webhook: (
                 f"What has happened to {webhook.user} since the last delivery is sent to "
-                f"{webhook.url}, as far as it is kept."
+                f"{beginning_of(webhook.url)}, as far as it is kept."
             ),
             act=_switch_on,
             is_fitting=lambda webhook: webhook.off_by_id is not None,
         ),
     )
     list_display = (
-        *("id", "user", "url", "status", "backlog", "consecutive_failures"),
+        *("id", "user", "address", "status", "backlog", "consecutive_failures"),
         *("last_status", "last_attempt_at"),
     )
-    search_fields = ("user__email", "url")
-    search_help_text = "Search by the user's e-mail address or the webhook's"
+    search_help_text = "Search by the user's e-mail address or, if you may see it, the webhook's"
     ordering = ("-pk",)
     list_select_related = ("user",)
     fields = (
@@ -169,9 +188,32 @@ class WebhookAdmin(ReadOnlyAdmin[Webhook]):
         """Webhooks with the number of their user's newest event."""
         return with_last_seq(super().get_queryset(request))
 
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """The columns, with as much of the address as is for who asks."""
+        return self._with_address(self.list_display, request)
+
+    def get_fields(self, request: HttpRequest, obj: Webhook | None = None) -> list[Any]:
+        """What the page of a webhook shows, with as much of the address as is for who asks."""
+        return self._with_address(self.fields, request)
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        """Where a search looks: letter by letter it would tell an address."""
+        return ("user__email", "url") if _sees_addresses(request) else ("user__email",)
+
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """No question about a secret, which letter by letter would tell it."""
-        return "secret" not in lookup and super().lookup_allowed(lookup, value, request)
+        is_told = "secret" not in lookup and ("url" not in lookup or _sees_addresses(request))
+        return is_told and super().lookup_allowed(lookup, value, request)
+
+    @staticmethod
+    def _with_address(names: Sequence[Any], request: HttpRequest) -> list[Any]:
+        shown = "url" if _sees_addresses(request) else "address"
+        return [shown if name == "address" else name for name in names]
+
+    @admin.display
+    def address(self, webhook: Webhook) -> str:
+        """The beginning of the address."""
+        return beginning_of(webhook.url)
 
     @admin.display
     def status(self, webhook: Webhook) -> SafeString:

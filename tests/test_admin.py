@@ -1002,6 +1002,45 @@ def test_administrator_switches_on_what_an_administrator_has_switched_off(owner,
     assert "No administrator has switched the webhook" in again.content.decode()
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example.org/services/T0/secret", "https://hooks.example.org/service…"),
+        ("https://hooks.example.org:8443/in?key=secret", "https://hooks.example.org:8443/in…"),
+        ("https://hooks.example.org/hook", "https://hooks.example.org/hook"),
+        ("https://hooks.example.org?secret", "https://hooks.example.org…"),
+    ],
+)
+def test_support_sees_the_beginning_of_an_address_only(webhook, url, shown):
+    Webhook.objects.update(url=url)
+    support, superuser = (
+        browser_of(administrator("Support")),
+        browser_of(administrator("superuser")),
+    )
+    for page in ("", f"{webhook.pk}/change/", f"{webhook.pk}/switch-off/"):
+        told = support.get(f"/admin/accounts/webhook/{page}").content.decode()
+        assert shown in told, page
+        assert "secret" not in told, page
+    for page in ("", f"{webhook.pk}/change/"):
+        assert url in superuser.get(f"/admin/accounts/webhook/{page}").content.decode()
+
+
+def test_support_cannot_guess_an_address_letter_by_letter(webhook):
+    support, superuser = (
+        browser_of(administrator("Support")),
+        browser_of(administrator("superuser")),
+    )
+    page = f"/admin/accounts/webhook/{webhook.pk}/change/"
+    searched = "/admin/accounts/webhook/?q=8.8.8.8/ho"
+    assert page not in support.get(searched).content.decode()
+    assert page in superuser.get(searched).content.decode()
+    asked = {"url__startswith": "https://8.8.8.8/h"}
+    assert support.get("/admin/accounts/webhook/", asked).status_code == 400
+    for place in ("accounts/user/?webhooks", "billing/hold/?user__webhooks"):
+        assert support.get(f"/admin/{place}__url__startswith=https").status_code == 400, place
+    assert page in support.get(f"/admin/accounts/webhook/?q={webhook.user}").content.decode()
+
+
 def test_secret_of_a_webhook_is_neither_shown_nor_guessed(admin, webhook):
     rotate_secret(webhook=webhook)
     row = Webhook.objects.get()
