@@ -18,6 +18,7 @@ from accounts.presence import Presence
 from accounts.services import append_event, issue_websocket_ticket
 from accounts.webhooks import claim_delivery, record_success
 from inference.consumers import JobEventsConsumer
+from inference.management.commands import sweeper
 from tests.clients import client_of, client_with, key_of
 from tests.factories import make_user
 from tests.threads import in_threads
@@ -96,6 +97,24 @@ class TestEvents:
         happen(user, 2, ago=OLD)
         forget()
         assert client.get("/api/v1/events/").json()["oldest_seq"] == 3
+
+
+@pytest.mark.django_db
+def test_sweeper_forgets_once_an_hour_what_is_older_than_the_settings_say(user, settings):
+    settings.KEEP_EVENTS = timedelta(days=40)
+    for days in (41, 39):
+        happen(user, 1, ago=timedelta(days=days))
+    for days in (91, 89):
+        key, _ = key_of(user, f"revoked {days} days ago")
+        ApiKey.objects.filter(pk=key.pk).update(revoked_at=timezone.now() - timedelta(days=days))
+        client_of(user)
+        session = Session.objects.filter(revoked_at__isnull=True)
+        session.update(revoked_at=timezone.now() - timedelta(days=days))
+    sweeper._clean()
+    assert numbers_of(user) == [2]
+    assert ApiKey.objects.get().name == "revoked 89 days ago"
+    assert Session.objects.filter(revoked_at__lt=timezone.now() - timedelta(days=90)).count() == 0
+    assert Session.objects.count() == 2
 
 
 @pytest.mark.django_db
