@@ -46,6 +46,11 @@ COMMON_SERVICE, FAULTS = "the service", "tests/faults/"
 MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
 
 
+def pytest_configure() -> None:
+    """Have static files looked for when they are asked for: each test's client would list all."""
+    django_settings.WHITENOISE_AUTOREFRESH = True
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `-n auto` means: one for each core that this one may use."""
