@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dj_database_url
+import psutil
 import psycopg
 import pytest
 import redis
@@ -43,7 +44,8 @@ hypothesis_settings.register_profile("untimed", hypothesis_settings(), deadline=
 hypothesis_settings.load_profile("untimed")
 
 COMMON_SERVICE, FAULTS = "the service", "tests/faults/"
-MOST_PROCESSES = 4  # each takes some 2 GiB: torch, PostgreSQL, at times a whole service
+MOST_PROCESSES = 4
+PROCESS_BYTES = 3 * 1024**3  # torch, PostgreSQL, at times a whole service
 
 
 def pytest_configure() -> None:
@@ -53,9 +55,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes `-n auto` means: one for each core that this one may use."""
+    """How many processes `-n auto` means, as far as the memory goes.
+
+    One more than there are cores that this one may use: the tests of the service often wait for it.
+    """
     may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(may_use or 1, MOST_PROCESSES)
+    have_room = psutil.virtual_memory().available // PROCESS_BYTES
+    return max(1, min((may_use or 1) + 1, have_room, MOST_PROCESSES))
 
 
 @pytest.hookimpl(optionalhook=True)
