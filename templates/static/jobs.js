@@ -160,7 +160,8 @@ async function agreedPrice(id) {
   const text =
     `A new job looks at what failed or was not finished: ${names.join(", ")} (${contentText(quote)}). ` +
     `It costs at most ${price} tokens, of your ${available}. Only what is really processed is charged.`;
-  const agreed = await confirmed({ title: `Try job ${id} again?`, text, action: "Start job" });
+  const title = `Try job ${id} again?`;
+  const agreed = await confirmed({ title, text, action: "Start job", className: "primary" });
   return agreed ? { maximum_tokens: quote.quoted_tokens } : null;
 }
 

@@ -59,14 +59,14 @@ export function signal() {
   };
 }
 
-// Asks before something that cannot be undone; resolves to whether the person agreed. A question that
-// comes while another one is open waits for its turn.
-export async function confirmed({ title, text, action }) {
+// Asks before something that costs or cannot be undone; resolves to whether the person agreed. A
+// question that comes while another one is open waits for its turn.
+export async function confirmed({ title, text, action, className = "danger" }) {
   const dialog = byId("confirm");
   while (dialog.open) await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
   byId("confirm-title").textContent = title;
   byId("confirm-text").textContent = text;
-  byId("confirm-yes").textContent = action;
+  Object.assign(byId("confirm-yes"), { textContent: action, className });
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
