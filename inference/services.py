@@ -480,13 +480,14 @@ def block_dataset_and_abort_pending_jobs(*, dataset: Dataset, actor: User, reaso
     """Block a dataset; its pending jobs are aborted, its running ones finish.
 
     The pending jobs are locked before anything of the ledger or the event stream is, and once
-    locked none of them can begin. Raises AlreadyModeratedError (409).
+    locked none of them can begin. Those that hold something end first: what costs nothing locks
+    the event stream only, which comes last. Raises AlreadyModeratedError (409).
     """
     lock_dataset(dataset_id=dataset.pk)
     pending = list(
         Job.objects.select_for_update(no_key=True)
         .filter(dataset=dataset, state=Job.State.PENDING)
-        .order_by("pk")
+        .order_by("-quoted_hundredths", "pk")
     )
     mark_blocked(dataset=dataset, reason=reason)
     for job in pending:

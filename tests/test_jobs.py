@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from accounts.models import Event
 from billing.ledger import InsufficientTokensError, charge_upload
-from billing.models import Hold, Transfer
+from billing.models import Hold, Price, Transfer
 from billing.selectors import balance_hundredths, ledger_breaches
 from datasets.models import Dataset, MediaFile
 from datasets.services import delete_dataset
@@ -372,6 +372,30 @@ def test_blocked_dataset_aborts_pending_jobs_and_lets_running_ones_finish(user):
         submission.submit_job(
             user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
         )
+    assert_sound()
+
+
+def test_block_locks_the_money_of_a_user_before_their_event_stream(user):
+    """As who submits a job does, or each of the two would wait for the other."""
+    free = Price.objects.create(
+        upload_image_hundredths=0,
+        upload_frame_hundredths=0,
+        inference_image_hundredths=0,
+        inference_frame_hundredths=0,
+    )
+    submit(user, images=1)
+    free.delete()
+    keys = {"dataset_id": dataset_id_of(user), "model_id": "YOLO8"}
+    submission.submit_job(user=user, model_version="YOLO8s_FSR", **keys)
+    with CaptureQueriesContext(connection) as queries:
+        services.block_dataset_and_abort_pending_jobs(
+            dataset=Dataset.objects.get(), actor=make_user(staff=True), reason="faces"
+        )
+    asked = [query["sql"] for query in queries.captured_queries]
+    money = [n for n, sql in enumerate(asked) if "billing_account" in sql and "FOR NO KEY" in sql]
+    stream = [n for n, sql in enumerate(asked) if 'UPDATE "accounts_eventstream"' in sql]
+    assert money[0] < stream[0]
+    assert set(Job.objects.values_list("state", flat=True)) == {"Aborted"}
     assert_sound()
 
 
