@@ -148,6 +148,9 @@ def test_statement_of_a_month_is_shown_and_its_movements_are_saved(terminal):
     _, error = terminal.type("statement", "2024-02", "--csv", "none.csv", status=1)
     assert error == "There is no statement of 2024-02.\n"
     assert not (terminal.folder / "none.csv").exists()
+    _, error = terminal.type("statement", "--csv", ".", status=1)
+    assert error.count("\n") == 1
+    assert [one.name for one in terminal.folder.glob(".*.part")] == []
 
 
 def test_key_takes_the_place_of_a_password_and_a_low_balance_is_told(terminal, monkeypatch):

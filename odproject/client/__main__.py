@@ -279,7 +279,7 @@ def _add_terms(one: argparse.ArgumentParser) -> None:
         "--deadline",
         type=int,
         metavar="SECONDS",
-        help="abort the job if it has not ended so long after its start",
+        help="abort the job if it has not ended so long after it was submitted",
     )
     one.add_argument("--wait", action="store_true", help="until it has ended")
 

@@ -6,7 +6,7 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -68,19 +68,10 @@ def statement(asked: Asked) -> Any:
     else:
         found = asked.api.get(f"{statements}{options.month}/")
     if options.csv is not None:
-        _save_as(asked.api, f"{statements}{found['month']}/csv/", options.csv)
-        asked.say(f"Saved {options.csv}")
+        place: Path = options.csv
+        _save(asked.api, f"{statements}{found['month']}/csv/", place.parent, lambda _: place)
+        asked.say(f"Saved {place}")
     return found
-
-
-def _save_as(api: Api, path: str, place: Path) -> None:
-    """Save a file under this name, in place of one that is there; as a whole, or not at all."""
-    part = place.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        api.download(path, part)
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _warn_of_low_balance(asked: Asked) -> None:
@@ -324,19 +315,22 @@ def download(asked: Asked) -> Any:
         raise ClientError(f"Job {options.job} has no annotated files.")
     folder.mkdir(parents=True, exist_ok=True)
     saved: list[Path] = []
+
+    def place_of(name: str) -> Path:
+        return _free(folder / local_name(name), saved)
+
     for path in tqdm(wanted, desc="Downloading", unit="file", disable=asked.hides_bars):
-        saved.append(_saved(asked.api, path, folder, saved, narrowed))
+        saved.append(_save(asked.api, path, folder, place_of, **narrowed))
     return [str(path) for path in saved]
 
 
-def _saved(
-    api: Api, path: str, folder: Path, taken: Sequence[Path], narrowed: dict[str, Any]
+def _save(
+    api: Api, path: str, folder: Path, place_of: Callable[[str], Path], **narrowed: Any
 ) -> Path:
-    """Where the file was saved, under its name; nothing is left of one that could not be."""
+    """Save a file where `place_of` its name says, in this folder; as a whole, or not at all."""
     part = folder / f".{uuid.uuid4().hex}.part"  # other commands may save into the same folder
     try:
-        name = api.download(path, part, **narrowed)
-        place = _free(folder / local_name(name), taken)
+        place = place_of(api.download(path, part, **narrowed))
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)
