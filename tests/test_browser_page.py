@@ -683,7 +683,7 @@ def test_aborted_job_is_tried_again_once_after_its_price_was_agreed_to(page, ser
     expect(first.locator("button", has_text="Try again")).to_be_hidden()
     first.get_by_role("button", name="Abort").click()
     page.get_by_role("button", name="Abort job", exact=True).click()
-    again = first.get_by_role("button", name=f"Try job {number} again")
+    again = first.get_by_role("button", name=f"Try again: job {number}", exact=True)
     again.click()
     dialog = page.get_by_role("alertdialog", name=f"Try job {number} again?")
     expect(dialog).to_contain_text("long.mp4 (100 frames). It costs at most 100 tokens, of your ")

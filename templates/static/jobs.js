@@ -196,7 +196,7 @@ function makeCard(id) {
   };
   card.bar.setAttribute("aria-label", `Progress of job ${id}`);
   card.abort.setAttribute("aria-label", `Abort job ${id}`);
-  card.retry.setAttribute("aria-label", `Try job ${id} again`);
+  card.retry.setAttribute("aria-label", `Try again: job ${id}`);
   card.toggle.setAttribute("aria-expanded", "false");
   card.alert.setAttribute("role", "alert");
   const head = element("div", { className: "job-head" }, card.title, card.badge, card.abort, card.retry, card.toggle);
