@@ -58,7 +58,10 @@ class RetryView(APIView):
         responses={202: JobDetailSerializer},
     )
     def post(self, request: Request, job_id: int) -> Response:
-        """Run a new job on these files, with the options of the first, at the prices of now."""
+        """Run a new job on these files, with the options of the first, at the prices of now.
+
+        Each is looked at from its beginning, and paid for so, also where a part of it was done.
+        """
         user = cast(User, request.user)
         keys = validated(JobTermsSerializer, request)
 
