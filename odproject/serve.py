@@ -206,6 +206,14 @@ class Channel(HTTPChannel):
         if not self.refused:
             super().lineReceived(line)
 
+    def headerReceived(self, line: bytes) -> bool:
+        """Take a header; a length of more digits than Python reads as a number is none."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def allContentReceived(self) -> None:
         """Run the request, unless it was refused."""
         self._expects_head = True

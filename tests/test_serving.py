@@ -229,6 +229,12 @@ def test_refused_body_does_not_count_however_it_ends(own_web):
     assert web.counts()["broken_bytes"] == 0
 
 
+@pytest.mark.parametrize("length", ["-1", "1e3", "9" * 5000])  # Python reads no number that long
+def test_length_that_is_none_is_refused(web, length):
+    status, _, body = web.exchange(head("POST", "/", MULTIPART, f"Content-Length: {length}"))
+    assert (status, json.loads(body)["code"]) == (400, "bad_request")
+
+
 def test_request_that_turns_out_to_take_long_is_run_again_by_threads_for_that(web):
     answer = web.exchange(
         head("POST", "/later", MULTIPART, "Content-Length: 3", "Connection: close"), b"abc"
