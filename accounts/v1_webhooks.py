@@ -27,7 +27,8 @@ class WebhookSerializer(serializers.ModelSerializer[Webhook]):
     off_by_administrator = serializers.SerializerMethodField()
     backlog = serializers.IntegerField(
         read_only=True,
-        help_text="How many events of the stream come after the last one that was delivered.",
+        help_text="How many events of the stream come after the last one that was delivered; where "
+        "the webhook is off, also those that are not kept any more.",
     )
 
     class Meta:
