@@ -3,13 +3,14 @@
 Locks are taken in the order that `services` tells.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Exists, OuterRef, QuerySet
 
 from accounts.models import User
 from accounts.services import append_event, lock_user
@@ -153,7 +154,7 @@ def rerun_job(*, job_id: int) -> Job:
     EmptyDatasetError (400) when all was deleted, and InsufficientTokensError (402).
     """
     first = Job.objects.get(pk=job_id)
-    plan = _plan_again(first, JobFile.State.values, locked=True)
+    plan = _plan_again(first, first.files.all(), locked=True)
     if not plan.files:
         raise EmptyDatasetError(f"The owner has deleted every file of job {job_id}.")
     return _queue_job(user=first.user, dataset=first.dataset, plan=plan, rerun_of=first)
@@ -169,9 +170,10 @@ def retry_job(
 ) -> Job:
     """Look again at the files that failed in a job, or were not finished when it was aborted.
 
-    That is a new job, with the version and options of the first one, at the prices of now; the
-    other arguments are those of `submit_job`. Raises what `quote_retry` does,
-    InsufficientTokensError (402), JobQuotaError and QuoteExceededError (409).
+    That is a new job, with the version and options of the first one, at the prices of now. What a
+    later job has done with the same ones is left out: it is paid already. The other arguments are
+    those of `submit_job`. Raises what `quote_retry` does, InsufficientTokensError (402),
+    JobQuotaError and QuoteExceededError (409).
     """
     first = user_job(user=user, job_id=job_id)
     _refuse_above_quota(user)
@@ -195,14 +197,26 @@ def quote_retry(*, user: User, job_id: int) -> JobPlan:
 
 
 def _plan_retry(first: Job, *, locked: bool) -> JobPlan:
-    plan = _plan_again(first, JobFile.UNDONE, locked=locked)
+    plan = _plan_again(first, _undone_files(first), locked=locked)
     if not plan.files:
         raise NothingToRetryError(f"Every file of job {first.pk} was done, or was deleted since.")
     return plan
 
 
-def _plan_again(first: Job, states: Collection[str], *, locked: bool) -> JobPlan:
-    """A plan over those files of an ended job that ended so and were not deleted since.
+def _undone_files(first: Job) -> QuerySet[JobFile]:
+    """Files that failed in a job, or were not finished, and that no later one has done alike."""
+    done_since = JobFile.objects.filter(
+        media_file=OuterRef("media_file"),
+        state=JobFile.State.COMPLETED,
+        job__gt=first,
+        job__model_version=first.model_version,
+        job__options=first.options,
+    )
+    return first.files.filter(~Exists(done_since), state__in=JobFile.UNDONE)
+
+
+def _plan_again(first: Job, job_files: QuerySet[JobFile], *, locked: bool) -> JobPlan:
+    """A plan over these files of an ended job, but for those that were deleted since.
 
     With `locked` it holds until the transaction ends. Raises JobUnfinishedError and
     RerunUnfinishedError (409), UnknownModelError and PrecisionNotAvailableError (400) when that is
@@ -218,7 +232,7 @@ def _plan_again(first: Job, states: Collection[str], *, locked: bool) -> JobPlan
     again = Job.objects.filter(rerun_of=first, state__in=Job.UNFINISHED).first()
     if again is not None:
         raise RerunUnfinishedError(f"Job {again.pk} is running job {first.pk} again already.")
-    files = live_media_files(dataset=dataset).filter(jobfile__job=first, jobfile__state__in=states)
+    files = live_media_files(dataset=dataset).filter(jobfile__in=job_files)
     return plan_job(
         version=version,
         media_files=list(files.order_by("jobfile__position")),

@@ -164,6 +164,30 @@ class TestNewJob:
         assert names_in(Job.objects.latest("pk")) == ["c.mp4"]
         assert_sound()
 
+    def test_what_was_done_since_is_not_paid_again(self, user, dataset):
+        job = ended_job(dataset)
+        retry(user, job)
+        second = Job.objects.latest("pk")
+        end_file(second, 0)
+        end_file(second, 1, FileFault("broken", "No."))
+        assert client_of(user).get(path_of(job)).json()["quoted_tokens"] == 10
+        assert retry(user, job).status_code == 202
+        third = Job.objects.latest("pk")
+        assert names_in(third) == ["c.mp4"]
+        end_file(third, 0)
+        for one in (job, second):
+            for answer in (client_of(user).get(path_of(one)), retry(user, one)):
+                assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_retry")
+        assert balance_hundredths(user=user) == 100_000 - 150 - 150 - 1_000
+        assert_sound()
+
+    def test_what_was_done_with_other_options_or_before_is_tried_again(self, user, dataset):
+        ended_job(dataset, failed=())
+        job = ended_job(dataset)
+        ended_job(dataset, failed=(), options={"confidence_floor": 0.2})
+        assert retry(user, job).status_code == 202
+        assert names_in(Job.objects.latest("pk")) == ["b.jpg", "c.mp4"]
+
     def test_deadline_is_its_own(self, user, dataset):
         job = ended_job(dataset, deadline_seconds=600)
         first = retry(user, job).json()
