@@ -9,6 +9,7 @@ from rest_framework import generics, serializers
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.utils.urls import remove_query_param, replace_query_param
 from rest_framework.views import APIView
 
 from accounts import services
@@ -155,6 +156,17 @@ class EventPages(Pages):
         user = cast(User, cast(Request, self.request).user)
         answer.data["oldest_seq"] = oldest_event_seq(user_id=user.pk)
         return answer
+
+    def get_next_link(self) -> str | None:
+        """Where the events after the last one of this page are, by its number.
+
+        Pages are counted from where the stream begins, so what is forgotten there meanwhile would
+        have the next one begin too late.
+        """
+        link, events = super().get_next_link(), list(self.page or ())
+        if link is None or not events:
+            return None
+        return replace_query_param(remove_query_param(link, "page"), "since", events[-1].seq)
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         """How such a page looks."""

@@ -91,6 +91,18 @@ class TestEvents:
         assert page["oldest_seq"] == 4
         assert [event["seq"] for event in page["results"]] == [4, 5]
 
+    def test_who_turns_pages_skips_none_when_the_beginning_is_forgotten_meanwhile(self, user):
+        client = client_of(user)
+        happen(user, 2, ago=OLD)
+        happen(user, 3)
+        page = client.get("/api/v1/events/?kind=job.started&page_size=2").json()
+        read = [event["seq"] for event in page["results"]]
+        forget()
+        while page["next"]:
+            page = client.get(page["next"]).json()
+            read += [event["seq"] for event in page["results"]]
+        assert read == [1, 2, 3, 4, 5]
+
     def test_list_without_events_begins_with_the_next_one(self, user):
         client = client_of(user)
         assert client.get("/api/v1/events/").json()["oldest_seq"] == 1
