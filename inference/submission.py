@@ -61,7 +61,7 @@ class RerunUnfinishedError(ConflictError):
 
 
 class NothingToRetryError(ConflictError):
-    """Every file of the job was done, or is not there any more."""
+    """Every file of the job was done, is a later job's, or is not there any more."""
 
     code = "nothing_to_retry"
     title = "There is nothing to try again"
@@ -199,20 +199,24 @@ def quote_retry(*, user: User, job_id: int) -> JobPlan:
 def _plan_retry(first: Job, *, locked: bool) -> JobPlan:
     plan = _plan_again(first, _undone_files(first), locked=locked)
     if not plan.files:
-        raise NothingToRetryError(f"Every file of job {first.pk} was done, or was deleted since.")
+        raise NothingToRetryError(
+            f"Every file of job {first.pk} was done, is a later job's, or was deleted since."
+        )
     return plan
 
 
 def _undone_files(first: Job) -> QuerySet[JobFile]:
-    """Files that failed in a job, or were not finished, and that no later one has done alike."""
-    done_since = JobFile.objects.filter(
+    """Files that failed in a job, or were not finished, and that no later one has done, or is at.
+
+    Alike, that is: with the same version and options.
+    """
+    later = JobFile.objects.filter(
         media_file=OuterRef("media_file"),
-        state=JobFile.State.COMPLETED,
         job__gt=first,
         job__model_version=first.model_version,
         job__options=first.options,
-    )
-    return first.files.filter(~Exists(done_since), state__in=JobFile.UNDONE)
+    ).exclude(state__in=JobFile.UNDONE)
+    return first.files.filter(~Exists(later), state__in=JobFile.UNDONE)
 
 
 def _plan_again(first: Job, job_files: QuerySet[JobFile], *, locked: bool) -> JobPlan:

@@ -61,7 +61,7 @@ class RetryView(APIView):
         """Run a new job on these files, with the options of the first, at the prices of now.
 
         Each is looked at from its beginning, and paid for so, also where a part of it was done.
-        What a later job with the same version and options has done is not looked at again.
+        What a later job with the same version and options has done, or is at, is left out.
         """
         user = cast(User, request.user)
         keys = validated(JobTermsSerializer, request)

@@ -266,7 +266,9 @@ def test_job_that_was_aborted_is_tried_again_at_the_price_of_its_rest(terminal):
     terminal.type("upload", "street", "a.jpg", "b.mp4")
     job = terminal.document("predict", "street", "--option", "frame_stride=100", "--wait")
     _, told = terminal.type("retry", job["id"], status=1)
-    assert f"Every file of job {job['id']} was done, or was deleted since." in told
+    assert (
+        f"Every file of job {job['id']} was done, is a later job's, or was deleted since." in told
+    )
 
     job = terminal.document("predict", "street")
     undone = terminal.document("abort", job["id"])

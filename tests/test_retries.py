@@ -188,6 +188,30 @@ class TestNewJob:
         assert retry(user, job).status_code == 202
         assert names_in(Job.objects.latest("pk")) == ["b.jpg", "c.mp4"]
 
+    def test_what_another_try_has_done_is_not_tried_and_paid_a_second_time(self, user, dataset):
+        job = ended_job(dataset)
+        retry(user, job)
+        again = Job.objects.latest("pk")
+        end_file(again, 0)
+        end_file(again, 1, FileFault("broken", "No."))
+        assert retry(user, job).status_code == 202
+        last = Job.objects.latest("pk")
+        assert names_in(last) == ["c.mp4"]
+        assert retry(user, again).json()["code"] == "nothing_to_retry"  # the last one is at it
+        end_file(last, 0)
+        for one in (job, again):
+            answer = retry(user, one)
+            assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_retry")
+        assert balance_hundredths(user=user) == 100_000 - 150 - 150 - 1_000
+        assert_sound()
+
+    def test_file_that_fails_when_all_is_run_again_may_be_tried_again(self, user, dataset):
+        again = submission.rerun_job(job_id=ended_job(dataset).pk)
+        for position in range(3):
+            end_file(again, position, FileFault("broken", "No.") if position == 0 else None)
+        assert retry(user, again).status_code == 202
+        assert names_in(Job.objects.latest("pk")) == ["a.jpg"]
+
     def test_deadline_is_its_own(self, user, dataset):
         job = ended_job(dataset, deadline_seconds=600)
         first = retry(user, job).json()
@@ -252,7 +276,7 @@ def retire(user, dataset):
 
 
 def fill_quota(user, dataset):
-    submit(dataset)
+    submit(dataset, options={"confidence_floor": 0.2})
 
 
 @pytest.mark.django_db
@@ -335,7 +359,7 @@ class TestRefusal:
 
 @pytest.mark.django_db
 def test_request_sent_again_under_its_key_starts_one_job(user, dataset):
-    job, other = ended_job(dataset), ended_job(dataset)
+    job, other = ended_job(dataset), ended_job(dataset, options={"confidence_floor": 0.2})
     first, again = retry(user, job, key="k"), retry(user, job, key="k")
     assert (again.status_code, again.json()) == (202, first.json())
     assert again["Location"] == first["Location"]
