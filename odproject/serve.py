@@ -30,6 +30,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -686,6 +687,16 @@ def _load_application(
     return application, judge, getattr(module, "takes_broken_bodies", None)
 
 
+def _allow_many_files() -> None:
+    """Let this process open as many files as the machine lets it.
+
+    A client takes one, and another for a large body. The 1024 that a shell usually allows are soon
+    taken by clients that are slow, and nobody else could connect.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; the exit status."""
     parser = argparse.ArgumentParser(prog="odproject.serve")
@@ -696,6 +707,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if options.fd:
         die_with_parent(signal.SIGKILL)
+    _allow_many_files()
     sockets = [socket.socket(fileno=number) for number in options.fd]
     try:
         for address in options.bind:

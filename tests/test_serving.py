@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -576,6 +577,19 @@ def _open_files(pid: int) -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             found.add(str(entry.readlink()))
     return found
+
+
+def test_many_idle_clients_keep_nobody_out_though_a_shell_allows_few_files(own_web):
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        web = own_web()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(web.connect())
+        assert web.get("/counts")[0] == 200
 
 
 def test_what_takes_long_waits_for_its_like_and_holds_up_nothing_else(own_web):
