@@ -386,6 +386,24 @@ def test_two_at_once_start_one_job(committed_db):
     assert_sound()
 
 
+def test_job_and_another_try_of_it_tried_again_at_once_start_one_job(committed_db):
+    user = make_user()
+    dataset = make_dataset(user)
+    add_media_file(dataset)
+    job = ended_job(dataset, failed=(0,))
+    again = submission.retry_job(user=user, job_id=job.pk)
+    services.abort_job(job_id=again.pk)
+    either = (job.pk, again.pk)
+    outcomes = in_threads(
+        4, lambda number: submission.retry_job(user=user, job_id=either[number % 2])
+    )
+    assert sum(isinstance(one, Job) for one in outcomes) == 1
+    refusals = (submission.RerunUnfinishedError, submission.NothingToRetryError)
+    assert sum(isinstance(one, refusals) for one in outcomes) == 3
+    assert balance_hundredths(user=user) == 100_000 - 150
+    assert_sound()
+
+
 def test_retry_beside_the_deletion_of_its_dataset_starts_a_job_or_is_refused(committed_db):
     user = make_user()
     dataset = make_dataset(user)
