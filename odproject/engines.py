@@ -50,7 +50,7 @@ APPLICATION_ROLE = "od_app"
 SUPERUSER_ROLE = "postgres"
 
 MAX_SOCKET_PATH_BYTES = 99  # sockaddr_un holds 108; PostgreSQL adds ".lock" to one of its own.
-MAX_CONNECTIONS = 100
+MAX_CONNECTIONS = 300  # a web process may hold some thirty
 INITDB_TIMEOUT_SECONDS = 300.0
 ORPHAN_GRACE_SECONDS = 10.0
 
