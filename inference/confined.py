@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import os
-import select
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -165,8 +165,10 @@ def _some_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
     """What the child says next, nothing at its end; raises ConfinedChildError for too late."""
     assert child.stdout is not None
     left_seconds = deadline - time.monotonic()
-    if left_seconds <= 0 or not select.select([child.stdout], [], [], left_seconds)[0]:
-        raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
+    with selectors.DefaultSelector() as selector:  # select() knows only the first 1024 files
+        selector.register(child.stdout, selectors.EVENT_READ)
+        if left_seconds <= 0 or not selector.select(left_seconds):
+            raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
     return os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
 
 

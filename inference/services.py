@@ -7,9 +7,10 @@ stream.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
@@ -504,21 +505,10 @@ def abort_overdue_jobs(*, now: datetime | None = None) -> int:
     overdue = Job.objects.filter(
         state__in=Job.UNFINISHED, deadline_at__lte=now or database_now()
     ).order_by("deadline_at", "pk")
-    aborted = 0
-    locked_user_ids: set[int] = set()
-    for job_id, user_id in list(overdue.values_list("pk", "user_id")[:JOBS_PER_SWEEP]):
-        if user_id in locked_user_ids:
-            continue  # whose balance or events somebody holds: one wait is enough
-        try:
-            aborted += _abort_overdue_job(job_id)
-        except OperationalError as error:
-            if not connection.is_usable():
-                raise  # the database is away: the next sweep tries again
-            locked_user_ids.add(user_id)
-            logger.warning("Job %s, whose deadline has passed, is aborted later: %s", job_id, error)
-        except Exception:
-            logger.exception("Job %s, whose deadline has passed, could not be aborted", job_id)
-    return aborted
+    return _one_by_one(
+        (f"Job {job_id}, whose deadline has passed,", user_id, partial(_abort_overdue_job, job_id))
+        for job_id, user_id in list(overdue.values_list("pk", "user_id")[:JOBS_PER_SWEEP])
+    )
 
 
 @transaction.atomic
@@ -559,22 +549,39 @@ def reclaim_units(*, worker_name: str) -> int:
 
 def _return_units(units: QuerySet[WorkUnit], *, lease_ended_before: datetime | None) -> int:
     """Put units back one by one, so that one that cannot be does not hold up the others."""
-    returned = 0
-    locked_job_ids: set[int] = set()
     rows = units.order_by("pk").values_list("pk", "attempt", "job_id")[:UNITS_PER_SWEEP]
-    for unit_id, attempt, job_id in list(rows):
-        if job_id in locked_job_ids:
-            continue  # to wait for each of its units would hold up everybody else's
+    return _one_by_one(
+        (
+            f"Work unit {unit_id} of job {job_id}",
+            job_id,
+            partial(_return_unit, unit_id, attempt, job_id, lease_ended_before),
+        )
+        for unit_id, attempt, job_id in list(rows)
+    )
+
+
+def _one_by_one(tasks: Iterable[tuple[str, int, Callable[[], bool]]]) -> int:
+    """Do what a sweep finds to do, and return how much was done; nothing holds up the rest.
+
+    Of each task: what it is about, the id of the job or user whose rows it has to lock, and what
+    does it in a transaction of its own. Where rows are locked one wait is enough: the other tasks
+    that need them are left for the next sweep.
+    """
+    done = 0
+    locked_ids: set[int] = set()
+    for about, holder_id, act in tasks:
+        if holder_id in locked_ids:
+            continue
         try:
-            returned += _return_unit(unit_id, attempt, job_id, lease_ended_before)
+            done += act()
         except OperationalError as error:
             if not connection.is_usable():
                 raise  # the database is away: the next sweep tries again
-            locked_job_ids.add(job_id)
-            logger.warning("Work units of job %s are put back later: %s", job_id, error)
+            locked_ids.add(holder_id)
+            logger.warning("%s is left for later: %s", about, error)
         except Exception:
-            logger.exception("Work unit %s could not be put back", unit_id)
-    return returned
+            logger.exception("%s is left for later", about)
+    return done
 
 
 @transaction.atomic

@@ -1,10 +1,14 @@
 """Model versions from the package and from uploads, until they are retired."""
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
+import os
+import resource
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -453,6 +457,23 @@ def test_child_that_hangs_crashes_or_babbles_is_a_refusal(tmp_path, monkeypatch)
             patch.setattr(confined, "sys", SimpleNamespace(executable=str(fake)))
             with pytest.raises(WeightsError, match=reason):
                 model_checks.read_facts(tmp_path / "weights.pt", limits=limits)
+
+
+def test_child_is_heard_where_a_thousand_connections_are_open(tmp_path):
+    """A web process may have many more files open than the 1024 that select() knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine lets a process open no more")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open("rb"))
+        limits = confined.ChildLimits(memory_bytes=4 * 10**9, seconds=60, cpu_seconds=60)
+        path = tmp_path / "weights.pt"
+        path.write_bytes(b"no weights")
+        with pytest.raises(WeightsError, match="is no ONNX model"):
+            model_checks.read_facts(path, limits=limits)
 
 
 # -- the whole life of one version ---------------------------------------------------------------

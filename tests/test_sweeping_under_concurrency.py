@@ -60,7 +60,7 @@ def test_units_of_one_locked_job_are_waited_for_once(claimed_units, engines, cap
         first.save(force_insert=True)
     with locked_by_somebody(first.job_id, engines):
         assert services.reclaim_units(worker_name="w1") == 1
-    assert caplog.text.count("are put back later") == 1
+    assert caplog.text.count("is left for later") == 1
     running = WorkUnit.objects.filter(state=WorkUnit.State.RUNNING)
     assert set(running.values_list("job_id", flat=True)) == {first.job_id}
     assert running.count() == 3
@@ -116,5 +116,5 @@ def test_balance_that_somebody_has_locked_is_waited_for_once(overdue_jobs, engin
     with locked_by_somebody(overdue_jobs[0].user_id, engines, LOCK_MONEY):
         assert services.abort_overdue_jobs() == 1
     assert states_of(overdue_jobs) == ["Pending", "Pending", "Aborted"]
-    assert caplog.text.count("is aborted later") == 1
+    assert caplog.text.count("is left for later") == 1
     assert services.abort_overdue_jobs() == 2
