@@ -36,9 +36,13 @@ class Things:
     export_format: str = "coco"
 
 
-def _submit(user: User) -> Job:
+def _submit(user: User, **options: float) -> Job:
     return submission.submit_job(
-        user=user, dataset_id=dataset_id_of(user), model_id="YOLO8", model_version="YOLO8s_FSR"
+        user=user,
+        dataset_id=dataset_id_of(user),
+        model_id="YOLO8",
+        model_version="YOLO8s_FSR",
+        options=options,
     )
 
 
@@ -88,7 +92,8 @@ def make_things(owner: User, media_root: Path) -> Things:
         upload_id=media_file.upload_id,
         job_id=job.pk,
         file_id=file.pk,
-        pending_job_id=_submit(owner).pk,
+        # Of other options: what an equal job is at is not tried again.
+        pending_job_id=_submit(owner, confidence_floor=0.2).pk,
         other_job_id=other.pk,
         resumable_upload_id=_begin_upload(owner, dataset).pk,
         version_id=job.model_version_id,
