@@ -268,9 +268,20 @@ def test_reason_in_the_file_is_no_formula(holder):
 # -- what the database does for it ---------------------------------------------------------------
 
 
+MOVEMENTS_OF_ANOTHER = """
+    INSERT INTO billing_transfer
+        (source_id, destination_id, amount_hundredths, kind, idempotency_key, reason)
+    SELECT %s, %s, 1, 'top_up', 'another:' || number, '' FROM generate_series(1, 5000) AS number
+"""
+
+
 @pytest.mark.parametrize("path", ["", "2026-10/"])
 def test_figures_come_from_one_query_that_goes_by_the_indexes(holder, path):
     client = client_of(holder)
+    another = ledger.open_accounts(user=make_user()).available
+    with connection.cursor() as cursor:  # of a few rows any index would do
+        issuance = ledger.system_account("issuance")
+        cursor.execute(MOVEMENTS_OF_ANOTHER, [issuance.pk, another.pk])
     with at(utc(2026, 10, 5)), CaptureQueriesContext(connection) as asked:
         assert client.get(f"/api/v1/statements/{path}").status_code == 200
     (sql,) = [one["sql"] for one in asked.captured_queries if "date_trunc" in one["sql"]]
