@@ -125,14 +125,12 @@ def change_webhook(
             locked.cursor_seq = last_event_seq(user_id=locked.user_id)
         if leads_elsewhere or from_now:
             _take_back(locked)
-        is_switched_on = bool(is_active) and locked.off_since is not None
-        if is_switched_on:
-            locked.off_since, locked.off_reason = None, ""
+        if is_active and locked.off_since is not None:
+            _switch_on(locked, now=now)
         elif is_active is False and locked.off_since is None:
             locked.off_since, locked.off_reason = now, BY_OWNER
-        if leads_elsewhere or is_switched_on:
-            locked.consecutive_failures, locked.failing_since = 0, None
-            locked.next_attempt_at = now
+        if leads_elsewhere:
+            _try_anew(locked, now=now)
         locked.save()
 
 
@@ -185,21 +183,29 @@ def switch_off_webhook(*, actor: User, webhook: Webhook, reason: str) -> None:
         raise AlreadyOffError(f"The webhook {webhook.pk} is switched off already.")
 
 
+@transaction.atomic
 def switch_on_webhook(*, webhook: Webhook) -> None:
     """Switch on what an administrator has switched off; it goes on after the last delivered event.
 
     Raises NotSwitchedOffError (409).
     """
-    found = Webhook.objects.filter(pk=webhook.pk, off_by__isnull=False)
-    if not found.update(
-        off_since=None,
-        off_reason="",
-        off_by=None,
-        consecutive_failures=0,
-        failing_since=None,
-        next_attempt_at=database_now(),
-    ):
+    rows = Webhook.objects.select_for_update(no_key=True)
+    locked = rows.filter(pk=webhook.pk, off_by__isnull=False).first()
+    if locked is None:
         raise NotSwitchedOffError(f"No administrator has switched the webhook {webhook.pk} off.")
+    _switch_on(locked, now=database_now())
+    locked.save()
+
+
+def _switch_on(webhook: Webhook, *, now: datetime) -> None:
+    webhook.off_since, webhook.off_reason, webhook.off_by = None, "", None
+    _try_anew(webhook, now=now)
+
+
+def _try_anew(webhook: Webhook, *, now: datetime) -> None:
+    """What failed before counts no more, and nothing waits for another try."""
+    webhook.consecutive_failures, webhook.failing_since = 0, None
+    webhook.next_attempt_at = now
 
 
 def _judge(url: str) -> None:

@@ -133,11 +133,13 @@ def month_name(begins_at: datetime) -> str:
 
 
 def months_of(*, user: User) -> list[datetime]:
-    """The beginnings of the months since the user's first movement, that of now first."""
+    """The beginnings of the months since the user's first movement, that of now first.
+
+    That one is the welcome gift, with which the accounts are opened.
+    """
     available = open_accounts(user=user).available
-    ways = (Transfer.objects.filter(**{side: available}) for side in ("source", "destination"))
-    first = min(filter(None, (one.aggregate(at=Min("created_at"))["at"] for one in ways)))
-    months = [_month_of(first)]
+    first = Transfer.objects.filter(destination=available).aggregate(at=Min("created_at"))
+    months = [_month_of(first["at"])]
     this_month = _month_of(database_now())
     while months[-1] < this_month:
         months.append(_month_after(months[-1]))

@@ -171,9 +171,9 @@ def retry_job(
     """Look again at the files that failed in a job, or were not finished when it was aborted.
 
     That is a new job, with the version and options of the first one, at the prices of now. What a
-    later job has done with the same ones is left out: it is paid already. The other arguments are
-    those of `submit_job`. Raises what `quote_retry` does, InsufficientTokensError (402),
-    JobQuotaError and QuoteExceededError (409).
+    later job with the same ones has done, or is at, is left out: it is paid there. The other
+    arguments are those of `submit_job`. Raises what `quote_retry` does, InsufficientTokensError
+    (402), JobQuotaError and QuoteExceededError (409).
     """
     first = user_job(user=user, job_id=job_id)
     _refuse_above_quota(user)

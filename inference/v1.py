@@ -370,16 +370,7 @@ class JobsView(generics.ListAPIView[Job]):
         keys = validated(SubmitJobSerializer, request)
 
         def submit() -> Response:
-            job = submission.submit_job(
-                user=user,
-                dataset_id=keys["dataset_id"],
-                model_id=keys["model_id"],
-                model_version=keys["model_version"],
-                options=keys.get("options"),
-                maximum_tokens=keys.get("maximum_tokens"),
-                deadline_seconds=keys.get("deadline_seconds"),
-            )
-            return submitted(user, job)
+            return submitted(user, submission.submit_job(user=user, **keys))
 
         return answered_once(request, submit)
 

@@ -42,13 +42,7 @@ class QuotesView(APIView):
         """What a job with these members would cost now; nothing is held or written."""
         user = cast(User, request.user)
         keys = validated(JobChoiceSerializer, request)
-        plan = submission.quote_job(
-            user=user,
-            dataset_id=keys["dataset_id"],
-            model_id=keys["model_id"],
-            model_version=keys["model_version"],
-            options=keys.get("options"),
-        )
+        plan = submission.quote_job(user=user, **keys)
         return Response(QuoteSerializer(quote_members(user, plan)).data)
 
 

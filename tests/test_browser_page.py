@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -99,6 +100,27 @@ def movements(page: Page) -> list[tuple[str, str]]:
     amounts = [row.locator("td.number").inner_text() for row in rows]
     plain = [told.replace("\N{MINUS SIGN}", "-") for told in amounts]
     return [(row.get_attribute("data-kind"), told) for row, told in zip(rows, plain, strict=True)]
+
+
+def answer_first_post(
+    page: Page, address: str | re.Pattern[str], answer: Callable[[Route], None]
+) -> list[str]:
+    """Answer the first POST to an address in the service's stead, and let all else through.
+
+    Returns the idempotency keys of the POSTs, as they come.
+    """
+    keys: list[str] = []
+
+    def see(route: Route) -> None:
+        if route.request.method == "POST":
+            keys.append(route.request.headers["idempotency-key"])
+            if len(keys) == 1:
+                answer(route)
+                return
+        route.continue_()
+
+    page.route(address, see)
+    return keys
 
 
 def watch_annotated_files(page: Page) -> None:
@@ -661,18 +683,9 @@ def test_refused_abort_is_told_on_the_card_of_its_job(page, service, tmp_path):
 
 
 def test_aborted_job_is_tried_again_once_after_its_price_was_agreed_to(page, service, tmp_path):
-    keys: list[str] = []
-
-    def lose_first_answer(route: Route) -> None:
-        if route.request.method != "POST":
-            route.continue_()
-            return
-        keys.append(route.request.headers["idempotency-key"])
-        if len(keys) == 1:
-            route.fetch()
-            route.abort()
-        else:
-            route.continue_()
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
 
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Long film")
@@ -691,7 +704,7 @@ def test_aborted_job_is_tried_again_once_after_its_price_was_agreed_to(page, ser
     expect(again).to_be_focused()
     expect(page.locator("article.job")).to_have_count(1)
 
-    page.route(re.compile(r"/retry/$"), lose_first_answer)
+    keys = answer_first_post(page, re.compile(r"/retry/$"), lose)
     again.dblclick()
     page.get_by_role("button", name="Start job").click()
     expect(first.get_by_role("alert")).to_have_text(
@@ -1118,23 +1131,14 @@ def test_options_change_the_price_and_what_is_looked_at(page, service, tmp_path)
     ids=["connection broke", "proxy gave up", "connection broke within the answer"],
 )
 def test_job_whose_answer_got_lost_is_started_once(page, service, tmp_path, lose, told):
-    keys: list[str] = []
-
     def lose_first_answer(route: Route) -> None:
-        if route.request.method != "POST":
-            route.continue_()
-            return
-        keys.append(route.request.headers["idempotency-key"])
-        if len(keys) == 1:
-            route.fetch()
-            lose(route)
-        else:
-            route.continue_()
+        route.fetch()
+        lose(route)
 
     sign_up(page, service.base_url, unique_email())
     create_dataset(page, "Tunnel")
     upload(page, drawn_image(tmp_path / "street.jpg", size_wh=(320, 180)))
-    page.route(re.compile(r"/api/v1/jobs/$"), lose_first_answer)
+    keys = answer_first_post(page, re.compile(r"/api/v1/jobs/$"), lose_first_answer)
     page.get_by_role("button", name="Start detection").click()
     expect(page.locator("#start-alert")).to_contain_text(told)
     expect(page.locator("#start-alert")).to_contain_text(
@@ -1293,16 +1297,7 @@ def _two_pictures(folder: Path) -> list[Path]:
 
 
 def test_upload_whose_connection_breaks_goes_on_when_it_is_back(page, service, tmp_path):
-    keys: list[str] = []
-
     def lose_first_answer(route: Route) -> None:
-        if route.request.method != "POST":
-            route.continue_()
-            return
-        keys.append(route.request.headers["idempotency-key"])
-        if len(keys) > 1:
-            route.continue_()
-            return
         _take(page, route, pictures[0])
         route.abort("connectionreset")
 
@@ -1310,7 +1305,7 @@ def test_upload_whose_connection_breaks_goes_on_when_it_is_back(page, service, t
     create_dataset(page, "Wavering")
     pictures = _two_pictures(tmp_path)
     looks = HeldRequests(page, "**/livez")
-    page.route(UPLOADS, lose_first_answer)
+    keys = answer_first_post(page, UPLOADS, lose_first_answer)
     page.get_by_label("Choose files").set_input_files(pictures)
     expect(page.locator("#upload-label")).to_have_text("a.jpg waits for the connection (1 of 2)")
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()

@@ -372,11 +372,16 @@ def test_request_sent_again_under_its_key_starts_one_job(user, dataset):
     assert_sound()
 
 
-def test_two_at_once_start_one_job(committed_db):
-    user = make_user()
-    dataset = make_dataset(user)
+@pytest.fixture
+def failed_job(committed_db):
+    """A job whose only file has failed, committed."""
+    dataset = make_dataset(make_user())
     add_media_file(dataset)
-    job = ended_job(dataset, failed=(0,))
+    return ended_job(dataset, failed=(0,))
+
+
+def test_two_at_once_start_one_job(failed_job):
+    user, job = failed_job.user, failed_job
     outcomes = in_threads(4, lambda number: submission.retry_job(user=user, job_id=job.pk))
     started = [one for one in outcomes if isinstance(one, Job)]
     refused = [one for one in outcomes if isinstance(one, submission.RerunUnfinishedError)]
@@ -386,11 +391,8 @@ def test_two_at_once_start_one_job(committed_db):
     assert_sound()
 
 
-def test_job_and_another_try_of_it_tried_again_at_once_start_one_job(committed_db):
-    user = make_user()
-    dataset = make_dataset(user)
-    add_media_file(dataset)
-    job = ended_job(dataset, failed=(0,))
+def test_job_and_another_try_of_it_tried_again_at_once_start_one_job(failed_job):
+    user, job = failed_job.user, failed_job
     again = submission.retry_job(user=user, job_id=job.pk)
     services.abort_job(job_id=again.pk)
     either = (job.pk, again.pk)
@@ -404,16 +406,13 @@ def test_job_and_another_try_of_it_tried_again_at_once_start_one_job(committed_d
     assert_sound()
 
 
-def test_retry_beside_the_deletion_of_its_dataset_starts_a_job_or_is_refused(committed_db):
-    user = make_user()
-    dataset = make_dataset(user)
-    add_media_file(dataset)
-    job = ended_job(dataset, failed=(0,))
+def test_retry_beside_the_deletion_of_its_dataset_starts_a_job_or_is_refused(failed_job):
+    user, job = failed_job.user, failed_job
 
     def act(number):
         if number:
             return submission.retry_job(user=user, job_id=job.pk)
-        return delete_dataset(user=user, dataset_id=dataset.pk)
+        return delete_dataset(user=user, dataset_id=job.dataset_id)
 
     deleted, outcome = in_threads(2, act)
     assert deleted is None
