@@ -287,17 +287,26 @@ def test_a_child_that_never_comes_up_is_given_up_with_the_end_of_its_log(start):
 
 def test_a_step_or_a_database_that_takes_long_is_waited_for_and_others_are_not(start, tmp_path):
     running = start("""
+        import time
         import odproject.supervisor
         odproject.supervisor.READY_TIMEOUT_SECONDS = 0.2
-        write = ("import time; print('begun', flush=True); time.sleep(1);"
-                 "open('NAME', 'w').close(); time.sleep(REST)")
-        def slow(name, rest, **options):
-            return child(name, write.replace("NAME", name).replace("REST", rest), **options)
+
+        def late(name, then, **options):
+            told = f"'{name} is still at work' in open('output.txt').read()"
+            return child(name, f"import time\\nwhile not {told}: time.sleep(0.02)\\n"
+                         f"open('{name}', 'w').close(); {then}", **options)
+
+        def has_begun_but_is_not_ready():
+            while "begun" not in (data_dir / "logs" / "web.log").read_text():
+                time.sleep(0.02)
+            return False
+
         specs = [
-            slow("database", "600", stage=0, may_take_long=True,
+            late("database", "time.sleep(600)", stage=0, may_take_long=True,
                  is_ready=(data_dir / "database").exists),
-            slow("migrate", "0", stage=1, once=True),
-            slow("web", "600", stage=2, is_ready=(data_dir / "web").exists),
+            late("migrate", "pass", stage=1, once=True),
+            child("web", "import time; print('begun', flush=True); time.sleep(600)", stage=2,
+                  is_ready=has_begun_but_is_not_ready),
         ]
     """)
     assert running.process.wait(PATIENCE_SECONDS) == 1
