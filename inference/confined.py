@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import selectors
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,18 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.media.fork_server import CHILD_ENVIRONMENT, Child, ForkServer, start_child
+
 logger = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parent.parent
 _MAX_ANSWER_BYTES = 8 * 1024**2  # a picture may be in it
-_ENVIRONMENT = {
-    "PYTHONPATH": str(_ROOT),
-    "LC_ALL": "C.UTF-8",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",
-    "CUDA_VISIBLE_DEVICES": "",  # a graphics card's address space is larger than any limit
-}
+# A graphics card's address space is larger than any limit.
+_ENVIRONMENT = {**CHILD_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+# What loads weights takes seconds and a gigabyte to load, and is seldom wanted.
+_fork_server = ForkServer("inference.crops_child", "inference.picture_child")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class ChildUnavailableError(OSError):
 def answer_of_child(
     module: str, task: dict[str, Any], path: Path, limits: ChildLimits
 ) -> dict[str, Any]:
-    """Have `python -m module`, which calls `confined_child.serve`, do a task with a file.
+    """Have the `main` of a module, which calls `confined_child.serve`, do a task with a file.
 
     Raises ConfinedChildError and ChildUnavailableError.
     """
@@ -97,7 +92,7 @@ def answers_of_child(
 @contextlib.contextmanager
 def _child_at_work(
     module: str, task: dict[str, Any], paths: Sequence[Path], limits: ChildLimits
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Child]:
     """A child that was given its task; it does not outlive the block."""
     with tempfile.TemporaryDirectory(prefix="od-child-") as folder:
         full_task = {
@@ -108,17 +103,11 @@ def _child_at_work(
             "cpu_seconds": limits.cpu_seconds,
             "hidden": None if limits.hidden is None else str(limits.hidden),
         }
-        command = [sys.executable, "-P", "-s", "-B", "-Wignore", "-m", module]
         try:
-            child = subprocess.Popen(
-                [*command, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={**_ENVIRONMENT, "TMPDIR": folder},
-                start_new_session=True,
-            )
+            if module in _fork_server.modules:
+                child = _fork_server.start(module)
+            else:
+                child = start_child(module, [], {**_ENVIRONMENT, "TMPDIR": folder})
         except OSError as error:
             raise ChildUnavailableError(f"No child could be started: {error}") from error
         with child:
@@ -143,16 +132,18 @@ def crashed(reason: str) -> ConfinedChildError:
     return ConfinedChildError("crashed", "Reading the file crashed.")
 
 
-def _hand_over(child: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
+def _hand_over(child: Child, task: dict[str, Any]) -> None:
     assert child.stdin is not None
     try:
-        child.stdin.write(json.dumps(task).encode())
+        left = memoryview(json.dumps(task).encode())
+        while left:
+            left = left[child.stdin.write(left) :]
         child.stdin.close()
     except BrokenPipeError:
         pass  # it has ended, and its output tells no answer
 
 
-def _bounded_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+def _bounded_output(child: Child, deadline: float) -> bytes:
     """All that the child says; raises ConfinedChildError for too late or too much."""
     received = b""
     while data := _some_output(child, deadline):
@@ -161,7 +152,7 @@ def _bounded_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
     return received
 
 
-def _some_output(child: subprocess.Popen[bytes], deadline: float) -> bytes:
+def _some_output(child: Child, deadline: float) -> bytes:
     """What the child says next, nothing at its end; raises ConfinedChildError for too late."""
     assert child.stdout is not None
     left_seconds = deadline - time.monotonic()
@@ -177,7 +168,7 @@ def _check_size(received: bytes) -> None:
         raise crashed("it said too much")
 
 
-def _parsed(line: bytes, status: int) -> dict[str, Any]:
+def _parsed(line: bytes, status: int | None) -> dict[str, Any]:
     try:
         answer = json.loads(line)
         if not isinstance(answer, dict):

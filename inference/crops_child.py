@@ -91,5 +91,10 @@ def _jpeg(image: Image) -> bytes:
     return target.getvalue()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Cut what the task names."""
     serve_each(cut)
+
+
+if __name__ == "__main__":
+    main()

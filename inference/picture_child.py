@@ -54,5 +54,10 @@ def _frame(path: Path, frame_index: int, plan: SeekPlan | None, limits: MediaLim
     raise MediaError("no_such_frame", "The video has no such frame.", 422)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw one picture."""
     serve(draw)
+
+
+if __name__ == "__main__":
+    main()

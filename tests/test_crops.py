@@ -5,7 +5,6 @@ import io
 import os
 import threading
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from django.core.files.storage import default_storage
 from PIL import Image
 from rest_framework.test import APIRequestFactory
 
+from datasets.media import fork_server
+from datasets.media.fork_server import ForkServer
 from inference import confined, services
 from inference.crops import crops
 from inference.crops_child import LARGEST_SIDE_PIXELS, cut, windows
@@ -20,6 +21,7 @@ from inference.models import Job
 from inference.selectors import Wanted
 from odproject.core import files
 from odproject.core.environ import CLIENT_LEFT
+from tests.children import take_over
 from tests.clients import client_of
 from tests.factories import add_media_file, make_user
 from tests.mediafiles import write_image, write_video
@@ -307,14 +309,6 @@ def test_file_that_is_gone_or_broken_is_told_and_the_others_are_cut(user, datase
     ]
 
 
-def fake_child(tmp_path, monkeypatch, program):
-    """Have every child be this program, as if a file had taken it over."""
-    fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\nexec {confined.sys.executable} -c "{program}"\n')
-    fake.chmod(0o755)
-    monkeypatch.setattr(confined, "sys", SimpleNamespace(executable=str(fake)))
-
-
 @pytest.mark.parametrize(
     "program",
     [
@@ -333,7 +327,7 @@ def test_child_that_crashes_or_babbles_costs_the_file_that_it_was_at(
     job = submitted(user)
     for media_file in media_files:
         found(job, media_file, (CAR, 0.9, (8, 8, 16, 16)))
-    fake_child(tmp_path, monkeypatch, program)
+    take_over(monkeypatch, tmp_path, program)
     pictures, rows = export(ended(job))
     assert pictures == {}
     assert [row["problem"] for row in rows] == ["Reading the file crashed."] * 2
@@ -377,7 +371,8 @@ def test_child_that_cannot_be_started_is_no_fault_of_the_files(
     picture = add_picture(dataset, tmp_path, drawn())
     job = submitted(user)
     found(job, picture, (CAR, 0.9, (8, 8, 16, 16)))
-    monkeypatch.setattr(confined, "sys", SimpleNamespace(executable=str(tmp_path / "nothing")))
+    monkeypatch.setattr(confined, "_fork_server", ForkServer("inference.crops_child"))
+    monkeypatch.setattr(fork_server, "_PYTHON", (str(tmp_path / "nothing"),))
     answer = client_of(user).get(path_of(ended(job)))
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
 
@@ -452,11 +447,9 @@ def test_download_that_is_abandoned_ends_the_child_and_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(files, "SPOOL_IN_MEMORY_BYTES", 1)
     children = []
-    start = confined.subprocess.Popen
+    start = confined._fork_server.start
     monkeypatch.setattr(
-        confined.subprocess,
-        "Popen",
-        lambda *args, **options: children.append(start(*args, **options)) or children[-1],
+        confined._fork_server, "start", lambda *args: children.append(start(*args)) or children[-1]
     )
     box = (8, 8, 24, 24)
     video = add_video(dataset, tmp_path, lambda _: drawn(), frames=30)

@@ -41,6 +41,7 @@ from inference.registry import (
 from inference.try_outs import run_test
 from inference.worker import run_unit
 from odproject.core.files import StorageFullError
+from tests.children import take_over
 from tests.clients import client_of
 from tests.factories import add_media_file, dataset_id_of, make_dataset, make_user
 from tests.mediafiles import write_image
@@ -448,13 +449,10 @@ def test_child_that_hangs_crashes_or_babbles_is_a_refusal(tmp_path, monkeypatch)
         ("print('[' * 100_000)", "crashed"),
         (f"import json; print(json.dumps(dict(facts={ENDLESS})))", "crashed"),
     ):
-        fake = tmp_path / "python"
-        fake.write_text(f'#!/bin/sh\nexec {confined.sys.executable} -c "{program}"\n')
-        fake.chmod(0o755)
         seconds = 1.0 if "sleep" in program else 30.0  # in which a busy machine starts a child
         limits = confined.ChildLimits(memory_bytes=10**9, seconds=seconds, cpu_seconds=5)
         with monkeypatch.context() as patch:
-            patch.setattr(confined, "sys", SimpleNamespace(executable=str(fake)))
+            take_over(patch, tmp_path, program)
             with pytest.raises(WeightsError, match=reason):
                 model_checks.read_facts(tmp_path / "weights.pt", limits=limits)
 

@@ -6,7 +6,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,22 +16,15 @@ from typing import Any, Self
 
 from datasets.media.errors import MediaError, refused
 from datasets.media.facts import MediaFacts
+from datasets.media.fork_server import Child, ForkServer
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 
 logger = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[2]
 _START_TIMEOUT_SECONDS = 60.0
 _MAX_ANSWER_BYTES = 256 * 1024  # a thumbnail is in it
-# Nothing of the service's environment (passwords, addresses) reaches the child. One thread for
-# numeric libraries and two arenas keep its address space, which is limited, for the pictures.
-_ENVIRONMENT = {
-    "PYTHONPATH": str(_ROOT),
-    "LC_ALL": "C.UTF-8",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",
-}
+_CHILD = "datasets.media.inspector_child"
+_fork_server = ForkServer(_CHILD)
 
 
 class InspectorUnavailableError(RuntimeError):
@@ -51,8 +43,8 @@ class Inspector:
     """Inspects many files one after another in one child, which is replaced when it dies.
 
     A context manager for use by one thread at a time. The child starts with the first file, lives
-    until the block ends, and dies at once with the thread that started it. Of what is in the folder
-    `hidden` it can read nothing but temporary files and the one that is `shown`.
+    until the block ends, and dies at once with this process. Of what is in the folder `hidden` it
+    can read nothing but temporary files and the one that is `shown`.
     """
 
     def __init__(
@@ -66,7 +58,7 @@ class Inspector:
         # As the child takes them: what is hidden, then what of it is not.
         folders = [] if hidden is None else [hidden, Path(tempfile.gettempdir()), shown]
         self._folders = [str(one) for one in folders if one is not None]
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._received = b""
 
     def __enter__(self) -> Self:
@@ -124,31 +116,15 @@ class Inspector:
 
     # -- the child
 
-    def _running_child(self) -> subprocess.Popen[bytes]:
+    def _running_child(self) -> Child:
         if self._child is not None and self._child.poll() is None:
             return self._child
         self.close()
-        child = self._child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-s",
-                "-B",
-                "-Wignore",
-                "-m",
-                "datasets.media.inspector_child",
-                str(os.getpid()),
-                json.dumps(asdict(self._limits)),
-                *self._folders,
-            ],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=_ENVIRONMENT,
-            start_new_session=True,
-        )
+        try:
+            limits = json.dumps(asdict(self._limits))
+            child = self._child = _fork_server.start(_CHILD, limits, *self._folders)
+        except OSError as error:
+            raise InspectorUnavailableError(f"No child could be started: {error}") from error
         try:
             self._receive(child, time.monotonic() + _START_TIMEOUT_SECONDS)
         except (_ChildGoneError, _DeadlineError) as error:
@@ -161,7 +137,7 @@ class Inspector:
             raise
         return child
 
-    def _send(self, child: subprocess.Popen[bytes], path: Path) -> None:
+    def _send(self, child: Child, path: Path) -> None:
         assert child.stdin is not None
         try:
             child.stdin.write(json.dumps({"path": str(path.absolute())}).encode() + b"\n")
@@ -169,7 +145,7 @@ class Inspector:
             raise _ChildGoneError from error
 
     def _final_answer(
-        self, child: subprocess.Popen[bytes], on_progress: Callable[[int], None] | None
+        self, child: Child, on_progress: Callable[[int], None] | None
     ) -> dict[str, Any]:
         """Wait for what is not progress. Raises MediaError 422 when the time is over."""
         deadline = time.monotonic() + self._limits.per_file_timeout_seconds
@@ -187,7 +163,7 @@ class Inspector:
             if on_progress is not None:
                 on_progress(int(answer["progress"]))
 
-    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+    def _receive(self, child: Child, deadline: float) -> dict[str, Any]:
         """The next answer. Raises _DeadlineError at the deadline (of the monotonic clock)."""
         assert child.stdout is not None
         with selectors.DefaultSelector() as selector:
@@ -223,7 +199,7 @@ class Inspector:
             logger.warning("A decoder failed on %s: %s", path.name, answer["cause"])
         raise MediaError(str(code), str(detail), int(status))
 
-    def _crashed(self, child: subprocess.Popen[bytes]) -> MediaError:
+    def _crashed(self, child: Child) -> MediaError:
         """Clear the child away and say how it ended."""
         try:
             status: int | None = child.wait(timeout=1.0)

@@ -1,9 +1,9 @@
 """The process in which strangers' files are decoded for the first time.
 
 Reads requests as JSON lines from standard input and answers each with JSON lines on standard
-output: any number of `progress`, then `facts`, `error` or `os_error`. Started by `Inspector` only:
-`python -m datasets.media.inspector_child <pid of the parent> <limits as JSON>`, and then the folder
-that is hidden and what is shown all the same, if any.
+output: any number of `progress`, then `facts`, `error` or `os_error`. Started by `Inspector` only,
+with the number of the parent's process, the limits as JSON, and then the folder that is hidden and
+what is shown all the same, if any.
 """
 
 import errno

@@ -1,0 +1,258 @@
+"""Children that begin with everything loaded: forked from a process that has done nothing else.
+
+A new interpreter that loads the decoders takes a third of a second of processor time, many times
+what looking at a photograph takes. So each process that has strangers' files decoded keeps one more
+beside it, which loads the same once (`datasets.media.fork_server_process`), opens no file of
+anybody's, and forks a child for each asker. The child confines itself (`datasets.media.sandbox`)
+before it opens anything, as one that was started by itself does.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+_ROOT = Path(__file__).resolve().parents[2]
+# Nothing of the service's environment (passwords, addresses) reaches a child. One thread for
+# numeric libraries and two arenas keep its address space, which is limited, for the pictures.
+CHILD_ENVIRONMENT: Mapping[str, str] = {
+    "PYTHONPATH": str(_ROOT),
+    "LC_ALL": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+_PYTHON = (sys.executable, "-P", "-s", "-B", "-Wignore", "-m")
+_IDLE_SECONDS = 600.0
+_MAX_MESSAGE_BYTES = 64 * 1024
+_START_TIMEOUT_SECONDS = 60.0
+_STATUS_TIMEOUT_SECONDS = 5.0
+_END_TIMEOUT_SECONDS = 5.0
+
+
+class Child(Protocol):
+    """What the askers of a child do with it; `subprocess.Popen` offers it too."""
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for the signal that ended it; None until it is known."""
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end (seconds); raises `subprocess.TimeoutExpired`."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def __enter__(self) -> Self:
+        """The child."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the pipes and wait for its end."""
+
+
+def start_child(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
+    """Start `python -m module <this process> *arguments`; raises OSError."""
+    return subprocess.Popen(
+        [*_PYTHON, module, str(os.getpid()), *arguments],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env=environment,
+        start_new_session=True,
+    )
+
+
+class ForkedChild:
+    """A child of the fork server's; see `Child`."""
+
+    def __init__(
+        self, pid: int, pid_fd: int, stdin_fd: int, stdout_fd: int, status_fd: int
+    ) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = os.fdopen(stdin_fd, "wb", buffering=0)
+        self.stdout: IO[bytes] | None = os.fdopen(stdout_fd, "rb", buffering=0)
+        self._pid_fd, self._status_fd = pid_fd, status_fd
+
+    def poll(self) -> int | None:
+        """See `Child`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(timeout=0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See `Child`."""
+        if self.returncode is None:
+            if not _is_readable(self._pid_fd, timeout):
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            # The server tells; where it has ended, the kernel has ended its children.
+            told = b""
+            if _is_readable(self._status_fd, _STATUS_TIMEOUT_SECONDS):
+                told = os.read(self._status_fd, 16)
+            self.returncode = int(told or -signal.SIGKILL)
+            os.close(self._pid_fd)
+            os.close(self._status_fd)
+        return self.returncode
+
+    def kill(self) -> None:
+        """See `Child`."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for pipe in (self.stdout, self.stdin):
+            if pipe is not None:
+                pipe.close()
+        self.wait()
+
+
+class ForkServer:
+    """Forks children that run the `main` of one of `modules`; for any number of threads.
+
+    The process behind it is started by the first asker, ends by itself when nobody has asked for
+    long, and ends with this process, however that ends. Where there are no process file
+    descriptors (not Linux), children are started by themselves.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self.modules = modules
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._owner_pid = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process that forks, if it has been started."""
+        return None if self._server is None else self._server.pid
+
+    def start(self, module: str, *arguments: str) -> Child:
+        """A child that runs `module.main()`; its `sys.argv` are its parent's id and `arguments`.
+
+        Raises OSError where none can be made.
+        """
+        if not hasattr(os, "pidfd_open"):
+            return start_child(module, arguments, CHILD_ENVIRONMENT)
+        with self._lock:
+            if self._owner_pid != os.getpid():  # what a parent forked is the parent's
+                self._server = self._control = None
+            if self._control is not None:
+                with contextlib.suppress(OSError, EOFError):  # it has ended meanwhile
+                    return self._ask(self._control, module, arguments)
+            self._end()
+            self._begin()
+            assert self._control is not None
+            try:
+                return self._ask(self._control, module, arguments)
+            except (EOFError, ConnectionError) as error:
+                raise OSError("The fork server does not start.") from error
+
+    def close(self) -> None:
+        """End the process behind it and its children; another `start` starts a new one."""
+        with self._lock:
+            if self._owner_pid == os.getpid():
+                self._end()
+
+    def _begin(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._server = subprocess.Popen(
+                    [
+                        *(*_PYTHON, f"{__name__}_process"),
+                        *(str(theirs.fileno()), str(_IDLE_SECONDS)),
+                        *self.modules,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=CHILD_ENVIRONMENT,
+                    pass_fds=[theirs.fileno()],
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.settimeout(_START_TIMEOUT_SECONDS)
+        if self._owner_pid != os.getpid():
+            atexit.register(self.close)
+        self._control, self._owner_pid = ours, os.getpid()
+
+    def _end(self) -> None:
+        server, control, self._server, self._control = self._server, self._control, None, None
+        if control is not None:
+            control.close()
+        if server is not None:
+            try:
+                server.wait(_END_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+    def _ask(self, control: socket.socket, module: str, arguments: Sequence[str]) -> ForkedChild:
+        """A child from the server that runs; raises EOFError or OSError where it does not."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            stdin_fd, their_stdin_fd = reversed(_pipe(theirs, ours))
+            stdout_fd, their_stdout_fd = _pipe(ours, theirs)
+            status_fd, their_status_fd = _pipe(ours, theirs)
+            request = json.dumps([module, *arguments]).encode()
+            fds = [their_stdin_fd, their_stdout_fd, their_status_fd]
+            socket.send_fds(control, [request], fds)
+            answer, pid_fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 1)
+            if not answer or not pid_fds:
+                raise EOFError(answer.decode(errors="replace"))
+            ours.pop_all()
+            return ForkedChild(
+                int(answer),
+                pid_fds[0],
+                stdin_fd=stdin_fd,
+                stdout_fd=stdout_fd,
+                status_fd=status_fd,
+            )
+
+
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """The ends of a new pipe, to read from and to write to; each closes with its stack."""
+    read_fd, write_fd = os.pipe()
+    reader.callback(os.close, read_fd)
+    writer.callback(os.close, write_fd)
+    return read_fd, write_fd
+
+
+def _is_readable(fd: int, timeout_seconds: float | None) -> bool:
+    with selectors.DefaultSelector() as selector:  # select() knows only the first 1024 files
+        selector.register(fd, selectors.EVENT_READ)
+        return bool(selector.select(timeout_seconds))

@@ -1,0 +1,33 @@
+"""Children for tests: one that does as it is told, and any that a file has taken over."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datasets.media import fork_server
+from inference import confined
+
+
+def main() -> None:
+    """Do what the first argument says; a child of a fork server runs this."""
+    parent_pid, what, *rest = sys.argv[1:]
+    if what == "sleep":
+        time.sleep(600)
+    elif what == "exit":
+        sys.exit(int(rest[0]))
+    elif what == "raise":
+        raise RuntimeError
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(f"{parent_pid} {rest} ".encode() + line)
+        sys.stdout.buffer.flush()
+
+
+def take_over(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
+    """Have every confined child be this program, as if a file had taken it over."""
+    fake = folder / "python"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(confined, "_fork_server", fork_server.ForkServer())  # which knows no module
+    monkeypatch.setattr(fork_server, "_PYTHON", (str(fake),))
