@@ -55,7 +55,8 @@ class Detectors:
             threads=settings.TORCH_THREADS or None,
             sha256=sha256,
         )
-        network.tune((settings.NETWORK_IMAGE_SIZE, settings.NETWORK_IMAGE_SIZE))
+        side = settings.NETWORK_IMAGE_SIZE
+        network.tune((side, side), batch_size=settings.NETWORK_BATCH)
         about = (sha256[:12], network.device, network.runtime, network.precision)
         logger.info("Loaded %s (%s, %s, %s)", *about)
         self._networks[key] = network

@@ -301,6 +301,19 @@ def test_slow_network_is_not_run_again_and_again_to_find_its_batch(monkeypatch):
     assert tried == [*[1] * 3, *[2] * 2, *[4] * 2]  # the first of each sets up
 
 
+def test_batch_that_is_named_is_taken_without_measuring_though_the_memory_ends_there():
+    tried = []
+
+    def run(size):
+        tried.append(size)
+        if size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert fastest_batch_size(run, (4,)) == 4
+    assert fastest_batch_size(run, (16,)) == 16
+    assert tried == [4, 16]
+
+
 def test_images_are_laid_out_on_a_device_as_on_the_processor():
     """What CUDA does on the device, here on the CPU: the same pixels, rounding apart."""
     rng = np.random.default_rng(3)

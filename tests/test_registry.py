@@ -795,7 +795,7 @@ def test_worker_keeps_a_few_networks_and_drops_the_idlest(settings, monkeypatch)
     def load(weights, *, sha256, **_):
         loaded.append(sha256)
         facts = {"class_names": ("car",), "device": "cpu", "runtime": "none", "precision": "fp32"}
-        return SimpleNamespace(**facts, tune=lambda input_wh: None)
+        return SimpleNamespace(**facts, tune=lambda input_wh, *, batch_size: None)
 
     detectors = Detectors(load=load)
     first = detectors.load("a")
@@ -809,20 +809,25 @@ def test_worker_keeps_a_few_networks_and_drops_the_idlest(settings, monkeypatch)
 
 
 @pytest.mark.parametrize(("precision", "device"), [("auto", "cuda:1"), ("int8", None)])
-def test_settings_choose_device_and_runtime_but_int8_is_for_the_processor(
+def test_settings_choose_device_runtime_and_batch_but_int8_is_for_the_processor(
     settings, monkeypatch, precision, device
 ):
     settings.NETWORK_DEVICE, settings.NETWORK_RUNTIME = "cuda:1", "torch"
+    settings.NETWORK_IMAGE_SIZE, settings.NETWORK_BATCH = 640, 24
     monkeypatch.setattr("inference.networks.local_weights", lambda sha256: sha256)
-    asked = {}
+    asked, tuned = {}, []
+
+    def tune(input_wh, *, batch_size):
+        tuned.append((input_wh, batch_size))
 
     def load(weights, **wanted):
         asked.update(wanted)
         facts = {"class_names": ("car",), "device": "-", "runtime": "-", "precision": "-"}
-        return SimpleNamespace(**facts, tune=lambda input_wh: None)
+        return SimpleNamespace(**facts, tune=tune)
 
     Detectors(load=load).load("a", precision=precision)
     assert (asked["device"], asked["runtime"]) == (device, "torch")
+    assert tuned == [((640, 640), 24)]
 
 
 def test_worker_that_is_to_have_a_card_does_not_start_without_one(settings):

@@ -241,7 +241,7 @@ class Network:
     class_names = ("car", "bus")
     device, runtime, precision, sha256 = "cpu", "none", "fp32", "f" * 64
 
-    def tune(self, input_wh):
+    def tune(self, input_wh, *, batch_size=0):
         self.tuned_for = input_wh
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,11 +20,15 @@ def fastest_batch_size(run: Callable[[int], object], sizes: Sequence[int]) -> in
     """The batch with the best time an image; `run(n)` runs one of n inputs.
 
     Sizes are tried in their order until one does not pay any more, or until the memory does not
-    suffice for it. The first run of each pays for what is set up once, and of the others, three or
-    as many as begin within a second, the best counts: a moment in which the machine was busy must
-    not decide.
+    suffice for it; an only one is run once and taken. The first run of each pays for what is set up
+    once, and of the others, three or as many as begin within a second, the best counts: a moment in
+    which the machine was busy must not decide.
     """
     best_size, best_seconds = sizes[0], float("inf")
+    if len(sizes) == 1:
+        with contextlib.suppress(torch.OutOfMemoryError):  # it will be halved when it is needed
+            run(best_size)
+        return best_size
     for size in sizes:
         try:
             run(size)

@@ -64,8 +64,11 @@ class Network(Protocol):
     def candidates(self, views: Sequence[View], confidence_floor: float) -> list[Candidates]:
         """Boxes above the floor for each view, in pixels of its input; all have one input size."""
 
-    def tune(self, input_wh: tuple[int, int]) -> None:
-        """Measures with inputs of this size which batch is fastest, and warms up."""
+    def tune(self, input_wh: tuple[int, int], *, batch_size: int = 0) -> None:
+        """Warms up with inputs of this size, and measures which batch is fastest.
+
+        `batch_size` names one instead, 0 none.
+        """
 
     def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
         """Runs the bare network on so many grey inputs and waits for the end: for measuring."""

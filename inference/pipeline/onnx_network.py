@@ -63,7 +63,7 @@ class OnnxNetwork(OpenVinoNetwork):
                 found.append(_decoded(request.get_output_tensor(0).data[0], confidence_floor))
         return found
 
-    def tune(self, input_wh: tuple[int, int]) -> None:
+    def tune(self, input_wh: tuple[int, int], *, batch_size: int = 0) -> None:
         """Warms up; more than one input at a time does not pay."""
         side = self._image_size
         self.run_grey(1, input_wh if side is None else (side, side))

@@ -194,11 +194,10 @@ class OpenVinoNetwork:
                 )
         return found
 
-    def tune(self, input_wh: tuple[int, int]) -> None:
+    def tune(self, input_wh: tuple[int, int], *, batch_size: int = 0) -> None:
         """See `network.Network`."""
-        self.batch_size = fastest_batch_size(
-            lambda size: self.run_grey(size, input_wh), _BATCH_SIZES
-        )
+        sizes = (batch_size,) if batch_size else _BATCH_SIZES
+        self.batch_size = fastest_batch_size(lambda size: self.run_grey(size, input_wh), sizes)
         with self._lock:
             self._compiled.clear()
 

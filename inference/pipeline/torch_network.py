@@ -89,9 +89,10 @@ class TorchNetwork:
                 self.batch_size = min(self.batch_size, len(part) // 2)
         return found
 
-    def tune(self, input_wh: tuple[int, int]) -> None:
+    def tune(self, input_wh: tuple[int, int], *, batch_size: int = 0) -> None:
         """See `network.Network`."""
-        sizes = _BATCH_SIZES_CUDA if self._on_cuda else _BATCH_SIZES_CPU
+        usual = _BATCH_SIZES_CUDA if self._on_cuda else _BATCH_SIZES_CPU
+        sizes = (batch_size,) if batch_size else usual
         self.batch_size = fastest_batch_size(lambda size: self.run_grey(size, input_wh), sizes)
 
     def run_grey(self, count: int, input_wh: tuple[int, int]) -> None:
