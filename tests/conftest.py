@@ -163,6 +163,14 @@ def committed_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterat
         client.flushdb()
 
 
+@pytest.fixture(scope="module")
+def kept_db(engines: Engines, django_db_setup, django_db_blocker) -> Iterator[None]:
+    """A database in which what is made for the whole file stays; tests with `db` add to it."""
+    with django_db_blocker.unblock():
+        yield
+        _renew_test_database(engines.superuser_url)
+
+
 @pytest.fixture
 def no_broker(monkeypatch) -> None:
     """Hints of units are sent nowhere: the subject is something else."""

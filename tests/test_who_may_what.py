@@ -7,6 +7,9 @@ route, add a line: method, path with the owner's numbers in it, the four statuse
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from django.apps import apps
 from django.contrib import admin
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection, transaction
+from django.test import override_settings
 from django.urls import URLPattern, URLResolver, get_resolver
 from rest_framework.test import APIClient
 
@@ -22,7 +26,7 @@ from accounts.services import log_in
 from inference import queue, registry
 from inference.pipeline.errors import WeightsError
 from odproject.health import ProbesMiddleware
-from tests.clients import client_of, client_with, key_of
+from tests.clients import client_with, key_of
 from tests.factories import PASSWORD, make_user
 from tests.mediafiles import image_bytes, noise
 from tests.things import make_things
@@ -186,8 +190,17 @@ TABLE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch):
+@dataclass(frozen=True)
+class World:
+    """What the askers know and the owner has; every test takes back what it changes."""
+
+    media_root: Path
+    values: Mapping[str, Any]
+    tokens: Mapping[str, str]
+    sessions: Mapping[str, SimpleCookie]
+
+
+def _without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_weights(path, limits):
         raise WeightsError("weights_unreadable", "The file is no ONNX model.")
 
@@ -195,27 +208,59 @@ def no_broker(monkeypatch):
     monkeypatch.setattr(queue, "send_unit", lambda unit_id: True)
 
 
+@pytest.fixture(scope="module")
+def world(kept_db, tmp_path_factory) -> World:
+    """The askers and the owner's things, made once: there are more than a hundred tests."""
+    media_root = tmp_path_factory.mktemp("media")
+    hashers = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    with (
+        override_settings(MEDIA_ROOT=media_root, PASSWORD_HASHERS=hashers),
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        _without_workers(monkeypatch)
+        users = {
+            "another user": make_user(),
+            "owner": make_user(OWNER),
+            "administrator": make_user(ADMINISTRATOR, staff=True),
+        }
+        tokens, sessions = {}, {}
+        for name, user in users.items():
+            pair = log_in(email=user.email, password=PASSWORD, access_lifetime=timedelta(hours=1))
+            tokens[name] = pair.access
+            browser = APIClient()
+            browser.force_login(user)
+            sessions[name] = browser.cookies
+        values = asdict(make_things(users["owner"], media_root))
+        values["refresh"] = log_in(email=OWNER, password=PASSWORD).refresh
+        return World(media_root, values, tokens, sessions)
+
+
+@pytest.fixture(autouse=True)
+def no_broker(monkeypatch):
+    _without_workers(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def media_root(settings, world) -> Path:
+    """Where the owner's files are."""
+    settings.MEDIA_ROOT = world.media_root
+    return world.media_root
+
+
 @pytest.fixture
-def clients() -> dict[str, APIClient]:
+def clients(world) -> dict[str, APIClient]:
     """Each asker with an access token and, for pages, a session."""
-    users = {
-        "another user": make_user(),
-        "owner": make_user(OWNER),
-        "administrator": make_user(ADMINISTRATOR, staff=True),
-    }
     made = {"nobody": APIClient()}
-    for name, user in users.items():
-        made[name] = client_of(user)
-        made[name].force_login(user)
+    for name, token in world.tokens.items():
+        made[name] = client_with(token)
+        made[name].cookies = SimpleCookie(world.sessions[name].output(header="", sep=";"))
     return made
 
 
 @pytest.fixture
-def values(clients, media_root) -> dict[str, Any]:
+def values(world) -> dict[str, Any]:
     """What stands in braces in paths and bodies."""
-    things = make_things(User.objects.of_email(OWNER), media_root)
-    refresh = log_in(email=OWNER, password=PASSWORD).refresh
-    return {**asdict(things), "refresh": refresh}
+    return dict(world.values)
 
 
 def client_with_key_of(email: str, **terms: Any) -> APIClient:
