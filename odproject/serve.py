@@ -589,6 +589,23 @@ class Server(DaphneServer):
             if is_http:
                 raise ClientDisconnectedError("The client reads nothing any more.") from None
 
+    def application_checker(self) -> None:
+        """Each second, forget connections that are over, and cancel who goes on long after.
+
+        Daphne's own would warn of each client that has left, and tell failures a second time.
+        """
+        for protocol, state in list(self.connections.items()):
+            task, left_at = state.get("application_instance"), state.get("disconnected")
+            if task is not None and task.done():
+                del state["application_instance"]  # its end is told by `_application_ended`
+            elif task is not None and left_at is not None:
+                if time.time() - left_at > self.application_close_timeout:
+                    task.cancel()
+                continue
+            if left_at is not None:
+                del self.connections[protocol]
+        reactor.callLater(1, self.application_checker)
+
     def protocol_disconnected(self, protocol: Any) -> None:
         """Note that a connection is gone and wake up whoever sends to it."""
         super().protocol_disconnected(protocol)

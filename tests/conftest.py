@@ -43,7 +43,7 @@ TEMPLATE_DATABASE = "odproject"
 hypothesis_settings.register_profile("untimed", hypothesis_settings(), deadline=None)
 hypothesis_settings.load_profile("untimed")
 
-COMMON_SERVICE, FAULTS = "the service", "tests/faults/"
+COMMON_SERVICE, IN_A_BROWSER, FAULTS = "the service", "tests/test_browser_", "tests/faults/"
 MOST_PROCESSES = 4
 PROCESS_BYTES = 3 * 1024**3  # torch, PostgreSQL, at times a whole service
 
@@ -73,10 +73,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes in one piece comes first, so that no process is left with it alone."""
+    longest = [IN_A_BROWSER, COMMON_SERVICE]
 
     def turn(item: pytest.Item) -> int:
         scope = scope_of(item.nodeid)
-        return 0 if scope == COMMON_SERVICE else 1 if scope.startswith(FAULTS) else 2
+        if scope in longest:
+            return longest.index(scope)
+        return len(longest) + (not scope.startswith(FAULTS))
 
     items.sort(key=turn)
 
@@ -84,8 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class FilesWhole(LoadScopeScheduling):
     """Each file is run by one process, and all files of the common service by the same one.
 
-    Then that is started once, as in a run of one process. Tests of faults break services of their
-    own.
+    Then that is started once, as in a run of one process. Those with a browser, which take half of
+    the time, have one of their own. Tests of faults break services of their own.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -95,6 +98,8 @@ class FilesWhole(LoadScopeScheduling):
 def scope_of(nodeid: str) -> str:
     """What a test is run with in one process: its file, or all files of the common service."""
     path = nodeid.partition("::")[0]
+    if path.startswith(IN_A_BROWSER):
+        return IN_A_BROWSER
     return COMMON_SERVICE if is_of_the_service(path) and not path.startswith(FAULTS) else path
 
 

@@ -1,8 +1,10 @@
 """The house keeps its own rules: imports go one way, and the web process stays light."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,38 @@ def run(*command, secret="s" * 40):
         text=True,
         check=False,
     )
+
+
+# A web process that runs what it is told, line by line, and answers with what that has printed.
+LISTENER = """
+import contextlib, io, json, sys
+import odproject.asgi
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(json.loads(line), {})
+    print(json.dumps(printed.getvalue()), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed() -> Iterator[Callable[[str], str]]:
+    """What a web process prints when it runs some lines of Python; it is started once."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER],
+        cwd=REPOSITORY,
+        env={**os.environ, "OD_SECRET_KEY": "s" * 40},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def run_there(code: str) -> str:
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield run_there
+        process.stdin.close()
 
 
 def test_imports_go_one_way():
@@ -80,9 +114,8 @@ def test_address_that_is_no_postgresql_is_told_without_its_password(monkeypatch,
     assert (refused.returncode, refused.stderr) == (1, told)
 
 
-def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
-    judged = run(
-        "-c",
+def test_only_an_upload_with_a_token_or_a_pass_may_be_large(printed):
+    judged = printed(
         "from odproject.asgi import refuses_large_body as may\n"
         "from django.http import HttpResponse\n"
         "from odproject.core.passes import give_upload_pass\n"
@@ -107,14 +140,14 @@ def test_only_an_upload_with_a_token_or_a_pass_may_be_large():
         "    may('/upload', f'Bearer {key[:-1]}g', ''), may('/datasets/', f'Bearer {key}', '')\n"
         "print(*tokens, *passes, *keys)",
     )
-    given = [int(one) for one in judged.stdout.split()]
-    assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413], judged.stderr
+    given = [int(one) for one in judged.split()]
+    assert given[:8] == [0, 0, 0, 401, 401, 401, 413, 413]
     assert given[8:11] == [0, 401, 413]
     assert given[11:16] == [0, 401, 401, 413, 401]
     assert given[16:] == [0, 401, 401, 413]
 
 
-def test_only_a_piece_of_an_upload_counts_without_its_end():
+def test_only_a_piece_of_an_upload_counts_without_its_end(printed):
     pieces = "/api/v1/datasets/1/resumable-uploads/2/"
     requests = [
         ("PATCH", pieces),
@@ -123,16 +156,15 @@ def test_only_a_piece_of_an_upload_counts_without_its_end():
         ("PATCH", "/api/v1/datasets/1/"),
         ("POST", "/api/v1/datasets/1/uploads/"),
     ]
-    judged = run(
-        "-c",
+    judged = printed(
         "from odproject.asgi import takes_broken_bodies\n"
         f"for method, path in {requests!r}:\n"
         "    print(takes_broken_bodies(method, path))",
     )
-    assert judged.stdout.split() == ["True"] * 2 + ["False"] * 3, judged.stderr
+    assert judged.split() == ["True"] * 2 + ["False"] * 3
 
 
-def test_uploads_and_whole_results_keep_to_threads_of_their_own():
+def test_uploads_and_whole_results_keep_to_threads_of_their_own(printed):
     requests = [
         ("POST", "/upload"),
         ("POST", "/api/v1/datasets/1/uploads/"),
@@ -151,21 +183,20 @@ def test_uploads_and_whole_results_keep_to_threads_of_their_own():
         ("GET", "/api/v1/jobs/12/frame-results/"),
         ("POST", "/inference"),
     ]
-    judged = run(
-        "-c",
+    judged = printed(
         "from odproject.asgi import slow_kind\n"
         f"for method, path in {requests!r}:\n"
         "    print(slow_kind({'method': method, 'path': path}))",
     )
-    assert judged.stdout.split() == [
+    assert judged.split() == [
         *["upload"] * 4,
         *["result"] * 5,
         *["crops"] * 2,
         *["None"] * 5,
-    ], judged.stderr
+    ]
 
 
-def test_large_pieces_of_uploads_keep_to_threads_of_their_own_and_small_ones_are_quick():
+def test_large_pieces_of_uploads_keep_to_threads_of_their_own_and_small_ones_are_quick(printed):
     place = "/api/v1/datasets/1/resumable-uploads/2/"
     requests = [
         ("PATCH", place, [(b"content-length", b"65536")]),
@@ -174,18 +205,16 @@ def test_large_pieces_of_uploads_keep_to_threads_of_their_own_and_small_ones_are
         ("HEAD", place, []),
         ("PATCH", "/api/v1/datasets/1/", []),
     ]
-    judged = run(
-        "-c",
+    judged = printed(
         "from odproject.asgi import slow_kind\n"
         f"for method, path, headers in {requests!r}:\n"
         "    print(slow_kind({'method': method, 'path': path, 'headers': headers}))",
     )
-    assert judged.stdout.split() == [*["piece"] * 2, *["None"] * 3], judged.stderr
+    assert judged.split() == [*["piece"] * 2, *["None"] * 3]
 
 
-def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
-    asked = run(
-        "-c",
+def test_users_take_turns_there_and_requests_without_a_living_token_share_one(printed):
+    asked = printed(
         "from odproject.asgi import asker\n"
         "from accounts.models import User\n"
         "from rest_framework_simplejwt.tokens import AccessToken\n"
@@ -199,15 +228,17 @@ def test_users_take_turns_there_and_requests_without_a_living_token_share_one():
         "    print(repr(asker({'headers': named})))\n"
         "print(repr(asker({'headers': []})))",
     )
-    assert asked.stdout.split() == ["'7'", "'8'", "'10'", "''", "''", "''", "''"], asked.stderr
+    assert asked.split() == ["'7'", "'8'", "'10'", "''", "''", "''", "''"]
 
 
-def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_one_process():
+def test_files_of_tests_stay_whole_and_those_of_the_service_go_to_two_processes():
     def scope_of(one):
         return FilesWhole._split_scope(None, one)
 
-    of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_browser_page.py::b"]
+    of_the_service = ["tests/contract/test_tokens.py::a[x::y]", "tests/test_client_commands.py::b"]
     assert {scope_of(one) for one in of_the_service} == {"the service"}
+    in_a_browser = ["tests/test_browser_page.py::a[x::y]", "tests/test_browser_admin.py::b"]
+    assert len({scope_of(one) for one in in_a_browser} | {"the service"}) == 2
     for path in (
         "tests/test_prices.py",
         "tests/test_registry.py",

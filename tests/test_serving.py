@@ -538,6 +538,66 @@ def _settled(read: Callable[[], int]) -> int:
     return readings[-1]
 
 
+CHECKS = """
+import asyncio, json, logging, sys, time
+from types import SimpleNamespace
+logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+from odproject import serve
+serve.reactor = SimpleNamespace(callLater=lambda seconds, what: print(seconds, what.__name__))
+
+async def sleep():
+    await asyncio.sleep(600)
+
+async def fail():
+    raise ValueError
+
+def begin(coroutine):
+    task = asyncio.ensure_future(coroutine)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+async def main():
+    server = serve.Server(None, [], serve.Limits())
+    now, long_ago = time.time(), time.time() - 60
+    connections = {
+        "at work": {"application_instance": begin(sleep())},
+        "left now": {"application_instance": begin(sleep()), "disconnected": now},
+        "left long ago": {"application_instance": begin(sleep()), "disconnected": long_ago},
+        "left and failed": {"application_instance": begin(fail()), "disconnected": now},
+        "failed": {"application_instance": begin(fail())},
+        "left and answered": {"disconnected": now},
+    }
+    await asyncio.sleep(0)
+    server.connections = connections
+    server.application_checker()
+    print(*connections, sep=", ")
+    await asyncio.sleep(0)
+    server.application_checker()
+    print(*connections, sep=", ")
+    print(*(name for name, one in connections.items() if "application_instance" in one), sep=", ")
+
+asyncio.run(main())
+"""
+
+
+def test_connections_that_are_over_are_forgotten_without_a_word():
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "1 application_checker",
+        "at work, left now, left long ago, failed",
+        "1 application_checker",
+        "at work, left now, failed",
+        "at work, left now",
+    ]
+    assert done.stderr == ""
+
+
 def test_readers_who_leave_give_the_threads_back_and_end_their_answers(web):
     closed = web.counts()["closed"]
     for _ in range(3 * WEB_THREADS):
