@@ -1,8 +1,13 @@
 """A real Chromium on the page for people, and what is done there again and again."""
 
+import functools
+import io
+import json
 import os
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +69,15 @@ def chromium() -> Iterator[Browser]:
 
 def drawn_image(path: Path, seed: int = 7, size_wh: tuple[int, int] = (1280, 720)) -> Path:
     """Write a drawn street scene as a JPEG."""
-    Image.fromarray(draw_scene(seed, size_wh, 14).image).save(path, quality=92)
+    path.write_bytes(_street_jpeg(seed, size_wh))
     return path
+
+
+@functools.cache
+def _street_jpeg(seed: int, size_wh: tuple[int, int]) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(draw_scene(seed, size_wh, 14).image).save(content, "JPEG", quality=92)
+    return content.getvalue()
 
 
 def large_image(path: Path) -> Path:
@@ -76,28 +88,37 @@ def large_image(path: Path) -> Path:
 
 def drawn_video(path: Path, frame_count: int, size_wh: tuple[int, int] = (640, 360)) -> Path:
     """Write a drawn street on which vehicles drive as an MP4 of 25 frames a second."""
-    with VideoWriter(path, size_wh) as writer:
-        for index, scene in enumerate(draw_video_scene(11, frame_count, size_wh, 8)):
-            writer.write(scene.image, index / 25)
+    path.write_bytes(_street_mp4(frame_count, size_wh))
     return path
+
+
+@functools.cache
+def _street_mp4(frame_count: int, size_wh: tuple[int, int]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "street.mp4"
+        with VideoWriter(path, size_wh) as writer:
+            for index, scene in enumerate(draw_video_scene(11, frame_count, size_wh, 8)):
+                writer.write(scene.image, index / 25)
+        return path.read_bytes()
 
 
 def sign_up(page: Page, base_url: str, email: str) -> None:
     """Create an account and open the page in its session, as if it had logged in before."""
-    page.goto(f"{base_url}/livez")
-    page.evaluate(
-        """async ([email, password]) => {
-            const post = async (path, body) => {
-                const headers = { "Content-Type": "application/json" };
-                const settings = { method: "POST", headers, body: JSON.stringify(body) };
-                return (await fetch(`/api/v1/${path}/`, settings)).json();
-            };
-            await post("users", { email, password });
-            const { access, refresh } = await post("tokens", { email, password });
-            const session = { access, refresh, email, renewAt: Date.now() + 600_000 };
-            localStorage.setItem("odproject.session", JSON.stringify(session));
-        }""",
-        [email, PASSWORD],
+    keys = {"email": email, "password": PASSWORD}
+    page.request.post(f"{base_url}/api/v1/users/", data=keys)
+    tokens = page.request.post(f"{base_url}/api/v1/tokens/", data=keys).json()
+    renew_at_ms = int(1000 * time.time()) + 600_000
+    session = {
+        "access": tokens["access"],
+        "refresh": tokens["refresh"],
+        "email": email,
+        "renewAt": renew_at_ms,
+    }
+    page.add_init_script(
+        f"""if (!localStorage.getItem({email!r})) {{
+            localStorage.setItem({email!r}, "has logged in");
+            localStorage.setItem("odproject.session", JSON.stringify({json.dumps(session)}));
+        }}"""
     )
     page.goto(base_url)
     page.get_by_role("heading", name="Datasets", exact=True).wait_for()
