@@ -1,10 +1,13 @@
 """Children are forked from a process that has everything loaded, and are as alone as others."""
 
+import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +42,25 @@ def end(child: Child) -> int | None:
     with child:
         pass
     return child.returncode
+
+
+def opened_by(pid: int) -> set[int]:
+    """The descriptors of a process."""
+    listed = list(Path(f"/proc/{pid}/fd").iterdir())  # with the one that lists, if it is our own
+    return {int(path.name) for path in listed if path.is_symlink()}
+
+
+@contextlib.contextmanager
+def room_for(files: int, pid: int) -> Iterator[None]:
+    """Within the block a process can open only so many files more."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    opened = opened_by(pid)
+    free = [number for number in range(1000) if number not in opened]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[files], before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def is_gone(pid: int) -> bool:
@@ -95,8 +117,49 @@ def test_child_has_no_file_and_no_session_of_another(server):
 def test_closed_pipe_of_one_child_is_seen_while_others_live(server):
     first = server.start(CHILD, "echo")
     second = server.start(CHILD, "echo")
+    first.stdin.close()
+    assert first.stdout.read() == b""
     assert end(first) == 0
     assert end(second) == 0
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("who", "room"), [("asker", 0), ("asker", 1), ("asker", 6), ("server", 0), ("server", 2)]
+)
+def test_child_that_no_file_is_left_for_costs_no_other_child(server, who, room):
+    first = server.start(CHILD, "echo")
+    kept = server.pid
+    opened = opened_by(kept)
+    with room_for(room, pid=kept if who == "server" else os.getpid()):
+        with pytest.raises(OSError, match="Too many open files"):
+            server.start(CHILD, "echo")
+        assert first.poll() is None
+    assert end(server.start(CHILD, "exit", "0")) == 0
+    assert server.pid == kept
+    assert wait_until(lambda: opened_by(kept) == opened, timeout_seconds=10)
+    assert said(first, b"hello\n")
+    assert end(first) == 0
+
+
+@linux_only
+def test_answer_that_would_come_too_late_is_for_nobody(server, monkeypatch):
+    monkeypatch.setattr(subject, "_START_TIMEOUT_SECONDS", 0.001)
+    with pytest.raises(OSError, match="The fork server does not start"):
+        server.start(CHILD, "exit", "1")
+    assert server.pid is None
+    monkeypatch.undo()
+    assert end(server.start(CHILD, "exit", "3")) == 3
+
+
+@linux_only
+def test_programs_that_the_asker_starts_get_no_descriptor_of_a_child(server):
+    before = opened_by(os.getpid())
+    child = server.start(CHILD, "echo")
+    opened = opened_by(os.getpid()) - before
+    assert len(opened) > 3
+    assert not any(map(os.get_inheritable, opened))
+    assert end(child) == 0
 
 
 @linux_only
@@ -195,8 +258,15 @@ def test_process_that_was_forked_has_a_server_of_its_own():
         assert is_gone(int(told_of.split()[1]))
 
 
-def test_where_nothing_can_be_forked_a_child_is_started_by_itself(server, monkeypatch):
+def refused_by_the_kernel(pid: int) -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("pidfd_open", [None, refused_by_the_kernel])
+def test_where_nothing_can_be_forked_a_child_is_started_by_itself(server, monkeypatch, pidfd_open):
     monkeypatch.delattr(os, "pidfd_open", raising=False)
+    if pidfd_open is not None:
+        monkeypatch.setattr(os, "pidfd_open", pidfd_open, raising=False)
     child = server.start(CHILD, "echo", "x")
     assert not isinstance(child, ForkedChild)
     assert psutil.Process(child.pid).ppid() == os.getpid()

@@ -9,6 +9,7 @@ before it opens anything, as one that was started by itself does.
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -38,6 +39,10 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 _START_TIMEOUT_SECONDS = 60.0
 _STATUS_TIMEOUT_SECONDS = 5.0
 _END_TIMEOUT_SECONDS = 5.0
+
+
+class _ServerEndedError(Exception):
+    """The fork server is gone, or has been ended because it did not answer."""
 
 
 class Child(Protocol):
@@ -144,7 +149,7 @@ class ForkServer:
 
     The process behind it is started by the first asker, ends by itself when nobody has asked for
     long, and ends with this process, however that ends. Where there are no process file
-    descriptors (not Linux), children are started by themselves.
+    descriptors (not Linux, or a container that forbids them), children are started by themselves.
     """
 
     def __init__(self, *modules: str) -> None:
@@ -162,22 +167,21 @@ class ForkServer:
     def start(self, module: str, *arguments: str) -> Child:
         """A child that runs `module.main()`; its `sys.argv` are its parent's id and `arguments`.
 
-        Raises OSError where none can be made.
+        Raises OSError where none can be made; those that run go on.
         """
-        if not hasattr(os, "pidfd_open"):
+        if not _has_process_descriptors():
             return start_child(module, arguments, CHILD_ENVIRONMENT)
         with self._lock:
             if self._owner_pid != os.getpid():  # what a parent forked is the parent's
                 self._server = self._control = None
             if self._control is not None:
-                with contextlib.suppress(OSError, EOFError):  # it has ended meanwhile
+                with contextlib.suppress(_ServerEndedError):
                     return self._ask(self._control, module, arguments)
-            self._end()
             self._begin()
             assert self._control is not None
             try:
                 return self._ask(self._control, module, arguments)
-            except (EOFError, ConnectionError) as error:
+            except _ServerEndedError as error:
                 raise OSError("The fork server does not start.") from error
 
     def close(self) -> None:
@@ -223,25 +227,51 @@ class ForkServer:
                 server.wait()
 
     def _ask(self, control: socket.socket, module: str, arguments: Sequence[str]) -> ForkedChild:
-        """A child from the server that runs; raises EOFError or OSError where it does not."""
+        """A child from the server; raises _ServerEndedError, or OSError where it can make none."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             stdin_fd, their_stdin_fd = reversed(_pipe(theirs, ours))
             stdout_fd, their_stdout_fd = _pipe(ours, theirs)
             status_fd, their_status_fd = _pipe(ours, theirs)
             request = json.dumps([module, *arguments]).encode()
             fds = [their_stdin_fd, their_stdout_fd, their_status_fd]
-            socket.send_fds(control, [request], fds)
-            answer, pid_fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 1)
-            if not answer or not pid_fds:
-                raise EOFError(answer.decode(errors="replace"))
+            answer, pid_fd = self._exchange(control, request, fds)
             ours.pop_all()
             return ForkedChild(
                 int(answer),
-                pid_fds[0],
+                pid_fd,
                 stdin_fd=stdin_fd,
                 stdout_fd=stdout_fd,
                 status_fd=status_fd,
             )
+
+    def _exchange(
+        self, control: socket.socket, request: bytes, fds: Sequence[int]
+    ) -> tuple[bytes, int]:
+        """What the server answers, and the descriptor of the child; raises as `_ask`."""
+        try:
+            socket.send_fds(control, [request], fds)
+            answer, pid_fds, flags, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 1)
+            if not answer:
+                raise EOFError
+        except BaseException as error:
+            self._end()  # or its answer, come late, would be taken for that to the next asker
+            if isinstance(error, (OSError, EOFError)):
+                raise _ServerEndedError from error
+            raise
+        if flags & socket.MSG_CTRUNC:  # the child ends, because its pipes are closed
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if not pid_fds:
+            raise OSError(answer.decode(errors="replace"))
+        os.set_inheritable(pid_fds[0], False)
+        return answer, pid_fds[0]
+
+
+def _has_process_descriptors() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
@@ -253,6 +283,7 @@ def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[i
 
 
 def _is_readable(fd: int, timeout_seconds: float | None) -> bool:
-    with selectors.DefaultSelector() as selector:  # select() knows only the first 1024 files
+    # select() knows only the first 1024 files, and epoll takes one more.
+    with selectors.PollSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)
         return bool(selector.select(timeout_seconds))

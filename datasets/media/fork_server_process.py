@@ -9,6 +9,7 @@ It opens nobody's file and has one thread, so that what is forked is whole. It e
 or when nobody has asked for long; a child asks to be ended with it (`sandbox.confine`).
 """
 
+import errno
 import gc
 import importlib
 import json
@@ -52,9 +53,11 @@ def main() -> None:
 
 def _fork(control: socket.socket, words: list[str], fds: list[int]) -> tuple[int, int, int] | None:
     """Make a child; its descriptor, its number and where to tell its status, None without one."""
-    stdin_fd, stdout_fd, status_fd = fds
     server_pid = os.getpid()
     try:
+        if len(fds) < _FILES_OF_A_CHILD:  # this process may open no more
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        stdin_fd, stdout_fd, status_fd = fds
         pid = os.fork()
     except OSError as error:
         for fd in fds:
