@@ -153,6 +153,28 @@ def test_answer_that_would_come_too_late_is_for_nobody(server, monkeypatch):
 
 
 @linux_only
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_group_lets_what_runs_finish(server, number):
+    child = server.start(CHILD, "echo")
+    kept = server.pid
+    os.kill(kept, number)
+    assert end(server.start(CHILD, "exit", "0")) == 0
+    assert server.pid == kept
+    assert said(child, b"hello\n")
+    assert end(child) == 0
+
+
+@linux_only
+def test_status_is_told_to_an_asker_that_ignores_the_end_of_its_children(server):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        child = server.start(CHILD, "exit", "3")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert end(child) == 3
+
+
+@linux_only
 def test_programs_that_the_asker_starts_get_no_descriptor_of_a_child(server):
     before = opened_by(os.getpid())
     child = server.start(CHILD, "echo")

@@ -27,7 +27,9 @@ _FILES_OF_A_CHILD = 3
 def main() -> None:
     """Serve until the asker is gone or asks no more."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the asker decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a group of processes; the asker decides
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the children's statuses
     idle_seconds = float(sys.argv[2])
     for module in sys.argv[3:]:
         importlib.import_module(module)
