@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.media.fork_server import CHILD_ENVIRONMENT, Child, ForkServer, start_child
+from datasets.media.fork_server import (
+    CHILD_ENVIRONMENT,
+    SERVER_HAS_ENDED,
+    Child,
+    ForkServer,
+    start_child,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +61,7 @@ class ConfinedChildError(Exception):
 
 
 class ChildUnavailableError(OSError):
-    """No child could be started: the service's fault and not the file's."""
+    """No child could be started, or it was lost: the service's fault and not the file's."""
 
 
 def answer_of_child(
@@ -116,6 +122,8 @@ def _child_at_work(
                 yield child
             finally:
                 child.kill()
+        if child.returncode == SERVER_HAS_ENDED:
+            raise ChildUnavailableError("The child was lost with its fork server.")
 
 
 def picture_of(answer: dict[str, Any]) -> bytes:

@@ -1,5 +1,7 @@
 """Children for tests: one that does as it is told, and any that a file has taken over."""
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,13 @@ def main() -> None:
     for line in sys.stdin.buffer:
         sys.stdout.buffer.write(f"{parent_pid} {rest} ".encode() + line)
         sys.stdout.buffer.flush()
+
+
+def kill_once_it_is_read(pid: int, pipe: Path) -> int:
+    """Kill a process when another one opens a pipe; returns its other end, to be closed."""
+    pipe_fd = os.open(pipe, os.O_WRONLY)  # which waits for the reader
+    os.kill(pid, signal.SIGKILL)
+    return pipe_fd
 
 
 def take_over(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:

@@ -5,6 +5,8 @@ import io
 import os
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,14 +16,20 @@ from rest_framework.test import APIRequestFactory
 
 from datasets.media import fork_server
 from datasets.media.fork_server import ForkServer
+from datasets.media.limits import MediaLimits
 from inference import confined, services
+from inference.confined import (
+    ChildLimits,
+    ChildUnavailableError,
+    answer_of_child,
+)
 from inference.crops import crops
 from inference.crops_child import LARGEST_SIDE_PIXELS, cut, windows
 from inference.models import Job
 from inference.selectors import Wanted
 from odproject.core import files
 from odproject.core.environ import CLIENT_LEFT
-from tests.children import take_over
+from tests.children import kill_once_it_is_read, take_over
 from tests.clients import client_of
 from tests.factories import add_media_file, make_user
 from tests.mediafiles import write_image, write_video
@@ -375,6 +383,23 @@ def test_child_that_cannot_be_started_is_no_fault_of_the_files(
     monkeypatch.setattr(fork_server, "_PYTHON", (str(tmp_path / "nothing"),))
     answer = client_of(user).get(path_of(ended(job)))
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
+def test_child_that_is_lost_with_its_fork_server_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    server = ForkServer("inference.picture_child")
+    with server.start("inference.picture_child") as child:
+        child.stdin.close()
+    monkeypatch.setattr(confined, "_fork_server", server)
+    os.mkfifo(tmp_path / "hang")
+    task = {"media_limits": asdict(MediaLimits()), "is_video": False}
+    limits = ChildLimits(memory_bytes=4 * 1024**3, seconds=60, cpu_seconds=60)
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(kill_once_it_is_read, server.pid, tmp_path / "hang")
+        with pytest.raises(ChildUnavailableError):
+            answer_of_child("inference.picture_child", task, tmp_path / "hang", limits)
+        os.close(opened.result())
+    server.close()
 
 
 # -- what is asked for ---------------------------------------------------------------------------

@@ -14,12 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
 from datasets.media.errors import MediaError
-from datasets.media.inspector import Inspector, MediaFacts
+from datasets.media.inspector import Inspector, InspectorUnavailableError, MediaFacts
 from datasets.media.limits import MediaLimits
+from tests.children import kill_once_it_is_read
 from tests.mediafiles import (
     corner_picture,
     write_gif,
@@ -134,6 +136,20 @@ def test_crash_of_the_decoder_is_refused_and_the_next_file_is_read(hang, image, 
         killer.join()
         assert inspector.inspect(image).kind == "image"
         assert inspector.child_pid != pid
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is forked here")
+def test_end_of_the_fork_server_is_no_fault_of_the_file(hang, image):
+    with Inspector() as inspector:
+        inspector.inspect(image)
+        server_pid = psutil.Process(inspector.child_pid).ppid()
+        assert server_pid != os.getpid()
+        with ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(kill_once_it_is_read, server_pid, hang)
+            with pytest.raises(InspectorUnavailableError):
+                inspector.inspect(hang)
+            os.close(opened.result())
+        assert inspector.inspect(image).kind == "image"
 
 
 def test_child_that_died_between_two_files_is_replaced_silently(image):

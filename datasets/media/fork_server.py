@@ -39,6 +39,9 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 _START_TIMEOUT_SECONDS = 60.0
 _STATUS_TIMEOUT_SECONDS = 5.0
 _END_TIMEOUT_SECONDS = 5.0
+# The status of a child that ended because its server did, or whose end nobody has told: a fault of
+# the service's and not of what the child was doing. No process ends with it.
+SERVER_HAS_ENDED = 256
 
 
 class _ServerEndedError(Exception):
@@ -54,7 +57,10 @@ class Child(Protocol):
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status, negative for the signal that ended it; None until it is known."""
+        """Its exit status, negative for the signal that ended it; None until it is known.
+
+        SERVER_HAS_ENDED where it was lost.
+        """
 
     def poll(self) -> int | None:
         """The exit status, None while it runs."""
@@ -118,7 +124,7 @@ class ForkedChild:
             told = b""
             if _is_readable(self._status_fd, _STATUS_TIMEOUT_SECONDS):
                 told = os.read(self._status_fd, 16)
-            self.returncode = int(told or -signal.SIGKILL)
+            self.returncode = int(told or SERVER_HAS_ENDED)
             os.close(self._pid_fd)
             os.close(self._status_fd)
         return self.returncode

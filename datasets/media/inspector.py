@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from datasets.media.errors import MediaError, refused
 from datasets.media.facts import MediaFacts
-from datasets.media.fork_server import Child, ForkServer
+from datasets.media.fork_server import SERVER_HAS_ENDED, Child, ForkServer
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 
 logger = logging.getLogger(__name__)
@@ -200,12 +200,14 @@ class Inspector:
         raise MediaError(str(code), str(detail), int(status))
 
     def _crashed(self, child: Child) -> MediaError:
-        """Clear the child away and say how it ended."""
+        """Clear the child away and say how it ended; raises InspectorUnavailableError."""
         try:
             status: int | None = child.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
             status = None  # It still runs and talked nonsense.
         self.close()
+        if status == SERVER_HAS_ENDED:
+            raise InspectorUnavailableError("The inspector's child was lost with its fork server.")
         logger.warning("The inspector's child ended with status %s.", status)
         if status == -signal.SIGXCPU:
             return refused(
