@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datasets.media.fork_server import (
     CHILD_ENVIRONMENT,
@@ -72,7 +72,7 @@ def answer_of_child(
     Raises ConfinedChildError and ChildUnavailableError.
     """
     deadline = time.monotonic() + limits.seconds
-    with _child_at_work(module, task, [path], limits) as child:
+    with _child_at_work(module, task, [path], limits, deadline) as child:
         line = _bounded_output(child, deadline)
     return _parsed(line, child.returncode)
 
@@ -85,7 +85,7 @@ def answers_of_child(
     They end when the child has ended, of whatever. Closing the iterator ends the child.
     """
     deadline = time.monotonic() + limits.seconds
-    with _child_at_work(module, task, paths, limits) as child:
+    with _child_at_work(module, task, paths, limits, deadline) as child:
         received = b""
         while data := _some_output(child, deadline):
             received += data
@@ -97,7 +97,11 @@ def answers_of_child(
 
 @contextlib.contextmanager
 def _child_at_work(
-    module: str, task: dict[str, Any], paths: Sequence[Path], limits: ChildLimits
+    module: str,
+    task: dict[str, Any],
+    paths: Sequence[Path],
+    limits: ChildLimits,
+    deadline: float,
 ) -> Iterator[Child]:
     """A child that was given its task; it does not outlive the block."""
     with tempfile.TemporaryDirectory(prefix="od-child-") as folder:
@@ -118,7 +122,7 @@ def _child_at_work(
             raise ChildUnavailableError(f"No child could be started: {error}") from error
         with child:
             try:
-                _hand_over(child, full_task)
+                _hand_over(child, full_task, deadline)
                 yield child
             finally:
                 child.kill()
@@ -140,12 +144,15 @@ def crashed(reason: str) -> ConfinedChildError:
     return ConfinedChildError("crashed", "Reading the file crashed.")
 
 
-def _hand_over(child: Child, task: dict[str, Any]) -> None:
+def _hand_over(child: Child, task: dict[str, Any], deadline: float) -> None:
+    """Give a child its task; raises ConfinedChildError for too late."""
     assert child.stdin is not None
+    os.set_blocking(child.stdin.fileno(), False)
     try:
         left = memoryview(json.dumps(task).encode())
         while left:
-            left = left[child.stdin.write(left) :]
+            _wait_for(child.stdin, selectors.EVENT_WRITE, deadline)
+            left = left[child.stdin.write(left) or 0 :]
         child.stdin.close()
     except BrokenPipeError:
         pass  # it has ended, and its output tells no answer
@@ -163,12 +170,16 @@ def _bounded_output(child: Child, deadline: float) -> bytes:
 def _some_output(child: Child, deadline: float) -> bytes:
     """What the child says next, nothing at its end; raises ConfinedChildError for too late."""
     assert child.stdout is not None
+    _wait_for(child.stdout, selectors.EVENT_READ, deadline)
+    return os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
+
+
+def _wait_for(pipe: IO[bytes], event: int, deadline: float) -> None:
     left_seconds = deadline - time.monotonic()
     with selectors.DefaultSelector() as selector:  # select() knows only the first 1024 files
-        selector.register(child.stdout, selectors.EVENT_READ)
+        selector.register(pipe, event)
         if left_seconds <= 0 or not selector.select(left_seconds):
             raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
-    return os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
 
 
 def _check_size(received: bytes) -> None:

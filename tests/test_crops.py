@@ -21,6 +21,7 @@ from inference import confined, services
 from inference.confined import (
     ChildLimits,
     ChildUnavailableError,
+    ConfinedChildError,
     answer_of_child,
 )
 from inference.crops import crops
@@ -400,6 +401,17 @@ def test_child_that_is_lost_with_its_fork_server_is_no_fault_of_the_file(tmp_pat
             answer_of_child("inference.picture_child", task, tmp_path / "hang", limits)
         os.close(opened.result())
     server.close()
+
+
+def test_child_that_does_not_take_its_task_is_ended_in_time(tmp_path, monkeypatch):
+    program = f"import time; time.sleep(3); open('{tmp_path / 'woke'}', 'w')"
+    take_over(monkeypatch, tmp_path, program)
+    limits = ChildLimits(memory_bytes=4 * 1024**3, seconds=0.5, cpu_seconds=60)
+    task = {"much": "x" * 1024**2}  # more than a pipe holds
+    with pytest.raises(ConfinedChildError) as caught:
+        answer_of_child("inference.crops_child", task, tmp_path / "file", limits)
+    assert caught.value.code == "too_slow"
+    assert not (tmp_path / "woke").exists()
 
 
 # -- what is asked for ---------------------------------------------------------------------------
