@@ -10,11 +10,13 @@ import pytest
 
 from datasets.media import fork_server
 from inference import confined
+from odproject.core.process import die_with_parent
 
 
 def main() -> None:
     """Do what the first argument says; a child of a fork server runs this."""
     parent_pid, what, *rest = sys.argv[1:]
+    die_with_parent(parent_pid=int(parent_pid))
     if what == "sleep":
         time.sleep(600)
     elif what == "exit":

@@ -721,6 +721,10 @@ def test_aborted_job_is_tried_again_once_after_its_price_was_agreed_to(page, ser
     assert len(keys) == 2
     assert keys[0] == keys[1]
     expect(first.get_by_role("alert")).to_be_hidden()
+    expect(again).to_be_hidden()  # the second job has all that the first left undone
+    page.reload()
+    expect(page.locator("article.job")).to_have_count(2)
+    expect(again).to_be_hidden()
 
 
 def test_results_are_narrowed_by_confidence_and_class_without_a_new_run(page, service, tmp_path):

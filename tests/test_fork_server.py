@@ -185,6 +185,35 @@ def test_programs_that_the_asker_starts_get_no_descriptor_of_a_child(server):
 
 
 @linux_only
+@pytest.mark.parametrize("death", [signal.SIGSEGV, signal.SIGABRT])
+def test_server_whose_child_has_crashed_forks_no_other_and_ends_with_the_last(server, death):
+    crashing, going_on = server.start(CHILD, "sleep"), server.start(CHILD, "echo")
+    first = psutil.Process(server.pid)
+    os.kill(crashing.pid, death)
+    assert end(crashing) == -death
+    following = server.start(CHILD, "echo")
+    assert server.pid not in (None, first.pid)
+    assert said(following, b"hello\n").startswith(f"{server.pid} ".encode())
+    assert said(going_on, b"hello\n").startswith(f"{first.pid} ".encode())
+    assert end(going_on) == 0
+    assert wait_until(lambda: first.status() == "zombie", timeout_seconds=10)
+    assert end(following) == 0
+    assert end(server.start(CHILD, "exit", "0")) == 0
+    assert not first.is_running()
+
+
+@linux_only
+def test_closing_ends_servers_that_wait_for_their_last_child(server):
+    crashing, going_on = server.start(CHILD, "sleep"), server.start(CHILD, "sleep")
+    first = server.pid
+    os.kill(crashing.pid, signal.SIGSEGV)
+    assert end(crashing) == -signal.SIGSEGV
+    server.close()
+    assert end(going_on) == subject.SERVER_HAS_ENDED
+    assert is_gone(first)
+
+
+@linux_only
 def test_server_that_was_killed_is_replaced(server):
     child = server.start(CHILD, "sleep")
     gone = server.pid

@@ -10,6 +10,7 @@ before it opens anything, as one that was started by itself does.
 import atexit
 import contextlib
 import errno
+import functools
 import json
 import os
 import selectors
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
@@ -39,6 +40,7 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 _START_TIMEOUT_SECONDS = 60.0
 _STATUS_TIMEOUT_SECONDS = 5.0
 _END_TIMEOUT_SECONDS = 5.0
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGSYS}
 # The status of a child that ended because its server did, or whose end nobody has told: a fault of
 # the service's and not of what the child was doing. No process ends with it.
 SERVER_HAS_ENDED = 256
@@ -101,9 +103,17 @@ class ForkedChild:
     """A child of the fork server's; see `Child`."""
 
     def __init__(
-        self, pid: int, pid_fd: int, stdin_fd: int, stdout_fd: int, status_fd: int
+        self,
+        pid: int,
+        pid_fd: int,
+        *,
+        stdin_fd: int,
+        stdout_fd: int,
+        status_fd: int,
+        on_crash: Callable[[], None],
     ) -> None:
         self.pid = pid
+        self._on_crash = on_crash
         self.returncode: int | None = None
         self.stdin: IO[bytes] | None = os.fdopen(stdin_fd, "wb", buffering=0)
         self.stdout: IO[bytes] | None = os.fdopen(stdout_fd, "rb", buffering=0)
@@ -127,6 +137,8 @@ class ForkedChild:
             self.returncode = int(told or SERVER_HAS_ENDED)
             os.close(self._pid_fd)
             os.close(self._status_fd)
+            if -self.returncode in _CRASHES:
+                self._on_crash()
         return self.returncode
 
     def kill(self) -> None:
@@ -163,6 +175,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._retired: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
         self._owner_pid = 0
 
     @property
@@ -180,6 +193,8 @@ class ForkServer:
         with self._lock:
             if self._owner_pid != os.getpid():  # what a parent forked is the parent's
                 self._server = self._control = None
+                self._retired.clear()
+            self._forget_retired()
             if self._control is not None:
                 with contextlib.suppress(_ServerEndedError):
                     return self._ask(self._control, module, arguments)
@@ -195,6 +210,29 @@ class ForkServer:
         with self._lock:
             if self._owner_pid == os.getpid():
                 self._end()
+                while self._retired:
+                    self._server, self._control = self._retired.pop()
+                    self._end()
+
+    def _retire(self, control: socket.socket) -> None:
+        """Let a server end with the last of its children; the next asker gets another one.
+
+        All that it forks have their memory at the same addresses. What a file learns from a crash
+        shall be of no use to the next.
+        """
+        with self._lock:
+            if control is not self._control or self._server is None:
+                return
+            with contextlib.suppress(OSError):  # it has ended
+                control.send(b"null")
+            self._retired.append((self._server, control))
+            self._server = self._control = None
+
+    def _forget_retired(self) -> None:
+        for server, control in list(self._retired):
+            if server.poll() is not None:
+                control.close()
+                self._retired.remove((server, control))
 
     def _begin(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -248,6 +286,7 @@ class ForkServer:
                 stdin_fd=stdin_fd,
                 stdout_fd=stdout_fd,
                 status_fd=status_fd,
+                on_crash=functools.partial(self._retire, control),
             )
 
     def _exchange(
@@ -259,10 +298,11 @@ class ForkServer:
             answer, pid_fds, flags, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, 1)
             if not answer:
                 raise EOFError
-        except BaseException as error:
+        except (OSError, EOFError) as error:
+            self._end()
+            raise _ServerEndedError from error
+        except BaseException:
             self._end()  # or its answer, come late, would be taken for that to the next asker
-            if isinstance(error, (OSError, EOFError)):
-                raise _ServerEndedError from error
             raise
         if flags & socket.MSG_CTRUNC:  # the child ends, because its pipes are closed
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -3,7 +3,8 @@
 `python -m datasets.media.fork_server_process <socket> <idle seconds> <module> ...`, the socket one
 of packets. A message is the JSON list of a module and its arguments, with the child's standard
 input, standard output and where its exit status is to be told. Answered with the number of the
-child's process and a descriptor of it, or, where none can be made, with a reason alone.
+child's process and a descriptor of it, or, where none can be made, with a reason alone. `null`
+says that no other will come.
 
 It opens nobody's file and has one thread, so that what is forked is whole. It ends with its asker,
 or when nobody has asked for long; a child asks to be ended with it (`sandbox.confine`).
@@ -38,7 +39,11 @@ def main() -> None:
     children: dict[int, tuple[int, int]] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
-        while ready := selector.select(None if children else idle_seconds):
+        is_wanted = True
+        while is_wanted or children:
+            ready = selector.select(None if children else idle_seconds)
+            if not ready:
+                return
             for key, _ in ready:
                 if key.fileobj is not control:
                     selector.unregister(key.fd)
@@ -47,7 +52,9 @@ def main() -> None:
                 message, fds, _, _ = socket.recv_fds(control, _MAX_MESSAGE_BYTES, _FILES_OF_A_CHILD)
                 if not message:
                     return
-                if (forked := _fork(control, json.loads(message), fds)) is not None:
+                if (words := json.loads(message)) is None:
+                    is_wanted = False
+                elif (forked := _fork(control, words, fds)) is not None:
                     pid_fd, *child = forked
                     children[pid_fd] = (child[0], child[1])
                     selector.register(pid_fd, selectors.EVENT_READ)

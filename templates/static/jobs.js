@@ -178,6 +178,8 @@ function place(id) {
     state.cards.set(id, card);
   }
   update(state.cards.get(id), state.jobs.get(id));
+  const first = state.jobs.get(state.jobs.get(id).rerun_of_id);
+  if (first) update(state.cards.get(first.id), first);
 }
 
 function makeCard(id) {
@@ -219,7 +221,7 @@ function update(card, job) {
   else card.bar.value = job.progress_percent;
   card.line.textContent = textOf(job);
   card.abort.hidden = isFinished;
-  card.retry.hidden = !hasUndoneFiles(job);
+  card.retry.hidden = !hasUndoneFiles(job) || (isTriedAgain(job.id) && !card.starter.keysInDoubt());
   // What an aborted or failed job had done before stays readable.
   card.toggle.hidden = !isFinished || (job.state !== "Completed" && !job.frames_done);
   announceMilestone(card, job);
@@ -229,6 +231,11 @@ function update(card, job) {
 // its end may be older than that.
 function hasUndoneFiles(job) {
   return Boolean(job.finished_at) && (job.state !== "Completed" || job.frames_done < job.frame_count);
+}
+
+// What the later job leaves undone is offered there.
+function isTriedAgain(id) {
+  return [...state.jobs.values()].some((job) => job.rerun_of_id === id);
 }
 
 function textOf(job) {
