@@ -103,7 +103,10 @@ def _street_mp4(frame_count: int, size_wh: tuple[int, int]) -> bytes:
 
 
 def sign_up(page: Page, base_url: str, email: str) -> None:
-    """Create an account and open the page in its session, as if it had logged in before."""
+    """Create an account and open the page in its session, as if it had logged in before.
+
+    That leaves a note of it in the page's storage.
+    """
     keys = {"email": email, "password": PASSWORD}
     page.request.post(f"{base_url}/api/v1/users/", data=keys)
     tokens = page.request.post(f"{base_url}/api/v1/tokens/", data=keys).json()

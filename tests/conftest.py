@@ -57,11 +57,11 @@ def pytest_configure() -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `-n auto` means, as far as the memory goes.
 
-    Two more than there are cores that this one may use: two of them often wait for a service.
+    One more than there are cores that this one may use: two of them often wait for a service.
     """
     may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     have_room = psutil.virtual_memory().available // PROCESS_BYTES
-    return max(1, min((may_use or 1) + 2, have_room, MOST_PROCESSES))
+    return max(1, min((may_use or 1) + 1, have_room, MOST_PROCESSES))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1622,7 +1622,7 @@ def test_picture_that_the_browser_has_kept_is_for_nobody_else(page, service, tmp
 
 
 def test_log_out_ends_the_session_of_every_tab_and_of_the_service(page, service):
-    sign_up(page, service.base_url, unique_email())
+    sign_up_by_form(page, service.base_url, unique_email())
     other = page.context.new_page()
     other.goto(service.base_url)
     expect(other.locator("#connection")).to_have_text("Live")
@@ -1658,7 +1658,7 @@ def test_tab_of_another_person_is_not_used_for_this_one(page, service):
 
 
 def test_ended_session_leads_back_to_the_log_in(page, service):
-    sign_up(page, service.base_url, unique_email())
+    sign_up_by_form(page, service.base_url, unique_email())
     page.evaluate(
         """() => {
             const session = JSON.parse(localStorage.getItem("odproject.session"));
