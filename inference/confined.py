@@ -23,6 +23,7 @@ from datasets.media.fork_server import (
     SERVER_HAS_ENDED,
     Child,
     ForkServer,
+    is_ready,
     start_child,
 )
 
@@ -176,10 +177,8 @@ def _some_output(child: Child, deadline: float) -> bytes:
 
 def _wait_for(pipe: IO[bytes], event: int, deadline: float) -> None:
     left_seconds = deadline - time.monotonic()
-    with selectors.DefaultSelector() as selector:  # select() knows only the first 1024 files
-        selector.register(pipe, event)
-        if left_seconds <= 0 or not selector.select(left_seconds):
-            raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
+    if left_seconds <= 0 or not is_ready(pipe, event, left_seconds):
+        raise ConfinedChildError("too_slow", "Reading the file takes longer than allowed.")
 
 
 def _check_size(received: bytes) -> None:

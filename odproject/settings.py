@@ -428,7 +428,7 @@ CONFIDENCE_FLOOR = env_float("OD_CONFIDENCE_FLOOR", 0.05)
 NETWORK_DEVICE = env("OD_NETWORK_DEVICE")
 NETWORK_RUNTIME = env("OD_NETWORK_RUNTIME", "auto")  # or torch, or openvino
 TORCH_THREADS = env_int("OD_TORCH_THREADS", 0)  # 0: one thread for each core
-NETWORK_BATCH = env_int("OD_NETWORK_BATCH", 0, at_least=0)  # 0: each worker measures at its start
+NETWORK_BATCH = env_int("OD_NETWORK_BATCH", 0)  # 0: each worker measures at its start
 
 # -- jobs ----------------------------------------------------------------------------------------
 UNIT_LEASE_SECONDS = env_float("OD_UNIT_LEASE_SECONDS", 60)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
@@ -128,11 +129,11 @@ class ForkedChild:
     def wait(self, timeout: float | None = None) -> int:
         """See `Child`."""
         if self.returncode is None:
-            if not _is_readable(self._pid_fd, timeout):
+            if not is_ready(self._pid_fd, selectors.EVENT_READ, timeout):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             # The server tells; where it has ended, the kernel has ended its children.
             told = b""
-            if _is_readable(self._status_fd, _STATUS_TIMEOUT_SECONDS):
+            if is_ready(self._status_fd, selectors.EVENT_READ, _STATUS_TIMEOUT_SECONDS):
                 told = os.read(self._status_fd, 16)
             self.returncode = int(told or SERVER_HAS_ENDED)
             os.close(self._pid_fd)
@@ -162,6 +163,23 @@ class ForkedChild:
         self.wait()
 
 
+@dataclass(frozen=True, eq=False)
+class _Server:
+    """The process that forks, and our end of the socket over which it is asked."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+    def end(self) -> None:
+        """Have it end, and its children with it."""
+        self.control.close()
+        try:
+            self.process.wait(_END_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
 class ForkServer:
     """Forks children that run the `main` of one of `modules`; for any number of threads.
 
@@ -173,15 +191,14 @@ class ForkServer:
     def __init__(self, *modules: str) -> None:
         self.modules = modules
         self._lock = threading.Lock()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._retired: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+        self._server: _Server | None = None
+        self._retired: list[_Server] = []
         self._owner_pid = 0
 
     @property
     def pid(self) -> int | None:
         """The process that forks, if it has been started."""
-        return None if self._server is None else self._server.pid
+        return None if self._server is None else self._server.process.pid
 
     def start(self, module: str, *arguments: str) -> Child:
         """A child that runs `module.main()`; its `sys.argv` are its parent's id and `arguments`.
@@ -192,16 +209,16 @@ class ForkServer:
             return start_child(module, arguments, CHILD_ENVIRONMENT)
         with self._lock:
             if self._owner_pid != os.getpid():  # what a parent forked is the parent's
-                self._server = self._control = None
+                self._server = None
                 self._retired.clear()
             self._forget_retired()
-            if self._control is not None:
+            if self._server is not None:
                 with contextlib.suppress(_ServerEndedError):
-                    return self._ask(self._control, module, arguments)
+                    return self._ask(self._server, module, arguments)
             self._begin()
-            assert self._control is not None
+            assert self._server is not None
             try:
-                return self._ask(self._control, module, arguments)
+                return self._ask(self._server, module, arguments)
             except _ServerEndedError as error:
                 raise OSError("The fork server does not start.") from error
 
@@ -211,34 +228,33 @@ class ForkServer:
             if self._owner_pid == os.getpid():
                 self._end()
                 while self._retired:
-                    self._server, self._control = self._retired.pop()
-                    self._end()
+                    self._retired.pop().end()
 
-    def _retire(self, control: socket.socket) -> None:
+    def _retire(self, server: _Server) -> None:
         """Let a server end with the last of its children; the next asker gets another one.
 
         All that it forks have their memory at the same addresses. What a file learns from a crash
         shall be of no use to the next.
         """
         with self._lock:
-            if control is not self._control or self._server is None:
+            if server is not self._server:
                 return
             with contextlib.suppress(OSError):  # it has ended
-                control.send(b"null")
-            self._retired.append((self._server, control))
-            self._server = self._control = None
+                server.control.send(b"null")
+            self._retired.append(server)
+            self._server = None
 
     def _forget_retired(self) -> None:
-        for server, control in list(self._retired):
-            if server.poll() is not None:
-                control.close()
-                self._retired.remove((server, control))
+        for server in list(self._retired):
+            if server.process.poll() is not None:
+                server.control.close()
+                self._retired.remove(server)
 
     def _begin(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._server = subprocess.Popen(
+                process = subprocess.Popen(
                     [
                         *(*_PYTHON, f"{__name__}_process"),
                         *(str(theirs.fileno()), str(_IDLE_SECONDS)),
@@ -257,20 +273,14 @@ class ForkServer:
         ours.settimeout(_START_TIMEOUT_SECONDS)
         if self._owner_pid != os.getpid():
             atexit.register(self.close)
-        self._control, self._owner_pid = ours, os.getpid()
+        self._server, self._owner_pid = _Server(process, ours), os.getpid()
 
     def _end(self) -> None:
-        server, control, self._server, self._control = self._server, self._control, None, None
-        if control is not None:
-            control.close()
+        server, self._server = self._server, None
         if server is not None:
-            try:
-                server.wait(_END_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.end()
 
-    def _ask(self, control: socket.socket, module: str, arguments: Sequence[str]) -> ForkedChild:
+    def _ask(self, server: _Server, module: str, arguments: Sequence[str]) -> ForkedChild:
         """A child from the server; raises _ServerEndedError, or OSError where it can make none."""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             stdin_fd, their_stdin_fd = reversed(_pipe(theirs, ours))
@@ -278,7 +288,7 @@ class ForkServer:
             status_fd, their_status_fd = _pipe(ours, theirs)
             request = json.dumps([module, *arguments]).encode()
             fds = [their_stdin_fd, their_stdout_fd, their_status_fd]
-            answer, pid_fd = self._exchange(control, request, fds)
+            answer, pid_fd = self._exchange(server.control, request, fds)
             ours.pop_all()
             return ForkedChild(
                 int(answer),
@@ -286,7 +296,7 @@ class ForkServer:
                 stdin_fd=stdin_fd,
                 stdout_fd=stdout_fd,
                 status_fd=status_fd,
-                on_crash=functools.partial(self._retire, control),
+                on_crash=functools.partial(self._retire, server),
             )
 
     def _exchange(
@@ -328,8 +338,9 @@ def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[i
     return read_fd, write_fd
 
 
-def _is_readable(fd: int, timeout_seconds: float | None) -> bool:
+def is_ready(pipe: IO[bytes] | int, event: int, timeout_seconds: float | None) -> bool:
+    """Wait until there is something to read (`selectors.EVENT_READ`), or room to write."""
     # select() knows only the first 1024 files, and epoll takes one more.
     with selectors.PollSelector() as selector:
-        selector.register(fd, selectors.EVENT_READ)
+        selector.register(pipe, event)
         return bool(selector.select(timeout_seconds))

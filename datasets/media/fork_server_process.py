@@ -55,8 +55,8 @@ def main() -> None:
                 if (words := json.loads(message)) is None:
                     is_wanted = False
                 elif (forked := _fork(control, words, fds)) is not None:
-                    pid_fd, *child = forked
-                    children[pid_fd] = (child[0], child[1])
+                    pid_fd, pid, status_fd = forked
+                    children[pid_fd] = pid, status_fd
                     selector.register(pid_fd, selectors.EVENT_READ)
 
 

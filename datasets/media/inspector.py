@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from datasets.media.errors import MediaError, refused
 from datasets.media.facts import MediaFacts
-from datasets.media.fork_server import SERVER_HAS_ENDED, Child, ForkServer
+from datasets.media.fork_server import SERVER_HAS_ENDED, Child, ForkServer, is_ready
 from datasets.media.limits import DEFAULT_LIMITS, MediaLimits
 
 logger = logging.getLogger(__name__)
@@ -166,16 +166,14 @@ class Inspector:
     def _receive(self, child: Child, deadline: float) -> dict[str, Any]:
         """The next answer. Raises _DeadlineError at the deadline (of the monotonic clock)."""
         assert child.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(child.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._received:
-                left_seconds = deadline - time.monotonic()
-                if left_seconds <= 0 or not selector.select(left_seconds):
-                    raise _DeadlineError
-                data = os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
-                self._received += data
-                if not data or len(self._received) > _MAX_ANSWER_BYTES:
-                    raise _ChildGoneError
+        while b"\n" not in self._received:
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0 or not is_ready(child.stdout, selectors.EVENT_READ, left_seconds):
+                raise _DeadlineError
+            data = os.read(child.stdout.fileno(), _MAX_ANSWER_BYTES)
+            self._received += data
+            if not data or len(self._received) > _MAX_ANSWER_BYTES:
+                raise _ChildGoneError
         line, _, self._received = self._received.partition(b"\n")
         try:
             answer = json.loads(line)
